@@ -1,0 +1,72 @@
+"""Reading configs, starting N processes, and the one place that decides between NCCL and gloo."""
+
+import argparse
+import datetime
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+
+from dada_det.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
+
+
+def read_config(path: str, options: Sequence[str] = ()) -> Config:
+    """The mmengine config in `path` with `key=value` options applied; UserError where either is broken."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    try:
+        # The Runner writes the config down four times, and laying its text out with yapf takes 3 s each time.
+        config = Config.fromfile(path, format_python_code=False)
+        if options:
+            config.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
+    except (argparse.ArgumentError, ValueError, TypeError, KeyError, SyntaxError, ImportError, OSError) as error:
+        raise UserError(f"cannot read the config {path} with options {list(options)}: {error}") from error
+    return config
+
+
+def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
+    """Runs `python -m module argv` in `processes` processes, as torchrun does; returns the exit code.
+
+    2 where a process ended so: it has already said why, and torchrun's own report would only hide it.
+    """
+    for library in ("OMP", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config, command, arguments = config_from_args(parse_args(
+        ["--standalone", "--nproc-per-node", str(processes), "-m", module, *argv]))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        elastic_launch(config, command)(*arguments)
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        if 2 in codes:
+            return 2
+        raise
+    return 0
+
+
+def join_processes() -> bool:
+    """Joins the process group that torchrun announced; returns whether there is one.
+
+    mmengine's own start calls torch.cuda.set_device even without a GPU, so the group is made here, before the Runner.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return False
+    if not dist.is_initialized():
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        enough = torch.cuda.device_count() >= local_size
+        if enough:
+            torch.cuda.set_device(local_rank)
+        elif int(os.environ["RANK"]) == 0:
+            print(f"warning: {local_size} processes but {torch.cuda.device_count()} CUDA devices: they run on the CPU and "
+                  "talk over gloo", file=sys.stderr)
+        dist.init_process_group("nccl" if enough else "gloo", timeout=TIMEOUT)
+    return True
