@@ -1,0 +1,88 @@
+"""Policies by name: the released ones, and the fixed ones that a search is held against."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.augment.space import SearchSpace
+from dada_det.augment.transform import Images, PolicyTransform, random_numbers
+from dada_det.errors import UserError
+
+PUBLISHED = Path(__file__).with_name("published")
+FIXED = ("none", "random", "uniform", "one-op", "trivial", "cutout")
+RANDOM_SUB_POLICIES = 25  # as many as a search writes
+
+
+class TrivialAugment:
+    """torchvision's TrivialAugmentWide as it is (Müller and Hutter, ICCV 2021), called like a PolicyTransform."""
+
+    def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
+        from torchvision.transforms import TrivialAugmentWide  # 1 s to import, needed by this one policy
+
+        augment = TrivialAugmentWide()
+        seed = int(random_numbers(torch.rand, (1,), generator) * 2**24)  # all 24 bits that a float32 draw has
+        # torchvision reads the global generator only, so that one is lent out and given back.
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            return torch.stack([augment(image) for image in images]) if isinstance(images, Tensor) else augment(images)
+        finally:
+            torch.set_rng_state(state)
+
+
+def published_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
+
+
+def resolve_policy(text: str, seed: int = 0) -> Policy | TrivialAugment | None:
+    """What `--policy text` means: a name of FIXED or published_names(), else a file; None is crop and flip alone.
+
+    seed: chooses the 25 sub-policies of `random`. UserError lists the names where `text` is neither name nor file.
+    """
+    if text == "none":
+        return None
+    if text == "trivial":
+        return TrivialAugment()
+    if text in FIXED:
+        return _fixed(text, seed)
+    if text in published_names():
+        return Policy.load(PUBLISHED / f"{text}.json")
+    if not Path(text).exists():
+        names = ", ".join((*FIXED, *published_names()))
+        raise UserError(f"the policy {text} is neither a file nor a name; names are {names}")
+    return Policy.load(text)
+
+
+def _fixed(name: str, seed: int) -> Policy:
+    space = SearchSpace()
+    if name == "cutout":
+        always = SubPolicy(1.0, (Operation("Cutout", probability=1.0, magnitude=1.0),))
+        return Policy(space.ranges, (always,), {"source": name})
+    if name == "one-op":
+        sub_policies = [SubPolicy(1.0, (Operation(operation, 1.0, 0.5),)) for operation in OPERATION_NAMES]
+        return Policy(space.ranges, tuple(sub_policies), {"source": name}, uniform_strength=True)
+    chosen = space.pairs
+    provenance: dict[str, str | int] = {"source": name}
+    if name == "random":
+        order = torch.randperm(len(space), generator=torch.Generator().manual_seed(seed))
+        chosen = [space.pairs[index] for index in sorted(order[:RANDOM_SUB_POLICIES].tolist())]
+        provenance["seed"] = seed
+    sub_policies = [SubPolicy(1.0, tuple(Operation(OPERATION_NAMES[index], 0.5, 0.5) for index in pair))
+                    for pair in chosen]
+    return Policy(space.ranges, tuple(sub_policies), provenance, uniform_strength=True)
+
+
+def image_transform(policy: Policy | TrivialAugment | None) -> Callable[..., Image.Image | Tensor]:
+    """The policy as a callable (images, generator=None) on one PIL image or a uint8 batch; None is the identity."""
+    if policy is None:
+        return _identity
+    return PolicyTransform(policy) if isinstance(policy, Policy) else policy
+
+
+def _identity(images: Images, generator: torch.Generator | None = None) -> Images:
+    return images

@@ -1,0 +1,205 @@
+"""Operation, SubPolicy, Policy: what a search finds and everything else applies; JSON and its validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dada_det.augment.operations import RANGES, describe, operation_index
+from dada_det.errors import UserError
+from dada_det.files import write_json
+
+SCHEMA = 1
+MOST_SUB_POLICIES = 1000
+MOST_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of a sub-policy; UserError where a number is out of its range or the name is unknown.
+
+    probability and magnitude: 0..1; spread: standard deviation >= 0 of a normal on the magnitude's logit, drawn anew
+    for each image (None: the magnitude itself).
+    """
+
+    name: str
+    probability: float
+    magnitude: float
+    spread: float | None = None
+
+    def __post_init__(self) -> None:
+        operation_index(self.name)
+        _check_number("the probability", self.probability, 1.0)
+        _check_number("the magnitude", self.magnitude, 1.0)
+        if self.spread is not None:
+            _check_number("the spread", self.spread)
+
+
+@dataclass(frozen=True)
+class SubPolicy:
+    """One or two operations in the order they are applied; an image draws it with weight / sum of weights."""
+
+    weight: float
+    operations: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operations", tuple(self.operations))
+        _check_number("the weight", self.weight)
+        if len(self.operations) not in (1, 2):
+            raise UserError(f"a sub-policy has one or two operations, not {len(self.operations)}")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """1 to 1,000 weighted sub-policies under one table of ranges ("strength" or "autoaugment").
+
+    uniform_strength: every magnitude is drawn uniformly from 0..1 anew for each image, whatever the operations say
+    (the fixed controls). provenance: JSON values that say where the policy comes from; no time, path or host.
+    """
+
+    ranges: str
+    sub_policies: tuple[SubPolicy, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    uniform_strength: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sub_policies", tuple(self.sub_policies))
+        if self.ranges not in RANGES:
+            raise UserError(f"the ranges are {self.ranges!r}; they must be one of {', '.join(RANGES)}")
+        if not 1 <= len(self.sub_policies) <= MOST_SUB_POLICIES:
+            raise UserError(f"a policy has 1 to {MOST_SUB_POLICIES} sub-policies, not {len(self.sub_policies)}")
+        total = sum(sub_policy.weight for sub_policy in self.sub_policies)
+        if not 0 < total < math.inf:
+            raise UserError("the weights of the sub-policies must have a positive, finite sum")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the policy does (ranges and sub-policies in canonical JSON, not its provenance)."""
+        content = {key: value for key, value in self.to_dict().items() if key not in ("schema", "provenance")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The policy as plain JSON values (DESIGN: policy.json)."""
+        uniform = {"uniform_strength": True} if self.uniform_strength else {}
+        return {"schema": SCHEMA, "ranges": self.ranges, **uniform,
+                "sub_policies": [{"weight": float(sub_policy.weight),
+                                  "operations": [_operation_dict(operation) for operation in sub_policy.operations]}
+                                 for sub_policy in self.sub_policies],
+                "provenance": self.provenance}
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "policy") -> Policy:
+        """The policy in plain JSON values; UserError names `source` and the entry that is wrong."""
+        _check_keys(data, source, ("schema", "ranges", "sub_policies"), ("provenance", "uniform_strength"))
+        if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
+            raise UserError(f"{source}: the schema is {_short(data['schema'])}; this version reads schema {SCHEMA}")
+        if not isinstance(data.get("provenance", {}), dict):
+            raise UserError(f"{source}: provenance must be a JSON object")
+        if not isinstance(data.get("uniform_strength", False), bool):
+            raise UserError(f"{source}: uniform_strength must be true or false")
+        if not isinstance(data["sub_policies"], list):
+            raise UserError(f"{source}: sub_policies must be a list")
+        if len(data["sub_policies"]) > MOST_SUB_POLICIES:
+            raise UserError(f"{source}: {len(data['sub_policies'])} sub-policies; at most {MOST_SUB_POLICIES} are read")
+        sub_policies = tuple(_read_sub_policy(entry, f"{source}: sub_policies[{index}]")
+                             for index, entry in enumerate(data["sub_policies"]))
+        return _placed(source, cls, ranges=data["ranges"], sub_policies=sub_policies,
+                       provenance=data.get("provenance", {}), uniform_strength=data.get("uniform_strength", False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Policy:
+        """Reads policy.json; UserError names the file and the entry where it is missing, broken or out of range."""
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(MOST_BYTES + 1)
+        except OSError as error:
+            raise UserError(f"cannot read the policy {path}: {error.strerror or error}") from error
+        if len(raw) > MOST_BYTES:
+            raise UserError(f"the policy {path} is larger than 1 MB; give a policy.json of a search")
+        try:
+            data = json.loads(raw, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+            return cls.from_dict(data, str(path))
+        except RecursionError as error:
+            raise UserError(f"the policy {path} is nested too deeply; give a policy.json of a search") from error
+        except ValueError as error:
+            raise UserError(f"the policy {path} is no JSON that can be read ({error}); "
+                            "give a policy.json of a search") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes policy.json whole or not at all."""
+        write_json(path, self.to_dict())
+
+    def labels(self) -> list[str]:
+        """One line for each sub-policy: its weight in %, then probability, name and real units of its operations."""
+        total = sum(sub_policy.weight for sub_policy in self.sub_policies)
+        return [f"{100 * sub_policy.weight / total:4.1f} %  " + ", then ".join(map(self._label, sub_policy.operations))
+                for sub_policy in self.sub_policies]
+
+    def _label(self, operation: Operation) -> str:
+        strength = (f"{operation.name} of any strength" if self.uniform_strength
+                    else describe(operation.name, operation.magnitude, self.ranges))
+        return f"{strength} ({operation.probability:.2f})"
+
+
+def _operation_dict(operation: Operation) -> dict[str, Any]:
+    spread = {} if operation.spread is None else {"spread": float(operation.spread)}
+    return {"name": operation.name, "probability": float(operation.probability),
+            "magnitude": float(operation.magnitude), **spread}
+
+
+def _read_sub_policy(entry: Any, place: str) -> SubPolicy:
+    _check_keys(entry, place, ("weight", "operations"))
+    if not isinstance(entry["operations"], list):
+        raise UserError(f"{place}: operations must be a list of one or two operations")
+    operations = tuple(_read_operation(operation, f"{place}.operations[{index}]")
+                       for index, operation in enumerate(entry["operations"]))
+    return _placed(place, SubPolicy, weight=entry["weight"], operations=operations)
+
+
+def _read_operation(entry: Any, place: str) -> Operation:
+    _check_keys(entry, place, ("name", "probability", "magnitude"), ("spread",))
+    return _placed(place, Operation, **entry)
+
+
+def _placed(place: str, make: Any, **arguments: Any) -> Any:
+    try:
+        return make(**arguments)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def _check_keys(entry: Any, place: str, needed: tuple[str, ...], allowed: tuple[str, ...] = ()) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"{place}: a JSON object with {', '.join(needed)} is needed here, not {_short(entry)}")
+    if missing := [key for key in needed if key not in entry]:
+        raise UserError(f"{place}: {', '.join(missing)} is missing")
+    if unknown := [key for key in entry if key not in needed + allowed]:
+        raise UserError(f"{place}: {_short(unknown[0])} is no known key; known are {', '.join(needed + allowed)}")
+
+
+def _check_number(what: str, number: Any, most: float = math.inf) -> None:
+    plain = isinstance(number, int | float) and not isinstance(number, bool)
+    if not plain or not 0 <= number <= most or abs(number) > 1e300:
+        span = "a number in 0..1" if most == 1.0 else "a finite number of at least 0"
+        raise UserError(f"{what} is {_short(number)}; it must be {span}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {_short(twice)} stands twice in one object")
+    return dict(pairs)
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number")

@@ -1,0 +1,152 @@
+"""A policy applied image by image, to a uint8 batch or to one PIL image.
+
+Shape legend: B images, C = 3 channels (RGB), H x W pixels, K = 2 slots of a sub-policy, S sub-policies of a policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dada_det.augment.kernels import apply_operations
+from dada_det.augment.operations import check_ranges, operation_index, value_of
+from dada_det.augment.pil import apply_operation_pil
+from dada_det.augment.policy import Operation, Policy
+
+Images = TypeVar("Images", Tensor, Image.Image)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What each of B images gets in each of its K slots; all randomness of applying a policy is in here."""
+
+    operations_BK: Tensor  # long, index into OPERATION_NAMES
+    active_BK: Tensor  # bool
+    magnitudes_BK: Tensor  # float32 in 0..1
+    signs_BK: Tensor  # float32, +1 or -1
+    centers_BK2: Tensor  # float32 in 0..1, (x, y); read by Cutout only
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.operations_BK, self.active_BK, self.magnitudes_BK, self.signs_BK, self.centers_BK2
+
+    def __len__(self) -> int:
+        return len(self.operations_BK)
+
+    def __getitem__(self, rows: slice | Tensor) -> Draws:
+        return Draws(*(tensor[rows] for tensor in self._tensors()))
+
+    def to(self, device: torch.device | str) -> Draws:
+        return Draws(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+
+def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
+    """uint8 [B,3,H,W] -> uint8 [B,3,H,W], every image with its own operations; `draws` lie on the images' device.
+
+    Raises ValueError for images of another type or shape, or another number of them than draws.
+    """
+    if images_BCHW.dtype != torch.uint8 or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
+        raise ValueError(f"images must be uint8 [B,3,H,W], not {images_BCHW.dtype} {list(images_BCHW.shape)}")
+    if len(images_BCHW) != len(draws):
+        raise ValueError(f"{len(images_BCHW)} images but {len(draws)} draws")
+    operations_BK = torch.where(draws.active_BK, draws.operations_BK, -1)
+    values_BK = value_of(draws.operations_BK, draws.magnitudes_BK.double(), draws.signs_BK.double(),
+                         check_ranges(ranges))
+    centers_BK2 = draws.centers_BK2.double()
+    for slot in range(operations_BK.shape[1]):
+        images_BCHW = apply_operations(images_BCHW, operations_BK[:, slot], values_BK[:, slot], centers_BK2[:, slot])
+    return images_BCHW
+
+
+def apply_draws_pil(image: Image.Image, draws: Draws, ranges: str) -> Image.Image:
+    """The same on one PIL image (converted to RGB where it is not) with draws of length 1."""
+    if len(draws) != 1:
+        raise ValueError(f"one PIL image needs one draw, not {len(draws)}")
+    check_ranges(ranges)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    slots = zip(*(tensor[0].tolist() for tensor in draws._tensors()), strict=True)
+    for operation, active, magnitude, sign, center in slots:
+        if active:
+            image = apply_operation_pil(image, operation, value_of(operation, magnitude, sign, ranges), center)
+    return image
+
+
+def apply_operation(images_BCHW: Tensor, name: str, magnitude: Tensor | float, sign: Tensor | None = None,
+                    ranges: str = "autoaugment", centers: Tensor | None = None,
+                    generator: torch.Generator | None = None) -> Tensor:
+    """One operation on every image of a batch: uint8 [B,3,H,W] -> uint8 [B,3,H,W].
+
+    magnitude: 0..1, float [B] (or one number for all); sign: ±1 [B], None means +1; centers: Cutout's (x, y) in 0..1,
+    [B,2], drawn with `generator` where None. Raises UserError for an unknown name or table of ranges.
+    """
+    count, device = len(images_BCHW), images_BCHW.device
+
+    def column(values: Tensor | float) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float64, device=device).expand(count)[:, None]
+
+    if centers is None:
+        centers = random_numbers(torch.rand, (count, 2), generator)
+    operations = torch.full((count, 1), operation_index(name), device=device)
+    draws = Draws(operations, torch.ones_like(operations, dtype=torch.bool), column(magnitude),
+                  column(1.0 if sign is None else sign), centers.to(device)[:, None])
+    return apply_draws(images_BCHW, draws, ranges)
+
+
+def random_numbers(distribution: Callable[..., Tensor], shape: tuple[int, ...],
+                   generator: torch.Generator | None) -> Tensor:
+    """`distribution` (torch.rand or torch.randn) of `shape` on the CPU, from `generator` or torch's global one."""
+    return distribution(shape, generator=generator, device=generator.device if generator else "cpu").cpu()
+
+
+class PolicyTransform:
+    """Applies a Policy: each image draws its own sub-policy, flags, magnitudes, signs and Cutout centres.
+
+    Call it with a uint8 batch [B,3,H,W] (on any device) or one PIL image; the result has the same type. `generator`
+    None is torch's global one. Equal generators give equal draws, whatever the images are.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        padded = [(*sub_policy.operations, _NOTHING)[:2] for sub_policy in policy.sub_policies]
+        weights = torch.tensor([sub_policy.weight for sub_policy in policy.sub_policies], dtype=torch.float64)
+        self.cumulative_S = (weights / weights.max()).cumsum(0)
+        self.cumulative_S /= self.cumulative_S[-1].clone()
+        self.operations_SK = torch.tensor([[operation_index(slot.name) for slot in pair] for pair in padded])
+        numbers = torch.tensor([[(slot.probability, slot.magnitude, slot.spread or 0.0) for slot in pair]
+                                for pair in padded])
+        self.probabilities_SK, self.magnitudes_SK, self.spreads_SK = numbers.unbind(2)
+        self.spread_at_all = bool((self.spreads_SK > 0).any())
+
+    def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
+        if isinstance(images, Image.Image):
+            return self.apply(images, self.draw(1, generator))
+        return self.apply(images, self.draw(len(images), generator))
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Draws:
+        """Draws for n images, on the CPU; K = 2, the second slot of a single operation is never active."""
+        uniform = random_numbers(torch.rand, (n, 9), generator)
+        chosen_B = torch.searchsorted(self.cumulative_S, uniform[:, 0].double(), right=True)
+        if self.policy.uniform_strength:
+            magnitudes_BK = random_numbers(torch.rand, (n, 2), generator)
+        elif self.spread_at_all:
+            mean_BK, spread_BK = self.magnitudes_SK[chosen_B], self.spreads_SK[chosen_B]
+            noise_BK = random_numbers(torch.randn, (n, 2), generator)
+            drawn_BK = torch.sigmoid(torch.logit(mean_BK) + spread_BK * noise_BK)
+            magnitudes_BK = torch.where(spread_BK > 0, drawn_BK, mean_BK)
+        else:
+            magnitudes_BK = self.magnitudes_SK[chosen_B]
+        return Draws(self.operations_SK[chosen_B], uniform[:, 1:3] < self.probabilities_SK[chosen_B], magnitudes_BK,
+                     (uniform[:, 3:5] >= 0.5) * 2.0 - 1.0, uniform[:, 5:].unflatten(1, (2, 2)))
+
+    def apply(self, images: Images, draws: Draws) -> Images:
+        """What __call__ does, with draws made before: one PIL image with draws of length 1, or a batch."""
+        if isinstance(images, Image.Image):
+            return apply_draws_pil(images, draws, self.policy.ranges)
+        return apply_draws(images, draws.to(images.device), self.policy.ranges)
+
+
+_NOTHING = Operation("Cutout", probability=0.0, magnitude=0.0)  # fills the second slot of a single operation

@@ -1,0 +1,81 @@
+"""Policies by name: what each control draws, and the released ones."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dada_det.augment import OPERATION_NAMES, Policy, PolicyTransform
+from dada_det.augment.named import FIXED, image_transform, published_names, resolve_policy
+from dada_det.errors import UserError
+
+
+def test_released_policies_are_the_papers(shared):
+    assert published_names() == ("dada-cifar10", "dada-cifar100", "dada-imagenet", "dada-svhn")
+    for name in published_names():
+        policy = resolve_policy(name)
+        facts = json.loads((shared / "reference" / "policies" / f"{name.replace('-', '_')}.json").read_text())
+        assert policy.ranges == facts["ranges"] == "autoaugment" and len(policy.sub_policies) == 25
+        assert {sub_policy.weight for sub_policy in policy.sub_policies} == {1.0}
+        assert [[[operation.name, operation.probability, operation.magnitude] for operation in sub_policy.operations]
+                for sub_policy in policy.sub_policies] == facts["sub_policies"]
+        assert "ECCV 2020" in policy.provenance["source"]
+
+
+def test_random_is_25_of_the_105_by_seed():
+    policy = resolve_policy("random", seed=3)
+    pairs = [tuple(operation.name for operation in sub_policy.operations) for sub_policy in policy.sub_policies]
+    assert len(set(pairs)) == 25 and policy.uniform_strength and policy.ranges == "strength"
+    assert {operation.probability for sub_policy in policy.sub_policies for operation in sub_policy.operations} == {0.5}
+    assert policy == resolve_policy("random", seed=3) != resolve_policy("random", seed=4)
+
+
+def test_uniform_and_one_op_and_cutout():
+    uniform = resolve_policy("uniform")
+    assert len(uniform.sub_policies) == 105 and uniform.uniform_strength
+    one_op = resolve_policy("one-op")
+    assert [sub_policy.operations[0].name for sub_policy in one_op.sub_policies] == list(OPERATION_NAMES)
+    assert one_op.uniform_strength
+    draws = PolicyTransform(one_op).draw(100, torch.Generator().manual_seed(0))
+    assert draws.active_BK[:, 0].all() and not draws.active_BK[:, 1].any()
+    grey = torch.zeros(6, 3, 30, 30, dtype=torch.uint8)
+    cut = image_transform(resolve_policy("cutout"))(grey, generator=torch.Generator().manual_seed(0))
+    assert (cut[:, 0] == 125).flatten(1).any(1).all() and (cut[:, 0] == 125).flatten(1).sum(1).max() <= 49
+
+
+def test_controls_survive_a_file(tmp_path):
+    for name in set(FIXED) - {"none", "trivial"} | set(published_names()):
+        policy = resolve_policy(name)
+        policy.save(tmp_path / "policy.json")
+        assert resolve_policy(str(tmp_path / "policy.json")) == policy == Policy.load(tmp_path / "policy.json")
+
+
+def test_none_leaves_images_alone():
+    image = Image.new("RGB", (4, 4), "red")
+    assert resolve_policy("none") is None and image_transform(None)(image, generator=None) is image
+
+
+def test_trivial_is_torchvisions_and_leaves_the_global_generator_alone():
+    trivial = image_transform(resolve_policy("trivial"))
+    batch = torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    first = trivial(batch, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.dtype == torch.uint8 and first.shape == batch.shape and not torch.equal(first, batch)
+    assert torch.equal(first, trivial(batch, generator=torch.Generator().manual_seed(1)))
+    picture = Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3))
+    results = {trivial(picture, generator=torch.Generator().manual_seed(seed)).tobytes() for seed in range(8)}
+    assert len(results) > 3
+
+
+def test_a_name_that_is_none_lists_the_choices(tmp_path):
+    with pytest.raises(UserError, match=r"the policy dada-coco is neither a file nor a name; names are none, random, "
+                                        r"uniform, one-op, trivial, cutout, dada-cifar10, .*dada-svhn"):
+        resolve_policy("dada-coco")
+    (tmp_path / "broken.json").write_text("no")
+    with pytest.raises(UserError, match=r"broken\.json is no JSON"):
+        resolve_policy(str(tmp_path / "broken.json"))
+
+

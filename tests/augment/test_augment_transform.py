@@ -1,0 +1,90 @@
+"""PolicyTransform: draws with the policy's own probabilities, equal on a batch and on PIL images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dada_det.augment import OPERATION_NAMES, Operation, Policy, PolicyTransform, SubPolicy, apply_draws_pil
+from dada_det.augment.named import resolve_policy
+
+PAIR = SubPolicy(3.0, (Operation("Rotate", 0.25, 0.7), Operation("Invert", 0.9, 0.5)))
+SINGLE = SubPolicy(1.0, (Operation("Solarize", 1.0, 0.2, spread=0.8),))
+NEVER = SubPolicy(0.0, (Operation("Cutout", 1.0, 1.0),))
+POLICY = Policy("strength", (PAIR, NEVER, SINGLE))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_draws_follow_weights_and_probabilities():
+    draws = PolicyTransform(POLICY).draw(20000, seeded())
+    rotate, solarize = OPERATION_NAMES.index("Rotate"), OPERATION_NAMES.index("Solarize")
+    pair = draws.operations_BK[:, 0] == rotate
+    assert torch.equal(~pair, draws.operations_BK[:, 0] == solarize)  # weight 0 is never drawn
+    # 20,000 draws: 0.02 is more than four standard errors of every share below.
+    assert pair.float().mean().item() == pytest.approx(0.75, abs=0.02)
+    assert draws.active_BK[pair].float().mean(0).tolist() == pytest.approx([0.25, 0.9], abs=0.02)
+    assert draws.active_BK[~pair, 0].all() and not draws.active_BK[~pair, 1].any()
+    assert draws.signs_BK.abs().eq(1).all()
+    assert draws.signs_BK.mean(0).tolist() == pytest.approx([0, 0], abs=0.03)
+    assert draws.centers_BK2.shape == (20000, 2, 2)
+    assert draws.centers_BK2.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert draws.centers_BK2.min() >= 0 and draws.centers_BK2.max() < 1
+
+
+def test_magnitudes_are_the_policys_or_spread_around_it():
+    draws = PolicyTransform(POLICY).draw(20000, seeded())
+    pair = draws.operations_BK[:, 0] == OPERATION_NAMES.index("Rotate")
+    assert draws.magnitudes_BK.dtype == torch.float32
+    assert draws.magnitudes_BK[pair].unique().tolist() == pytest.approx([0.5, 0.7])
+    logits = torch.logit(draws.magnitudes_BK[~pair, 0].double())
+    assert logits.mean().item() == pytest.approx(np.log(0.2 / 0.8), abs=0.05)
+    assert logits.std().item() == pytest.approx(0.8, abs=0.05)
+
+
+def test_spread_leaves_the_ends_where_they_are():
+    ends = [SubPolicy(1.0, (Operation("Rotate", 1.0, end, 2.0),)) for end in (0.0, 1.0)]
+    assert set(PolicyTransform(Policy("strength", ends)).draw(200, seeded()).magnitudes_BK[:, 0].tolist()) == {0.0, 1.0}
+
+
+def test_uniform_strength():
+    policy = Policy("strength", (PAIR,), uniform_strength=True)
+    magnitudes = PolicyTransform(policy).draw(20000, seeded()).magnitudes_BK
+    assert magnitudes.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert magnitudes.std(0).tolist() == pytest.approx([12**-0.5] * 2, abs=0.02)
+
+
+@pytest.mark.parametrize("policy", [POLICY, resolve_policy("dada-cifar10"), resolve_policy("random")])
+def test_a_batch_equals_its_pil_images(policy):
+    images = torch.randint(0, 256, (40, 3, 18, 23), generator=seeded(), dtype=torch.uint8)
+    transform = PolicyTransform(policy)
+    draws = transform.draw(40, seeded(1))
+    batch = transform.apply(images, draws)
+    for index, image in enumerate(images):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        alone = np.array(transform.apply(picture, draws[index:index + 1]))
+        assert torch.equal(torch.from_numpy(alone).permute(2, 0, 1), batch[index])
+
+
+def test_equal_generators_give_equal_results_and_none_is_the_global_one():
+    transform = PolicyTransform(resolve_policy("dada-imagenet"))
+    images = torch.randint(0, 256, (8, 3, 16, 16), generator=seeded(), dtype=torch.uint8)
+    assert torch.equal(transform(images, seeded(5)), transform(images, generator=seeded(5)))
+    assert not torch.equal(transform(images, seeded(5)), transform(images, seeded(6)))
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    globally = transform(images)
+    torch.set_rng_state(state)
+    assert torch.equal(globally, transform(images, seeded(5)))
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    assert transform(picture, seeded(5)).tobytes() == transform(picture, seeded(5)).tobytes()
+
+
+def test_pil_images_of_other_modes_become_rgb():
+    transform = PolicyTransform(POLICY)
+    for mode in ("L", "RGBA", "P", "CMYK"):
+        assert transform(Image.new(mode, (5, 4)), seeded()).mode == "RGB"
+    with pytest.raises(ValueError, match="one PIL image needs one draw, not 2"):
+        apply_draws_pil(Image.new("RGB", (5, 4)), transform.draw(2), "strength")
