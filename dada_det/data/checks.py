@@ -1,0 +1,183 @@
+"""What commands check before anything heavy is imported: image folders, and COCO's files and layouts."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dada_det.data.folders import ImageList, check_two_images, scan_folder
+from dada_det.errors import UserError
+from dada_det.files import read_json
+
+SPLIT_SUFFIXES = ("2017", "")  # COCO's own layout, then the plain one
+TEST_ANNOTATIONS = "image_info_test-dev2017.json"
+
+
+@dataclass(frozen=True)
+class CocoLayout:
+    """Where a COCO data set keeps its parts; the test-dev part is None where there is none."""
+
+    train_annotations: Path
+    train_images: Path
+    val_annotations: Path
+    val_images: Path
+    test_annotations: Path | None
+    test_images: Path | None
+
+
+@dataclass(frozen=True)
+class CocoSummary:
+    """What an annotation file holds: category names in the file's order and their ids, and counts."""
+
+    categories: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: int
+    annotations: int
+    zero_area: int
+    zero_area_images: tuple[int, ...]
+    without_mask: int  # annotations that have no segmentation
+
+    @property
+    def note(self) -> str:
+        """One line about boxes without area, which training drops; "" where there are none."""
+        if not self.zero_area:
+            return ""
+        named = ", ".join(map(str, self.zero_area_images[:5])) + (", .." if len(self.zero_area_images) > 5 else "")
+        return f"dropped {self.zero_area} of {self.annotations} boxes, which have no area (images {named})"
+
+
+def coco_categories() -> list[dict[str, Any]]:
+    """COCO's 80 categories, each {"id" (of 1..90), "name", "supercategory"}, by id."""
+    return json.loads(Path(__file__).with_name("coco80.json").read_text(encoding="utf-8"))
+
+
+def check_image_folder(root: str | Path, classes: Sequence[str] | None = None, halves: bool = False) -> ImageList:
+    """The images of <root>/<class>/**, as scan_folder gives them, with its errors.
+
+    With `halves`, also UserError for a class with fewer than two images.
+    """
+    images = scan_folder(root, classes)
+    if halves:
+        for name, members in zip(images.classes, images.by_class(), strict=True):
+            check_two_images(images.root, name, len(members))
+    return images
+
+
+def find_coco(root: str | Path) -> CocoLayout:
+    """Finds annotations/instances_{train,val}2017.json with {train,val}2017/, or the same without 2017.
+
+    annotations/{train,val}.json is found too. Raises UserError where a part is missing; it says what was looked for.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"the data folder {root} does not exist; it should hold annotations/instances_train2017.json, "
+                        "train2017/, annotations/instances_val2017.json and val2017/")
+    train_annotations, train_images = _find_split(root, "train")
+    val_annotations, val_images = _find_split(root, "val")
+    test_annotations, test_images = root / "annotations" / TEST_ANNOTATIONS, root / "test2017"
+    if not (test_annotations.is_file() and test_images.is_dir()):
+        return CocoLayout(train_annotations, train_images, val_annotations, val_images, None, None)
+    return CocoLayout(train_annotations, train_images, val_annotations, val_images, test_annotations, test_images)
+
+
+def _find_split(root: Path, split: str) -> tuple[Path, Path]:
+    for suffix in SPLIT_SUFFIXES:
+        images = root / f"{split}{suffix}"
+        for stem in (f"instances_{split}{suffix}", f"{split}{suffix}"):
+            annotations = root / "annotations" / f"{stem}.json"
+            if annotations.is_file() and images.is_dir():
+                return annotations, images
+    raise UserError(f"{root} has no {split} part: looked for annotations/instances_{split}2017.json with {split}2017/, "
+                    f"annotations/instances_{split}.json or annotations/{split}.json with {split}/; put them there")
+
+
+def check_coco(annotations: str | Path, images: str | Path, test: bool = False) -> CocoSummary:
+    """Checks a COCO annotation file against the folder of its images.
+
+    `test`: an image_info file, which needs no annotations. Raises UserError, naming the file and the first offender:
+    no JSON, no images, no or repeated categories, annotations of images or categories that the file lacks, boxes that
+    are no four finite numbers, image files that the folder lacks. Boxes without area are counted only.
+    """
+    annotations, folder = Path(annotations), Path(images)
+    content = read_json(annotations, "annotation file")
+    if not isinstance(content, dict):
+        raise UserError(f"the annotation file {annotations} is no JSON object; give a file in COCO's format")
+    needed = ("images", "categories") if test else ("images", "categories", "annotations")
+    for key in needed:
+        if not _is_list_of_objects(content.get(key)):
+            raise UserError(f"the annotation file {annotations} has no {key}; COCO's format needs a non-empty list "
+                            f"of objects under {key!r}")
+    category_ids = _check_ids(content["categories"], "category", annotations, {"name": str})
+    image_ids = _check_ids(content["images"], "image", annotations, {"file_name": str, "width": int, "height": int})
+    _check_files(content["images"], annotations, folder)
+    entries = [] if test else content["annotations"]
+    _check_annotations(entries, set(image_ids), set(category_ids), annotations)
+    flat = [entry["image_id"] for entry in entries if _has_no_area(entry)]
+    return CocoSummary(
+        categories=tuple(category["name"] for category in content["categories"]), category_ids=tuple(category_ids),
+        images=len(image_ids), annotations=len(entries), zero_area=len(flat),
+        zero_area_images=tuple(sorted(set(flat))),
+        without_mask=sum(not entry.get("segmentation") for entry in entries))
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(entry, dict) for entry in value)
+
+
+def _check_ids(entries: list[dict[str, Any]], what: str, file: Path, fields: dict[str, type]) -> list[int]:
+    """The entries' ids, which must be different whole numbers; every entry must have `fields` of these types."""
+    ids: list[int] = []
+    seen: set[int] = set()
+    for place, entry in enumerate(entries):
+        for key, kind in {"id": int, **fields}.items():
+            if not isinstance(entry.get(key), kind):
+                raise UserError(f"{what} number {place} in {file} has no {key!r} of type {kind.__name__}; "
+                                "add it as COCO's format wants")
+        if entry["id"] in seen:
+            raise UserError(f"{file} gives the {what} id {entry['id']} twice; every {what} needs an id of its own")
+        seen.add(entry["id"])
+        ids.append(entry["id"])
+    return ids
+
+
+def _check_files(entries: list[dict[str, Any]], file: Path, folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"the image folder {folder} of {file} does not exist; put the images there")
+    try:
+        present = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise UserError(f"cannot read the image folder {folder}: {error.strerror}; check its permissions") from error
+    missing = [name for name in (entry["file_name"] for entry in entries)
+               if name not in present and not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} of the {len(entries)} images that {file} names, such as "
+                        f"{missing[0]}; put them there")
+
+
+def _check_annotations(entries: list[dict[str, Any]], image_ids: set[int], category_ids: set[int], file: Path) -> None:
+    for place, entry in enumerate(entries):
+        where = f"annotation {entry.get('id', f'number {place}')} in {file}"
+        if not isinstance(entry.get("id"), int):
+            raise UserError(f"{where} has no whole number as its id; every annotation needs one of its own")
+        if not _is_among(entry.get("image_id"), image_ids):
+            raise UserError(f"{where} belongs to image {entry.get('image_id')}, which the file's images lack; "
+                            "remove the annotation or add the image")
+        if not _is_among(entry.get("category_id"), category_ids):
+            raise UserError(f"{where} has category {entry.get('category_id')}, which the file's categories lack; "
+                            "remove the annotation or add the category")
+        box = entry.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4
+                and all(isinstance(x, int | float) and math.isfinite(x) for x in box)):
+            raise UserError(f"{where} has the bbox {box}; it must be four finite numbers: x, y, width, height")
+
+
+def _is_among(value: Any, ids: set[int]) -> bool:
+    return isinstance(value, int) and value in ids
+
+
+def _has_no_area(entry: dict[str, Any]) -> bool:
+    _, _, width, height = entry["bbox"]
+    return width <= 0 or height <= 0 or entry.get("area", width * height) <= 0

@@ -1,0 +1,154 @@
+"""Folders of images, <root>/<class>/**, as lists of names and labels; plain Python, so that commands check early."""
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dada_det.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+IMAGENET_CLASSES = 1000
+SUBSETS = ("imagenet120",)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images of named classes: `files` are relative to `root` with forward slashes, `labels` index `classes`."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, index: int) -> Path:
+        return self.root / self.files[index]
+
+    def select(self, indices: Iterable[int]) -> "ImageList":
+        """The images at `indices`, in that order, with the same classes."""
+        indices = list(indices)
+        return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
+
+    def by_class(self) -> list[list[int]]:
+        """For each class the indices of its images, in the list's order."""
+        members: list[list[int]] = [[] for _ in self.classes]
+        for index, label in enumerate(self.labels):
+            members[label].append(index)
+        return members
+
+    def hash(self) -> str:
+        """SHA-256 (hexadecimal) over the images' relative names and sizes in bytes; no path of this machine enters."""
+        digest = hashlib.sha256()
+        for index, name in enumerate(self.files):
+            size = self.path(index).stat().st_size
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + str(size).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def scan_folder(root: str | Path, classes: Sequence[str] | None = None) -> ImageList:
+    """All images of <root>/<class>/**; classes and files sorted by name, hidden files and folders left out.
+
+    With `classes` the labels follow them: each folder's name must be one of them, and not all need to be there.
+    Raises UserError: no such folder, no class folder, a class folder without images, a class that is not in `classes`.
+    """
+    root = Path(root)
+    names = _class_folders(root)
+    known = tuple(names if classes is None else classes)
+    label_of = {name: label for label, name in enumerate(known)}
+    strangers = [name for name in names if name not in label_of]
+    if strangers:
+        raise UserError(f"{root} has {len(strangers)} classes that the training images lack, such as {strangers[0]!r}; "
+                        "give a validation folder whose class folders have the names of the training classes")
+    files: list[str] = []
+    labels: list[int] = []
+    for name in names:
+        found = _images_below(root, name)
+        if not found:
+            raise UserError(f"the class folder {root / name} holds no image ({', '.join(IMAGE_SUFFIXES)}); "
+                            "add images or remove the folder")
+        files += found
+        labels += [label_of[name]] * len(found)
+    return ImageList(root, known, tuple(files), tuple(labels))
+
+
+def _class_folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise UserError(f"the image folder {root} does not exist; it should hold one folder of images for each class")
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"cannot read the image folder {root}: {error.strerror}; check its permissions") from error
+    if not names:
+        raise UserError(f"the image folder {root} has no class folders; put the images at {root}/<class>/<image>")
+    return names
+
+
+def _images_below(root: Path, name: str) -> list[str]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
+
+    found = []
+    for folder, folders, files in os.walk(root / name, onerror=fail, followlinks=True):
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        inside = Path(folder).relative_to(root).as_posix()
+        found += [f"{inside}/{file}" for file in files
+                  if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")]
+    return sorted(found)
+
+
+def search_subset(images: ImageList, subset: str | None, per_class: int, seed: int) -> ImageList:
+    """The images that a search looks at.
+
+    "imagenet120": of ImageNet's 1000 classes the 120 of imagenet120.json, `per_class` images of each drawn by `seed`
+    (all where there are fewer), labels 0..119; of any other number of classes everything. None: everything.
+    """
+    if subset is None:
+        return images
+    if subset not in SUBSETS:
+        raise UserError(f"data.subset {subset!r} is unknown; it is one of {', '.join(SUBSETS)} or None (all classes)")
+    if len(images.classes) != IMAGENET_CLASSES or not all(re.fullmatch(r"n\d{8}", name) for name in images.classes):
+        return images
+    stored = json.loads(Path(__file__).with_name("imagenet120.json").read_text(encoding="utf-8"))["classes"]
+    members = images.by_class()
+    chosen: list[int] = []
+    labels: list[int] = []
+    for label, old in enumerate(stored):
+        shuffled = _shuffled(members[old], seed, images.classes[old])
+        drawn = sorted(shuffled[:per_class])
+        chosen += drawn
+        labels += [label] * len(drawn)
+    return replace(images.select(chosen), classes=tuple(images.classes[old] for old in stored), labels=tuple(labels))
+
+
+def stratified_halves(images: ImageList, seed: int) -> tuple[ImageList, ImageList]:
+    """Each class cut by `seed` into a half to train on (the larger, where the number is odd) and one to validate on.
+
+    Raises UserError for a class with fewer than two images.
+    """
+    train: list[int] = []
+    val: list[int] = []
+    for name, members in zip(images.classes, images.by_class(), strict=True):
+        check_two_images(images.root, name, len(members))
+        shuffled = _shuffled(members, seed, name)
+        half = len(members) // 2
+        val += shuffled[:half]
+        train += shuffled[half:]
+    return images.select(sorted(train)), images.select(sorted(val))
+
+
+def check_two_images(root: Path, name: str, count: int) -> None:
+    if count < 2:
+        raise UserError(f"the class {name!r} in {root} has {count} images, and one half of each class validates: "
+                        "add images, remove the class, or give --val-data")
+
+
+def _shuffled(members: list[int], seed: int, name: str) -> list[int]:
+    # One stream a class: another class that comes or goes changes nothing here.
+    return random.Random(f"{seed}/{name}").sample(members, len(members))

@@ -1,0 +1,59 @@
+"""Images kept as uint8 in memory, and the batches of a search drawn from them.
+
+N images, B of a batch, C channels, H height, W width. Everything random is keyed by (seed, what, epoch or step), so a
+resumed search goes on exactly, and every process draws the whole batch and takes its own part of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dada_det.data.imagenet import generator_for
+
+
+@dataclass(frozen=True)
+class MemoryImages:
+    """uint8 images [N,3,H,W] and their labels [N] (long)."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of `n` images in an epoch."""
+    return torch.randperm(n, generator=generator_for(seed, epoch))
+
+
+def cycle_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
+    """The `batch` indices of step `step` when all `n` are walked through again and again, reshuffled each time."""
+    start = step * batch
+    rounds = range(start // n, (start + batch - 1) // n + 1)
+    return torch.cat([epoch_order(n, seed, r) for r in rounds])[start - rounds[0] * n:][:batch]
+
+
+def random_crop_and_flip(images_BCHW: Tensor, size: int, padding: int, generator: torch.Generator) -> Tensor:
+    """A random `size` x `size` crop of each zero-padded uint8 image, mirrored with probability 1/2."""
+    b, _, h, w = images_BCHW.shape
+    ys = torch.randint(0, h + 2 * padding - size + 1, (b,), generator=generator)
+    xs = torch.randint(0, w + 2 * padding - size + 1, (b,), generator=generator)
+    flips = torch.rand(b, generator=generator) < 0.5
+    offsets = torch.arange(size)
+    rows_BS = ys[:, None] + offsets
+    columns_BS = xs[:, None] + torch.where(flips[:, None], offsets.flip(0), offsets)
+    device = images_BCHW.device
+    padded = F.pad(images_BCHW, (padding,) * 4) if padding else images_BCHW
+    index_B11 = torch.arange(b, device=device)[:, None, None]
+    crops_BSSC = padded.permute(0, 2, 3, 1)[index_B11, rows_BS.to(device)[:, :, None], columns_BS.to(device)[:, None, :]]
+    return crops_BSSC.permute(0, 3, 1, 2).contiguous()
+
+
+def center_crop(images_BCHW: Tensor, size: int) -> Tensor:
+    """The middle `size` x `size` pixels."""
+    h, w = images_BCHW.shape[-2:]
+    y, x = (h - size) // 2, (w - size) // 2
+    return images_BCHW[..., y:y + size, x:x + size]

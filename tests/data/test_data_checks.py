@@ -1,0 +1,141 @@
+"""COCO layouts and annotation files: what is found, what is counted, and the sentence that each mistake gets."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dada_det.data.checks import check_coco, coco_categories, find_coco
+from dada_det.errors import UserError
+
+CONTENT: dict[str, Any] = {
+    "categories": [{"id": 3, "name": "cell"}, {"id": 7, "name": "vessel"}],
+    "images": [{"id": 10, "file_name": "a.jpg", "width": 64, "height": 48},
+               {"id": 11, "file_name": "deep/b.jpg", "width": 64, "height": 48}],
+    "annotations": [
+        {"id": 1, "image_id": 10, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "segmentation": [[1, 2] * 4]},
+        {"id": 2, "image_id": 11, "category_id": 3, "bbox": [1.5, 2, 30, 4], "area": 120}],
+}
+
+
+def write(tmp_path: Path, content: Any) -> tuple[Path, Path]:
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True, exist_ok=True)
+    for name in ("a.jpg", "deep/b.jpg"):
+        (images / name).touch()
+    file = tmp_path / "annotations.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file, images
+
+
+def changed(*path: str | int, to: Any) -> dict[str, Any]:
+    """CONTENT with one entry replaced."""
+    content = copy.deepcopy(CONTENT)
+    inner: Any = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = to
+    return content
+
+
+def test_summary(tmp_path: Path) -> None:
+    summary = check_coco(*write(tmp_path, CONTENT))
+    assert (summary.categories, summary.category_ids) == (("cell", "vessel"), (3, 7))
+    assert (summary.images, summary.annotations, summary.zero_area, summary.without_mask) == (2, 2, 0, 1)
+    assert summary.note == ""
+
+
+@pytest.mark.parametrize("content", [changed("annotations", 1, "bbox", to=[5, 5, 0, 4]),
+                                     changed("annotations", 1, "bbox", to=[5, 5, 4, 0.0]),
+                                     changed("annotations", 1, "area", to=0)])
+def test_boxes_without_area_are_counted_and_named(tmp_path: Path, content: Any) -> None:
+    summary = check_coco(*write(tmp_path, content))
+    assert summary.zero_area == 1 and summary.zero_area_images == (11,)
+    assert summary.note == "dropped 1 of 2 boxes, which have no area (images 11)"
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", r"the annotation file .*annotations.json is no JSON .*; give a JSON file"),
+    ([1], r"is no JSON object; give a file in COCO's format"),
+    ({}, r"has no images; COCO's format needs a non-empty list of objects under 'images'"),
+    (changed("categories", to=[]), r"annotations.json has no categories; COCO's format needs"),
+    (changed("annotations", to=[]), r"annotations.json has no annotations; COCO's format needs"),
+    (changed("categories", 1, to={"id": 7}), r"category number 1 in .* has no 'name' of type str; add it"),
+    (changed("categories", 1, "id", to=3), r"gives the category id 3 twice"),
+    (changed("images", 1, "id", to="x"), r"image number 1 in .* has no 'id' of type int"),
+    (changed("images", 1, "id", to=10), r"gives the image id 10 twice"),
+    (changed("images", 0, "height", to=None), r"image number 0 in .* has no 'height' of type int"),
+    (changed("images", 1, "file_name", to="c.jpg"), r"images lacks 1 of the 2 images that .* names, such as c.jpg"),
+    (changed("annotations", 0, "image_id", to=99), r"annotation 1 in .* belongs to image 99, which the file's images"),
+    (changed("annotations", 0, "image_id", to=[]), r"belongs to image \[\], which the file's images lack"),
+    (changed("annotations", 1, "category_id", to=1), r"annotation 2 in .* has category 1, which the file's categories"),
+    (changed("annotations", 1, "id", to=None), r"annotation None in .* has no whole number as its id"),
+    (changed("annotations", 1, "bbox", to=[1, 2, 3]), r"annotation 2 in .* has the bbox \[1, 2, 3\]; it must be four"),
+    (changed("annotations", 1, "bbox", to=[1, 2, 3, float("nan")]), r"it must be four finite numbers"),
+])
+def test_messages(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        check_coco(*write(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    file, images = write(tmp_path, CONTENT)
+    with pytest.raises(UserError, match=r"cannot read the annotation file .*other.json: No such file"):
+        check_coco(tmp_path / "other.json", images)
+    with pytest.raises(UserError, match=r"the image folder .*elsewhere of .*annotations.json does not exist"):
+        check_coco(file, tmp_path / "elsewhere")
+
+
+def test_image_info_needs_no_annotations(tmp_path: Path) -> None:
+    content = {key: CONTENT[key] for key in ("images", "categories")}
+    assert check_coco(*write(tmp_path, content), test=True).annotations == 0
+
+
+def test_the_eighty_categories() -> None:
+    categories = coco_categories()
+    ids = [category["id"] for category in categories]
+    assert len(ids) == 80 and ids == sorted(set(ids)) and (ids[0], ids[-1]) == (1, 90)
+    assert categories[0]["name"] == "person" and categories[-1]["name"] == "toothbrush"
+
+
+def lay_out(root: Path, suffix: str, stem: str, test: bool = False) -> None:
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / f"{split}{suffix}").mkdir()
+        (root / "annotations" / f"{stem}{split}{suffix}.json").write_text("{}")
+    if test:
+        (root / "test2017").mkdir()
+        (root / "annotations" / "image_info_test-dev2017.json").write_text("{}")
+
+
+@pytest.mark.parametrize("suffix, stem", [("2017", "instances_"), ("", "instances_"), ("", "")])
+def test_layouts(tmp_path: Path, suffix: str, stem: str) -> None:
+    lay_out(tmp_path, suffix, stem, test=suffix == "2017")
+    layout = find_coco(tmp_path)
+    assert layout.train_images == tmp_path / f"train{suffix}" and layout.val_images == tmp_path / f"val{suffix}"
+    assert layout.val_annotations == tmp_path / "annotations" / f"{stem}val{suffix}.json"
+    assert (layout.test_images is None) == (layout.test_annotations is None) == (suffix != "2017")
+
+
+def test_missing_layouts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the data folder .*nowhere does not exist; it should hold annotations/"):
+        find_coco(tmp_path / "nowhere")
+    lay_out(tmp_path / "data", "2017", "instances_")
+    (tmp_path / "data" / "val2017").rmdir()
+    with pytest.raises(UserError, match=r"has no val part: looked for annotations/instances_val2017.json with val"):
+        find_coco(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name, images, annotations, categories",
+                         [("coco-tiny", 80, 705, 80), ("nuclei", 233, 6497, 1)])
+def test_real_sets(shared: Path, name: str, images: int, annotations: int, categories: int) -> None:
+    layout = find_coco(shared / "data" / name)
+    summary = check_coco(layout.train_annotations, layout.train_images)
+    assert (summary.images, summary.annotations, len(summary.categories)) == (images, annotations, categories)
+    check_coco(layout.val_annotations, layout.val_images)
+    if layout.test_annotations is not None and layout.test_images is not None:
+        assert check_coco(layout.test_annotations, layout.test_images, test=True).images == 20
+    assert (layout.test_images is None) == (name == "nuclei")

@@ -1,0 +1,112 @@
+"""Scanning, subsets and halves of image folders, and the sentence that each mistake gets."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dada_det.data.checks import check_image_folder
+from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.errors import UserError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def imagenet_like(per_class: int = 60, classes: int = 1000) -> ImageList:
+    names = tuple(f"n{number:08d}" for number in range(classes))
+    files = tuple(f"{name}/{i:03d}.JPEG" for name in names for i in range(per_class))
+    return ImageList(Path("/nowhere"), names, files, tuple(label for label in range(classes) for _ in range(per_class)))
+
+
+def test_scan_sorts_nests_and_ignores_hidden(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.JPEG", "b/deep/er/1.jpg", "a/x.PNG", "a/y.webp", "a/z.Bmp", "a/notes.txt", "a/.hidden.jpg",
+          "a/.thumbs/t.jpg", ".git/x.jpg", "loose.jpg")
+    images = scan_folder(tmp_path)
+    assert images.classes == ("a", "b")
+    assert images.files == ("a/x.PNG", "a/y.webp", "a/z.Bmp", "b/2.JPEG", "b/deep/er/1.jpg")
+    assert images.labels == (0, 0, 0, 1, 1)
+    assert images.path(4) == tmp_path / "b" / "deep" / "er" / "1.jpg"
+
+
+def test_scan_follows_links(tmp_path: Path) -> None:
+    touch(tmp_path, "store/cat/1.jpg")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "store" / "cat")
+    assert scan_folder(tmp_path / "root").files == ("cat/1.jpg",)
+
+
+def test_labels_follow_given_classes(tmp_path: Path) -> None:
+    touch(tmp_path, "b/1.jpg", "c/1.jpg")
+    images = scan_folder(tmp_path, classes=("a", "c", "b"))
+    assert images.classes == ("a", "c", "b") and images.labels == (2, 1)
+
+
+def test_messages_of_scan(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"missing does not exist; it should hold one folder of images for each class"):
+        scan_folder(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"has no class folders; put the images at .*/<class>/<image>"):
+        scan_folder(tmp_path)
+    touch(tmp_path, "a/1.jpg", "b/notes.txt")
+    with pytest.raises(UserError, match=r"the class folder .*/b holds no image"):
+        check_image_folder(tmp_path)
+    touch(tmp_path, "b/1.jpg")
+    with pytest.raises(UserError, match=r"has 1 classes that the training images lack, such as 'b'; give a validation"):
+        scan_folder(tmp_path, classes=("a",))
+    with pytest.raises(UserError, match=r"the class 'a' in .* has 1 images, and one half of each class validates"):
+        check_image_folder(tmp_path, halves=True)
+    with pytest.raises(UserError, match=r"the class 'a' in .* has 1 images, and one half of each class validates"):
+        stratified_halves(scan_folder(tmp_path), seed=0)
+
+
+def test_halves_are_disjoint_complete_and_stratified(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{name}/{i}.jpg" for name, count in (("a", 7), ("b", 4)) for i in range(count)))
+    images = scan_folder(tmp_path)
+    train, val = stratified_halves(images, seed=3)
+    assert sorted(train.files + val.files) == sorted(images.files)
+    assert [train.labels.count(label) for label in (0, 1)] == [4, 2]
+    assert [val.labels.count(label) for label in (0, 1)] == [3, 2]
+    assert all(name[0] == images.classes[label] for name, label in zip(val.files, val.labels, strict=True))
+    assert stratified_halves(images, seed=3) == (train, val) and stratified_halves(images, seed=4) != (train, val)
+
+
+def test_hash_names_content_not_place(tmp_path: Path) -> None:
+    touch(tmp_path / "one", "a/1.jpg", "a/2.jpg")
+    images = scan_folder(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert len(images.hash()) == 64
+    assert scan_folder(tmp_path / "two").hash() == images.hash() != images.select([0]).hash()
+    (tmp_path / "two" / "a" / "2.jpg").write_bytes(b"another size")
+    assert scan_folder(tmp_path / "two").hash() != images.hash()
+
+
+def test_imagenet_subset_is_the_papers() -> None:
+    images = imagenet_like()
+    chosen = search_subset(images, "imagenet120", per_class=50, seed=0)
+    assert len(chosen) == 6000 and len(chosen.classes) == 120
+    assert chosen.classes[:3] == ("n00000016", "n00000023", "n00000052") and chosen.classes[-1] == "n00000959"
+    assert [chosen.labels.count(label) for label in range(120)] == [50] * 120
+    assert all(name.startswith(chosen.classes[label]) for name, label in zip(chosen.files, chosen.labels, strict=True))
+    assert len(set(chosen.files)) == 6000
+    assert search_subset(images, "imagenet120", 50, seed=0) == chosen
+    assert search_subset(images, "imagenet120", 50, seed=1).files != chosen.files
+
+
+def test_subset_takes_everything_of_other_folders() -> None:
+    few = imagenet_like(per_class=3, classes=10)
+    assert search_subset(few, "imagenet120", 1, seed=0) is few
+    full = imagenet_like(per_class=1)
+    assert search_subset(full, None, 1, seed=0) is full
+    assert len(search_subset(full, "imagenet120", 50, seed=0)) == 120
+    with pytest.raises(UserError, match=r"data.subset 'cifar' is unknown; it is one of imagenet120 or None"):
+        search_subset(few, "cifar", 1, seed=0)
+
+
+def test_real_folder(shared: Path) -> None:
+    images = check_image_folder(shared / "data" / "imagenette-mini" / "train", halves=True)
+    assert len(images) == 400 and len(images.classes) == 10 and images.classes[0] == "n01440764"
+    val = scan_folder(shared / "data" / "imagenette-mini" / "val", images.classes)
+    assert len(val) == 200 and set(val.labels) == set(range(10))
