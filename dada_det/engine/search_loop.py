@@ -1,0 +1,97 @@
+"""Which batches a search works on: one of the training half, one of the validation half, and the noise of the draws."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop
+
+from dada_det.data.imagenet import generator_for
+from dada_det.data.memory import (
+    MemoryImages,
+    center_crop,
+    cycle_indices,
+    epoch_order,
+    random_crop_and_flip,
+)
+from dada_det.errors import UserError
+from dada_det.search.dada import Batch
+from dada_det.search.distribution import draw_noise
+from dada_det.search.ranks import world
+
+
+class SearchBatches:
+    """The batches of a search, each a function of (seed, epoch, index) alone.
+
+    Every process draws the whole batch and keeps its own part, so N processes see what one would see.
+
+    Args:
+        image_size: side of the random crop (training) and the central crop (validation), in pixels.
+        padding: black border added before the crop (CIFAR: 4).
+        draws: policies drawn for each training image in a step.
+        sub_policies: number of sub-policies they are drawn from.
+    """
+
+    def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, batch_size: int,
+                 val_batch_size: int, draws: int, sub_policies: int, seed: int) -> None:
+        size = world()[1]
+        if batch_size > len(train) or batch_size % size or val_batch_size % size:
+            raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "
+                            f"the batch must divide among {size} processes; choose another")
+        self.train, self.val = train, val
+        self.image_size, self.padding, self.seed = image_size, padding, seed
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.draws, self.sub_policies = draws, sub_policies
+
+        self.metainfo: dict = {}  # where mmengine's loop looks for the data's description
+
+    def __len__(self) -> int:
+        return len(self.train) // self.batch_size
+
+    @property
+    def dataset(self) -> "SearchBatches":
+        return self
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """This process's part of batch `index` of `epoch` (both from 0), on the device of the images."""
+        step = epoch * len(self) + index
+        generator = generator_for(self.seed, 1, step)
+        chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
+        images = random_crop_and_flip(self.train.images_NCHW[chosen], self.image_size, self.padding, generator)
+        noise = draw_noise(self.draws * self.batch_size, self.sub_policies, generator)
+        val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
+        mine, val_mine = own_part(self.batch_size), own_part(self.val_batch_size)
+        rows = torch.arange(len(noise.gumbel_BN)).view(self.draws, self.batch_size)[:, mine].flatten()
+        return Batch(images[mine], self.train.labels_N[chosen[mine]],
+                     center_crop(self.val.images_NCHW[val[val_mine]], self.image_size), self.val.labels_N[val[val_mine]],
+                     noise[rows], noise[:1])
+
+
+def own_part(batch_size: int) -> slice:
+    """The part of a batch that this process works on."""
+    rank, size = world()
+    part = batch_size // size
+    return slice(rank * part, (rank + 1) * part)
+
+
+@LOOPS.register_module()
+class SearchLoop(EpochBasedTrainLoop):
+    """mmengine's epoch loop over SearchBatches; the searcher decides the step, hooks write the artefact."""
+
+    dataloader: Any
+
+    def run_epoch(self) -> None:
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        for index in range(len(self.dataloader)):
+            self.run_iter(index, self.dataloader.batch(self.epoch, index))
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def run_iter(self, idx: int, data_batch: Batch | Sequence[dict]) -> None:
+        runner = self.runner
+        runner.call_hook("before_train_iter", batch_idx=idx, data_batch=data_batch)
+        outputs = runner.model.search_step(data_batch, runner.optim_wrapper, self.epoch)
+        runner.call_hook("after_train_iter", batch_idx=idx, data_batch=data_batch, outputs=outputs)
+        self._iter += 1

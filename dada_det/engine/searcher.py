@@ -1,0 +1,114 @@
+"""The model that a search's Runner holds: a network, a distribution over policies, and the step that trains both."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from dada_det import __version__
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.space import SearchSpace
+from dada_det.files import write_json
+from dada_det.search.alignment import Weights
+from dada_det.search.dada import Batch, Settings, Step, default_step, paper_step
+from dada_det.search.distribution import PolicyDistribution
+from dada_det.search.estimators import ControlVariate
+from dada_det.search.ranks import world
+
+POLICY_SIZE = 25  # sub-policies in the saved policy, as in the paper
+
+
+class Searcher(BaseModel):
+    """A classifier and a PolicyDistribution, trained together by two optimisers, `weights` and `policy`.
+
+    Args:
+        network: takes normalised images [B,3,H,W] and gives logits [B,K].
+        mean, std: of the RGB channels, in 0..255.
+    """
+
+    def __init__(self, network: nn.Module, space: SearchSpace, settings: Settings, mean: Sequence[float],
+                 std: Sequence[float]) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+        self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
+                                               spread=settings.spread)
+        self.control_variate = ControlVariate(len(space))
+        self.mean_C11: Tensor
+        self.std_C11: Tensor
+        self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def normalise(self, images_BCHW: Tensor) -> Tensor:
+        """uint8 images as the network takes them."""
+        return (images_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor") -> Tensor:
+        """Logits [B,K] of uint8 images; the Runner never asks for losses here, `search_step` has them."""
+        return self.network(self.normalise(inputs))
+
+    def search_step(self, batch: Batch, optimizers: OptimWrapperDict, epoch: int) -> dict[str, Tensor]:
+        """One step of the search; returns what is logged."""
+        weights, policy = optimizers["weights"], optimizers["policy"]
+        batch = replace(batch, noise=batch.noise.to(self.mean_C11), shared_noise=batch.shared_noise.to(self.mean_C11))
+
+        def update_weights(gradient: Weights) -> None:
+            for name, parameter in self.network.named_parameters():
+                parameter.grad = gradient[name]
+            weights.step()
+            weights.zero_grad()
+
+        def update_policy() -> None:
+            policy.step()
+            policy.zero_grad()
+
+        parts = Step(self.network, self.distribution, self.control_variate, self.settings, self.normalise,
+                     update_weights, update_policy)
+        zeta = weights.get_lr()["lr"][0]
+        if self.settings.mode == "paper":
+            return paper_step(parts, batch, zeta)
+        return default_step(parts, batch, zeta, learn=epoch >= self.settings.warmup_epochs)
+
+
+@HOOKS.register_module()
+class WritePolicy(Hook):
+    """After every epoch: policy.json, the 25 sub-policies with the largest preference, and search.json, all of them.
+
+    `identity` says what a resumed search must share with this one; it goes into every checkpoint.
+    """
+
+    def __init__(self, provenance: dict, identity: str) -> None:
+        self.provenance, self.identity = provenance, identity
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint["meta"]["identity"] = self.identity
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if world()[0] != 0:
+            return
+        distribution = runner.model.distribution
+        provenance = {**self.provenance, "epoch": runner.epoch + 1, "version": __version__}
+        distribution.policy(POLICY_SIZE, provenance).save(f"{runner.work_dir}/policy.json")
+        table = distribution.table()
+        use = usage(table)
+        write_json(f"{runner.work_dir}/search.json", {
+            "schema": 1, "ranges": distribution.space.ranges, "spread": distribution.spread,
+            "operations": [{"name": name, "use": value} for name, value in use.items()],
+            "sub_policies": table, "provenance": provenance})
+
+
+def usage(table: list[dict]) -> dict[str, float]:
+    """How often each operation acts on an image drawn from the whole distribution, most used first.
+
+    The sum over sub-policies of preference times the operation's probability; two operations an image at most.
+    """
+    use = dict.fromkeys(OPERATION_NAMES, 0.0)
+    for entry in table:
+        for operation in entry["operations"]:
+            use[operation["name"]] += entry["preference"] * operation["probability"]
+    return dict(sorted(use.items(), key=lambda item: -item[1]))

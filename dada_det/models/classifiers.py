@@ -1,0 +1,91 @@
+"""Classifiers by name: timm's, the Wide-ResNet-40-2 of the CIFAR tables, and a three-layer network for trials.
+
+Shapes: B images, C = 3 channels, H x W pixels, K classes. Weights are random; nothing is downloaded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dada_det.errors import UserError
+
+
+def build_classifier(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """A network float32 [B,3,H,W] -> logits float32 [B,num_classes].
+
+    name: "wide_resnet40_2", "convnet", or any of timm's. image_size: side of the images in pixels, for those of timm's
+    networks that are built for one size (vision transformers). Raises UserError where the name is unknown.
+    """
+    if name in OWN:
+        return OWN[name](num_classes)
+    import timm  # takes seconds, and the small networks do without it
+
+    if not timm.is_model(name):
+        raise UserError(f"there is no classifier {name!r}; give one of timm.list_models(), such as resnet50, "
+                        f"or one of {', '.join(OWN)}")
+    default = timm.get_pretrained_cfg(name)
+    size: dict[str, Any] = {"img_size": image_size} if default is not None and default.fixed_input_size else {}
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
+
+
+def convnet(num_classes: int) -> nn.Sequential:
+    """Three 3x3 convolutions of 16, 32 and 64 channels with BatchNorm, for images of 16 px and more."""
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    return nn.Sequential(*block(3, 16), nn.MaxPool2d(2), *block(16, 32), nn.MaxPool2d(2), *block(32, 64),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+
+
+class WideResNet(nn.Module):
+    """Wide Residual Network for 32 px images (Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146), without dropout.
+
+    `depth` = 6 n + 4 layers: three groups of n blocks of two 3x3 convolutions, 16, 32 and 64 times `width` channels,
+    with BatchNorm and ReLU before each convolution.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        channels = (16, 16 * width, 32 * width, 64 * width)
+        self.conv = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.groups = nn.Sequential(*[
+            nn.Sequential(*[WideBlock(channels[group] if block == 0 else channels[group + 1], channels[group + 1],
+                                      stride=2 if group > 0 and block == 0 else 1) for block in range(blocks)])
+            for group in range(3)])
+        self.bn = nn.BatchNorm2d(channels[3])
+        self.fc = nn.Linear(channels[3], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        features_BDhw = functional.relu(self.bn(self.groups(self.conv(images_BCHW))))
+        return self.fc(features_BDhw.mean((2, 3)))
+
+
+class WideBlock(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-conv plus a shortcut, which is a 1x1 convolution where the number of channels changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        active = functional.relu(self.bn1(features))
+        shortcut = features if self.shortcut is None else self.shortcut(active)
+        return shortcut + self.conv2(functional.relu(self.bn2(self.conv1(active))))
+
+
+def wide_resnet40_2(num_classes: int) -> WideResNet:
+    return WideResNet(40, 2, num_classes)
+
+
+OWN: dict[str, Callable[[int], nn.Module]] = {"wide_resnet40_2": wide_resnet40_2, "convnet": convnet}

@@ -1,0 +1,85 @@
+"""The alignment of a training gradient with the validation gradient: the one number that a search learns from.
+
+    R_i = d/d eps  l_i(w + eps v)  at eps = 0,      v = grad L_val(w'),      w' = w - zeta grad L_train(w, q)
+
+(DESIGN.md, "The mathematics in one page"). Weights are dictionaries of tensors by parameter name; no pass here changes
+the network, neither its parameters nor BatchNorm's running buffers. B images, C channels, H height, W width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn import functional as F
+
+Weights = dict[str, Tensor]
+RELATIVE_STEP = 0.01  # eps = RELATIVE_STEP / ||v||, as in DARTS and DADA
+
+
+def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+    """Cross-entropy of every image [B] with other weights; in train mode BatchNorm uses the batch and keeps its buffers."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    logits_BK = functional_call(network, {**weights, **buffers}, (images_BCHW,))
+    return F.cross_entropy(logits_BK, labels_B, reduction="none")
+
+
+def weights_of(network: nn.Module) -> Weights:
+    """The network's parameters by name, without a graph; they share memory with the network."""
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def training_gradient(network: nn.Module, images_BCHW: Tensor, labels_B: Tensor) -> tuple[Weights, Tensor]:
+    """(gradient of the mean loss by name, loss of each image [B]); the one pass that updates BatchNorm's buffers."""
+    losses_B = F.cross_entropy(network(images_BCHW), labels_B, reduction="none")
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(losses_B.mean(), parameters)
+    return dict(zip(names, gradients, strict=True)), losses_B.detach()
+
+
+def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, labels_B: Tensor) -> Weights:
+    """The gradient of the mean loss at other weights, by name."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+    loss = losses_at(network, leaves, images_BCHW, labels_B).mean()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+@torch.no_grad()
+def step(weights: Weights, direction: Weights, size: float | Tensor) -> Weights:
+    """weights + size * direction, in new tensors; the virtual step is step(w, g, -zeta)."""
+    return {name: tensor + size * direction[name] for name, tensor in weights.items()}
+
+
+def norm(direction: Weights) -> Tensor:
+    """The Euclidean norm over all tensors."""
+    return torch.stack([tensor.norm() for tensor in direction.values()]).norm()
+
+
+@torch.no_grad()
+def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, labels_B: Tensor,
+            relative_step: float = RELATIVE_STEP, losses_B: Tensor | None = None) -> Tensor:
+    """R_i of each image [B] by a central difference (two forward passes).
+
+    With `losses_B`, the losses at `weights` that a training pass on the same batch has left, one pass is enough.
+    """
+    epsilon = relative_step / norm(direction).clamp_min(1e-12)
+    above_B = losses_at(network, step(weights, direction, epsilon), images_BCHW, labels_B)
+    if losses_B is not None:
+        return (above_B - losses_B) / epsilon
+    return (above_B - losses_at(network, step(weights, direction, -epsilon), images_BCHW, labels_B)) / (2 * epsilon)
+
+
+def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,
+                         labels_B: Tensor) -> Tensor:
+    """R_i of each image [B], exactly, by one forward-mode pass (a Jacobian-vector product)."""
+    return jvp(lambda w: losses_at(network, w, images_BCHW, labels_B), (weights,), (direction,))[1].detach()
+
+
+def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor,
+                          labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(losses [B], the sum of each image's derivative of its loss over all pixels [B]) at other weights.
+
+    The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
+    """
+    images_BCHW = images_BCHW.detach().requires_grad_()
+    losses_B = losses_at(network, weights, images_BCHW, labels_B)
+    (gradient_BCHW,) = torch.autograd.grad(losses_B.sum(), images_BCHW)
+    return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))

@@ -1,0 +1,219 @@
+"""One step of DADA's search (ECCV 2020), as we do it (`default_step`) and as it is printed (`paper_step`).
+
+B images of a training batch, D draws of each, V validation images, C channels, H height, W width, N sub-policies.
+Upper problem: minimise L_val(w - zeta grad_w E_q[L_train(w, q)]); its gradient for the policy is -zeta grad E_q[R], so R
+(dada_det.search.alignment) is made large.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from dada_det.augment.transform import apply_draws
+from dada_det.errors import UserError
+from dada_det.search import alignment, estimators
+from dada_det.search.alignment import Weights
+from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample
+from dada_det.search.estimators import ControlVariate
+from dada_det.search.ranks import mean_over_ranks, mean_weights
+
+ESTIMATORS = ("relax", "score", "gumbel")
+BASELINES = ("unaugmented", "second_draw", "batch", "none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search does; MODES names the two sets of them, a config's `search` changes single entries."""
+
+    mode: str
+    ranges: str  # of the magnitudes: "strength" | "autoaugment"
+    unconstrained: bool  # logits, or numbers clamped to 0..1
+    shared: bool  # preferences shared by all sub-policies that hold an operation
+    spread: float | None  # of the magnitude's normal on its logit; None: straight-through (Eq. 10)
+    draws: int  # of each image in a step
+    baseline: str  # what is subtracted from R_i
+    val_batches: int  # images of a validation batch over those of a training batch
+    normalise: bool  # divide the rewards by their spread
+    warmup_epochs: int  # epochs that train the weights alone
+    estimator: str = "relax"
+    temperature: float = 0.5
+
+
+MODES = {
+    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=2,
+                        baseline="unaugmented", val_batches=2, normalise=True, warmup_epochs=1),
+    "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
+                      baseline="none", val_batches=1, normalise=False, warmup_epochs=0),
+}
+
+
+def settings_for(mode: str = "default", **changes: object) -> Settings:
+    """The settings of a mode with single entries changed; UserError for a mode, entry or value that does not exist."""
+    known = [field.name for field in fields(Settings)]
+    unknown = [name for name in changes if name not in known]
+    if mode not in MODES or unknown:
+        raise UserError(f"search has no {'mode ' + repr(mode) if mode not in MODES else 'entry ' + unknown[0]}; "
+                        f"modes: {', '.join(MODES)}; entries: {', '.join(known)}")
+    settings = replace(MODES[mode], **changes)  # type: ignore[arg-type]
+    for entry, value, choices in (("estimator", settings.estimator, ESTIMATORS),
+                                  ("baseline", settings.baseline, BASELINES),
+                                  ("ranges", settings.ranges, ("strength", "autoaugment"))):
+        if value not in choices:
+            raise UserError(f"search.{entry} is {value!r}; choose one of {', '.join(choices)}")
+    if settings.baseline == "second_draw" and settings.draws < 2:
+        raise UserError("search.baseline='second_draw' needs search.draws of at least 2")
+    return settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step works on: uint8 images, labels, and the noise of its draws.
+
+    noise has D * B rows, draw by draw; shared_noise one row, the same on all processes: in paper mode it draws the
+    sub-policy of the whole batch, while signs and centres stay those of each image.
+    """
+
+    images_BCHW: Tensor
+    labels_B: Tensor
+    val_images_VCHW: Tensor
+    val_labels_V: Tensor
+    noise: Noise
+    shared_noise: Noise
+
+
+@dataclass(frozen=True)
+class Step:
+    """The parts that a step works with; the two updates are called in the order that the mode prescribes."""
+
+    network: nn.Module
+    distribution: PolicyDistribution
+    control_variate: ControlVariate
+    settings: Settings
+    normalise: Callable[[Tensor], Tensor]  # uint8 images -> what the network takes
+    update_weights: Callable[[Weights], None]  # takes the gradient of L_train
+    update_policy: Callable[[], None]  # the gradients stand in the parameters' .grad
+
+
+def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
+    """One step with a draw and a reward for every image; without `learn` (warm-up) only the weights are updated.
+
+    Returns what is worth a log line: the loss, and the mean and spread of the advantages.
+    """
+    network, settings = parts.network, parts.settings
+    n = len(batch.images_BCHW)
+    sample = parts.distribution.sample(batch.noise)
+    draws = settings.draws if learn else 1
+    labels = batch.labels_B.repeat(draws)
+    images = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), sample, batch.noise)
+    gradient, losses_B = alignment.training_gradient(network, images[:n], labels[:n])
+    gradient = mean_weights(gradient)
+    log = {"loss": losses_B.mean()}
+    if learn:
+        weights = alignment.weights_of(network)
+        virtual = alignment.step(weights, gradient, -zeta)
+        v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW),
+                                               batch.val_labels_V))
+        rewards = alignment.rewards(network, weights, v, images, labels)
+        if settings.baseline == "unaugmented":
+            clean = alignment.rewards(network, weights, v, parts.normalise(batch.images_BCHW), batch.labels_B)
+            rewards = rewards - clean.repeat(draws)
+        else:
+            rewards = subtract_baseline(rewards, settings.baseline, draws)
+        mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
+        spread = (square - mean.square()).clamp_min(0).sqrt()
+        if settings.normalise:
+            rewards = rewards / (spread + 1e-12)
+        policy_gradient, variance = estimate(parts, rewards, sample, batch.noise)
+        means = parts.distribution.magnitude_logits_N2().detach()
+        assert settings.spread is not None
+        magnitudes = estimators.magnitude_score(rewards, means, settings.spread, sample.c_B, sample.b_B2,
+                                                sample.logit_m_B2)
+        apply_policy_gradient(parts, PolicyGradient(*policy_gradient, magnitudes), variance)
+        log |= {"advantage": mean, "spread": spread}
+    parts.update_weights(gradient)
+    return log
+
+
+def paper_step(parts: Step, batch: Batch, zeta: float) -> dict[str, Tensor]:
+    """The equations as printed: one draw a batch, w first, and the finite difference of the estimator itself (Eq. 19).
+
+    The control variate does not depend on w, so it cancels in the difference: what remains is REINFORCE without a
+    baseline. That is the paper's method, kept as it is to be compared with.
+    """
+    network = parts.network
+    one = parts.distribution.sample(batch.shared_noise)
+    n = len(batch.images_BCHW)
+    sample = Sample(one.c_B.expand(n), one.b_B2.expand(n, 2), one.logit_m_B2.expand(n, 2), one.magnitudes_B2.expand(n, 2))
+    images = augment(parts, batch.images_BCHW, sample, batch.noise)
+    gradient, losses_B = alignment.training_gradient(network, images, batch.labels_B)
+    parts.update_weights(mean_weights(gradient))
+
+    weights = alignment.weights_of(network)
+    own = mean_weights(alignment.gradient_at(network, weights, images, batch.labels_B))
+    virtual = alignment.step(weights, own, -zeta)
+    v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW), batch.val_labels_V))
+    epsilon = alignment.RELATIVE_STEP / alignment.norm(v).clamp_min(1e-12)
+    ends = []
+    for sign in (1, -1):
+        moved = alignment.step(weights, v, sign * epsilon)
+        losses, pixels = alignment.losses_and_pixel_sums(network, moved, images, batch.labels_B)
+        loss, pixel = mean_over_ranks([losses.mean(), pixels.mean()])
+        ends.append((*estimate(parts, loss[None], one, batch.shared_noise), pixel))
+    (above, variance_above, pixel_above), (below, variance_below, pixel_below) = ends
+    logits, flags = ((a.detach() - b.detach()) / (2 * epsilon) for a, b in zip(above, below, strict=True))
+    pixel = (pixel_above - pixel_below) / (2 * epsilon)
+    magnitudes = estimators.straight_through_magnitude(pixel[None], one.c_B, one.b_B2, len(parts.distribution.space))
+    apply_policy_gradient(parts, PolicyGradient(logits, flags, magnitudes), variance_above, variance_below)
+    return {"loss": losses_B.mean()}
+
+
+def augment(parts: Step, images_BCHW: Tensor, sample: Sample, noise: Noise) -> Tensor:
+    """The drawn policies applied to uint8 images, as the network takes them."""
+    n = len(images_BCHW)
+    draws = parts.distribution.space.draws(sample.c_B[:n], sample.b_B2[:n], sample.magnitudes_B2[:n],
+                                           noise.signs_B2[:n], noise.centers_B22[:n])
+    return parts.normalise(apply_draws(images_BCHW, draws, parts.settings.ranges))
+
+
+def subtract_baseline(rewards: Tensor, baseline: str, draws: int) -> Tensor:
+    """R_i minus the mean of the other draws of the same image, or of all other images; never of itself, which would bias."""
+    if baseline == "none":
+        return rewards
+    groups = rewards.view(draws, -1) if baseline == "second_draw" else rewards.view(-1, 1)
+    n = len(groups)
+    return ((groups - groups.mean(0)) * (n / (n - 1))).flatten()
+
+
+def estimate(parts: Step, rewards: Tensor, sample: Sample, noise: Noise) -> tuple[estimators.Gradient, Tensor | None]:
+    """The mean estimate for (logits [N], flag logits [N,2]), and for RELAX what its control variate is trained on."""
+    distribution, settings = parts.distribution, parts.settings
+    arguments = (rewards, distribution.logits_N(), distribution.flag_logits_N2(), sample.c_B, sample.b_B2)
+    variance = None
+    if settings.estimator == "score":
+        gradient = estimators.score_function(*arguments)
+    elif settings.estimator == "gumbel":
+        gradient = estimators.gumbel_softmax(*arguments, noise, settings.temperature)
+    else:
+        gradient = estimators.relax(*arguments, noise, settings.temperature, parts.control_variate)
+        variance = estimators.squared_norm(gradient)
+    return (gradient[0].detach().mean(0), gradient[1].detach().mean(0)), variance
+
+
+def apply_policy_gradient(parts: Step, gradient: PolicyGradient, *variances: Tensor | None) -> None:
+    """Puts -gradient into the policy's .grad and the variances' into the control variate's, then updates both."""
+    parts.distribution.zero_grad()
+    parts.control_variate.zero_grad()
+    parts.distribution.backward(PolicyGradient(*mean_over_ranks([gradient.logits_N, gradient.flag_logits_N2,
+                                                                 gradient.magnitudes_N2])))
+    for variance in variances:
+        if variance is not None:
+            variance.backward()
+    if parts.settings.estimator == "relax":
+        parameters = list(parts.control_variate.parameters())
+        means = mean_over_ranks([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.grad = mean
+    parts.update_policy()
+    parts.distribution.clamp_()

@@ -1,0 +1,160 @@
+"""The distribution over policies that a search learns: p(q) = p(c) p(b | c) p(m | c).
+
+B images, N sub-policies, O operations, 2 the slots of a sub-policy.
+c a sub-policy, b its two on/off flags, m its two magnitudes (DADA, ECCV 2020, Section 3; DESIGN.md, points 3-5).
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.augment.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Everything random in B draws; given the same noise, a distribution draws the same policies.
+
+    gumbel_BN and logistic_BN2 pick the sub-policy and all flags; redraw_gumbel_BN and redraw_uniform_B2 redraw them given
+    the outcome (z tilde of RELAX); normal_B2 moves the magnitudes; signs_B2 (+-1) and centers_B22 (0..1) are the operations'.
+    """
+
+    gumbel_BN: Tensor
+    logistic_BN2: Tensor
+    redraw_gumbel_BN: Tensor
+    redraw_uniform_B2: Tensor
+    normal_B2: Tensor
+    signs_B2: Tensor
+    centers_B22: Tensor
+
+    def __getitem__(self, index: slice | Tensor) -> "Noise":
+        return Noise(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, like: Tensor) -> "Noise":
+        """The same noise on the device and in the dtype of `like`."""
+        return Noise(**{f.name: getattr(self, f.name).to(like) for f in fields(self)})
+
+
+def draw_noise(n: int, sub_policies: int, generator: torch.Generator) -> Noise:
+    """Noise for `n` draws from `sub_policies` sub-policies, float64 on the CPU."""
+
+    def uniform(*shape: int) -> Tensor:
+        # 0 and 1 have no finite logarithm
+        return torch.rand(shape, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+
+    return Noise(
+        gumbel_BN=-(-uniform(n, sub_policies).log()).log(),
+        logistic_BN2=uniform(n, sub_policies, 2).logit(),
+        redraw_gumbel_BN=-(-uniform(n, sub_policies).log()).log(),
+        redraw_uniform_B2=uniform(n, 2),
+        normal_B2=torch.randn((n, 2), generator=generator, dtype=torch.float64),
+        signs_B2=(uniform(n, 2) < 0.5).double() * 2 - 1,
+        centers_B22=uniform(n, 2, 2),
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """B drawn policies: c_B (long, a sub-policy), b_B2 (bool, which of its operations act), logit_m_B2, magnitudes_B2."""
+
+    c_B: Tensor
+    b_B2: Tensor
+    logit_m_B2: Tensor
+    magnitudes_B2: Tensor
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """An estimate of the gradient of E[R] for the logits of p(c) [N], of the flags [N,2], and for the magnitudes [N,2]."""
+
+    logits_N: Tensor
+    flag_logits_N2: Tensor
+    magnitudes_N2: Tensor
+
+
+class PolicyDistribution(nn.Module):
+    """Preferences of N sub-policies, probabilities and magnitudes of their two operations.
+
+    unconstrained: the parameters are logits, so nothing sticks at a clamp; otherwise they are, as in the paper, numbers
+        in 0..1 that `clamp_` cuts back after each step, alpha starts at 1e-3 and beta = m = 0.5.
+    shared: the preference of a sub-policy is a_s + u_{op 1} + u_{op 2}; u is shared by all that hold the operation.
+    spread: standard deviation of the magnitude's normal on the logit; None draws the mean itself.
+    """
+
+    def __init__(self, space: SearchSpace, *, unconstrained: bool = True, shared: bool = True,
+                 spread: float | None = 0.8) -> None:
+        super().__init__()
+        n = len(space)
+        self.space, self.unconstrained, self.spread = space, unconstrained, spread
+        start = 0.0 if unconstrained else 0.5
+        self.preferences_N = nn.Parameter(torch.full((n,), 0.0 if unconstrained else 1e-3))
+        self.operation_preferences_O = nn.Parameter(torch.zeros(len(OPERATION_NAMES))) if shared else None
+        self.flags_N2 = nn.Parameter(torch.full((n, 2), start))
+        self.magnitudes_N2 = nn.Parameter(torch.full((n, 2), start))
+        self.pairs_N2: Tensor
+        self.register_buffer("pairs_N2", space.pairs_N2.clone(), persistent=False)
+
+    def logits_N(self) -> Tensor:
+        """The logits of p(c)."""
+        if self.operation_preferences_O is None:
+            return self.preferences_N
+        return self.preferences_N + self.operation_preferences_O[self.pairs_N2].sum(1)
+
+    def flag_logits_N2(self) -> Tensor:
+        """The logits of p(b = 1 | c)."""
+        return self.flags_N2 if self.unconstrained else self.flags_N2.clamp(1e-6, 1 - 1e-6).logit()
+
+    def magnitude_logits_N2(self) -> Tensor:
+        """The means of the magnitudes, on the logit."""
+        return self.magnitudes_N2 if self.unconstrained else self.magnitudes_N2.clamp(1e-6, 1 - 1e-6).logit()
+
+    @torch.no_grad()
+    def sample(self, noise: Noise) -> Sample:
+        """One policy for every row of `noise`."""
+        c_B = (self.logits_N() + noise.gumbel_BN).argmax(1)
+        rows = torch.arange(len(c_B), device=c_B.device)
+        b_B2 = self.flag_logits_N2()[c_B] + noise.logistic_BN2[rows, c_B] > 0
+        logit_m_B2 = self.magnitude_logits_N2()[c_B] + (self.spread or 0.0) * noise.normal_B2
+        return Sample(c_B, b_B2, logit_m_B2, logit_m_B2.sigmoid())
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Cuts probabilities and magnitudes back to 0..1 where they are not logits."""
+        if not self.unconstrained:
+            self.flags_N2.clamp_(0, 1)
+            self.magnitudes_N2.clamp_(0, 1)
+
+    def backward(self, gradients: PolicyGradient) -> None:
+        """Adds the NEGATIVE of a gradient of E[R] to the parameters' .grad: optimisers minimise, R is to be large."""
+        outputs = (self.logits_N(), self.flag_logits_N2())
+        torch.autograd.backward(outputs, (-gradients.logits_N, -gradients.flag_logits_N2))
+        # The magnitudes' gradient comes in the parameter's own unit: the logit, or the magnitude where it is clamped.
+        step_N2 = -gradients.magnitudes_N2
+        self.magnitudes_N2.grad = step_N2 if self.magnitudes_N2.grad is None else self.magnitudes_N2.grad + step_N2
+
+    @torch.no_grad()
+    def policy(self, most: int, provenance: dict | None = None) -> Policy:
+        """The `most` sub-policies with the largest preference as a Policy; ties go to the earlier one.
+
+        The default weighs each by its preference; the paper's released policies are drawn uniformly (weight 1).
+        """
+        table = self.table()
+        order = sorted(range(len(self.space)), key=lambda s: -table[s]["preference"])[:most]
+        return Policy(ranges=self.space.ranges, provenance=provenance or {}, sub_policies=tuple(
+            SubPolicy(weight=table[s]["preference"] if self.unconstrained else 1.0, operations=tuple(
+                Operation(name=o["name"], probability=o["probability"], magnitude=o["magnitude"], spread=self.spread)
+                for o in table[s]["operations"])) for s in order))
+
+    @torch.no_grad()
+    def table(self) -> list[dict]:
+        """All N sub-policies in the order of the space: preference (sums to 1), and each operation's numbers."""
+        preferences = self.logits_N().double().softmax(0).tolist()
+        probabilities = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()
+        magnitudes = self.magnitudes_N2.double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()
+        return [{"preference": preference, "operations": [
+            {"name": OPERATION_NAMES[o], "probability": probabilities[s, k].item(), "magnitude": magnitudes[s, k].item()}
+            for k, o in enumerate(pair)]} for s, (preference, pair) in enumerate(zip(preferences, self.space.pairs,
+                                                                                     strict=True))]

@@ -1,0 +1,64 @@
+"""Two processes that talk over gloo take the same search steps as one that sees the same images and draws (float64)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from dada_det.augment.space import SearchSpace
+from dada_det.data.memory import MemoryImages
+from dada_det.engine.search import optimizers
+from dada_det.engine.search_loop import SearchBatches
+from dada_det.engine.searcher import Searcher
+from dada_det.search.dada import settings_for
+
+STEPS = 4
+
+
+def search_steps(mode: str) -> dict[str, Tensor]:
+    """The state after four steps on random images, a small net without BatchNorm, and Adam's large steps."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    halves = [MemoryImages(torch.randint(0, 256, (24, 3, 18, 18), generator=generator, dtype=torch.uint8),
+                           torch.randint(0, 4, (24,), generator=generator)) for _ in range(2)]
+    settings = settings_for(mode, warmup_epochs=0)
+    space = SearchSpace(("ShearX", "Invert", "Solarize", "Brightness", "Cutout"), settings.ranges)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
+    searcher = Searcher(network, space, settings, [125.0] * 3, [60.0] * 3).double()
+    batches = SearchBatches(*halves, image_size=16, padding=0, batch_size=8, val_batch_size=8 * settings.val_batches,
+                            draws=settings.draws, sub_policies=len(space), seed=3)
+    wrappers = optimizers(searcher, Config(dict(
+        batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1, momentum=0.9),
+        policy_optimizer=dict(lr=0.05, betas=(0.5, 0.999)))))
+    for step in range(STEPS):
+        searcher.search_step(batches.batch(0, step % len(batches)), wrappers, epoch=0)
+    return searcher.state_dict()
+
+
+def process(rank: int, folder: str, mode: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(search_steps(mode), f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["default", "paper"])
+def test_two_processes_equal_one(mode: str, tmp_path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode]) for rank in range(2)]
+    assert [child.wait(timeout=300) for child in children] == [0, 0]
+    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    alone = search_steps(mode)
+    moved = [name for name, tensor in alone.items() if name.startswith("distribution") and tensor.std() > 1e-4]
+    assert moved, "the policy did not move, so there would be nothing to compare"
+    for name, tensor in alone.items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], tensor, rtol=0, atol=1e-10, msg=name)
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[1]), *sys.argv[2:])
