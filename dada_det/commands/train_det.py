@@ -1,0 +1,109 @@
+"""tools/train_det.py: trains a detector on a pretrained backbone."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dada_det.commands import common
+from dada_det.data.checks import CocoLayout, CocoSummary, check_coco, find_coco
+from dada_det.errors import UserError
+from dada_det.files import make_folder
+
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains a detector; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for(
+        "train_det.py", "Trains a detector whose backbone, every tensor of it, comes from a file.",
+        "python tools/train_det.py configs/mask_rcnn_r50_dada.py --backbone r50.pth --data data/coco --gpus 8")
+    add_detector_flags(parser)
+    parser.add_argument("--amp", action="store_true", help="float16 with a dynamic loss scale (GPU)")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="CHECKPOINT",
+                        help="go on from CHECKPOINT; without one, from the newest in --work-dir")
+    return common.run(body, parser, argv, module="dada_det.commands.train_det")
+
+
+def body(args: Namespace) -> None:
+    config = detector_config(args)
+    backbone = config.model.backbone.init_cfg.checkpoint
+    check_backbone(backbone, config)
+    layout = data_layout(args, config)
+    summary = check_coco(layout.train_annotations, layout.train_images)
+    val = check_coco(layout.val_annotations, layout.val_images)
+    if (summary.categories, summary.category_ids) != (val.categories, val.category_ids):
+        raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
+                        "give both the same list in the same order")
+    if args.resume not in (None, "auto") and not Path(args.resume).is_file():
+        raise UserError(f"the checkpoint {args.resume} of --resume does not exist; give an epoch_N.pth of a work_dir")
+    make_folder(config.work_dir)
+    from dada_det.engine.detection_runs import run_training
+
+    run_training(config, layout, summary, resume=args.resume, amp=args.amp, auto_scale_lr=args.auto_scale_lr,
+                 launcher=args.launcher)
+
+
+def add_detector_flags(parser: ArgumentParser) -> None:
+    """The flags of training and testing alike."""
+    parser.add_argument("config", metavar="CONFIG", help="a detector's config, such as configs/retinanet_r50_dada.py")
+    parser.add_argument("--backbone", metavar="FILE", help="the backbone's weights; default: the config's")
+    parser.add_argument("--data", metavar="DIR", help="COCO's layout: annotations/, {train,val}2017/ or {train,val}/")
+    parser.add_argument("--work-dir", metavar="W", help="where results go (default: work_dirs/<config stem>)")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="as in MMDetection; --gpus needs none")
+    common.add_common_flags(parser)
+
+
+def detector_config(args: Namespace) -> Any:
+    """CONFIG with --cfg-options, --work-dir and --backbone applied; UserError where it is no detector of ours."""
+    for name in ("backbone", "data"):
+        path = getattr(args, name)
+        if path and not Path(path).exists():
+            raise UserError(f"--{name} {path} does not exist; give the path of one that does")
+    config = common.load_config(args.config, args.cfg_options)
+    try:
+        kind, init = config.model.backbone.type, config.model.backbone.init_cfg
+    except AttributeError as error:
+        raise UserError(f"{args.config} is no detector's config (it lacks {error}); give one such as "
+                        "configs/retinanet_r50_dada.py") from error
+    if kind != "DADAResNet":
+        raise UserError(f"the backbone of {args.config} is a {kind}, which loads weights unchecked; make it "
+                        "DADAResNet, as configs/retinanet_r50_dada.py does")
+    config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
+    if args.backbone:
+        init.checkpoint = args.backbone
+    return config
+
+
+def check_backbone(path: str, config: Any) -> None:
+    """UserError where the backbone file is missing (with the command that makes it) or is no whole ResNet-50."""
+    if not Path(path).is_file():
+        raise UserError(f"the backbone {path} does not exist; make it with `{config.get('backbone_command')}`, or give "
+                        "another with --backbone")
+    from dada_det.models.backbone import load_backbone
+
+    load_backbone(path)
+
+
+def data_layout(args: Namespace, config: Any) -> CocoLayout:
+    """The data of --data, of the config, or the demo's, which is written at first use."""
+    if not args.data and config.get("demo"):
+        from dada_det.data.synthetic import ensure_demo_data
+
+        ensure_demo_data()
+    return find_coco(args.data or config.data_root)
+
+
+def check_categories(summary: CocoSummary, what: Path) -> None:
+    """UserError unless the annotations list COCO's 80 categories, ids and names."""
+    from dada_det.data.checks import coco_categories
+
+    ours = dict(zip(summary.category_ids, summary.categories, strict=True))
+    if ours != {category["id"]: category["name"] for category in coco_categories()}:
+        raise UserError(f"{what} does not list COCO's 80 categories, which the test-dev server demands; leave "
+                        "--test-dev out to evaluate on your own")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

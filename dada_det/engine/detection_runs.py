@@ -1,0 +1,220 @@
+"""Training and testing a detector: MMDetection's Runner with checked inputs, whole artefacts and one closing line."""
+
+import datetime
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner, set_random_seed
+from pycocotools import coco, cocoeval
+from torch import nn
+
+from dada_det.data.checks import CocoLayout, CocoSummary
+from dada_det.engine import detection  # noqa: F401  registers DADAResNet and hands mmcv its operators
+from dada_det.engine import detector_config as change
+from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
+from dada_det.engine.evaluation import FIGURES, evaluate_results
+from dada_det.engine.hooks import ProgressLine, QuietRunner
+from dada_det.engine.launch import join_processes
+from dada_det.engine.submission import KINDS, check_submission, submission_stem, write_submission
+from dada_det.engine.whole_images import demand_whole, leave_out_broken
+from dada_det.errors import UserError
+from dada_det.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class TestFlags:
+    """MMDetection's flags of tools/test.py, with its meanings."""
+
+    out: str | None = None
+    show: bool = False
+    show_dir: str | None = None
+    wait_time: float = 2.0
+    tta: bool = False
+
+
+def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, resume: str | None, amp: bool,
+                 auto_scale_lr: bool, launcher: str) -> None:
+    """Trains the detector of `config` on `layout`, whose training part is `summary`, into config.work_dir.
+
+    resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
+    """
+    forbid_unsafe_loading()
+    _join(config, launcher)
+    if change.has_masks(config) and summary.without_mask:
+        raise UserError(f"{layout.train_annotations} has {summary.without_mask} annotations without a segmentation, "
+                        f"which {Path(config.filename).stem} needs; add them or train a detector of boxes")
+    change.use_data(config, layout, summary.categories)
+    broken = leave_out_broken(layout.train_annotations, layout.train_images)
+    demand_whole(layout.val_annotations, layout.val_images)
+    change.leave_out(config, broken)
+    change.use_training_hooks(config, Path(config.filename).stem)
+    if amp:
+        if not torch.cuda.is_available():
+            raise UserError("--amp trains in float16 and needs a GPU, of which there is none here; leave it out")
+        config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    config.auto_scale_lr.enable = auto_scale_lr
+    if checkpoint := _resume_point(config, resume):
+        config.load_from, config.resume = str(checkpoint), True
+    runner = _runner(config)
+    if checkpoint:
+        matching_weights(check_checkpoint(checkpoint), runner.model, checkpoint, config)
+    if is_main_process() and summary.note:
+        print(f"{layout.train_annotations}: {summary.note}")
+    if is_main_process() and broken:
+        print(f"{layout.train_images}: left out {len(broken)} images that do not decode: {', '.join(broken[:5])}")
+    runner.train()
+    if is_main_process():
+        print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {_last_scores(runner)}")
+
+
+def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoint: str, test_dev: bool,
+             flags: TestFlags, launcher: str) -> None:
+    """Evaluates `checkpoint` on the validation part of `layout`, or writes test-dev's zips; prints one closing line.
+
+    summary: of the annotations that are used (image_info with `test_dev`). "none" stands for the detector as training
+    would start it: the backbone from its file, all else random by the config's seed.
+    """
+    forbid_unsafe_loading()
+    _join(config, launcher)
+    change.use_data(config, layout, summary.categories)
+    annotations = layout.val_annotations
+    if test_dev:
+        assert layout.test_annotations is not None and layout.test_images is not None
+        annotations = layout.test_annotations
+        change.use_test_dev(config, annotations, layout.test_images)
+    demand_whole(annotations, layout.test_images if test_dev and layout.test_images else layout.val_images)
+    content = None if checkpoint == "none" else check_checkpoint(checkpoint)
+    _use_test_flags(config, flags)
+    with tempfile.TemporaryDirectory(prefix=".results-", dir=config.work_dir) as folder:
+        change.write_results_to(config, Path(folder) / "results")
+        runner = _runner(config)
+        _give_weights(runner, content, checkpoint, config)
+        if flags.out:
+            from mmdet.evaluation import DumpDetResults
+
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=flags.out))
+        runner.test()
+        if is_main_process():
+            files = {kind: Path(folder) / f"results.{kind}.json" for kind in KINDS}
+            files = {kind: path for kind, path in files.items() if path.is_file()}
+            (_submit if test_dev else _score)(files, annotations, config)
+
+
+@HOOKS.register_module()
+class TestProgressLine(ProgressLine):
+    """ProgressLine of the test loop: images done and the time that is left."""
+
+    began: float | None = None
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        steps, now = len(runner.test_dataloader), time.monotonic()
+        self.began = self.began or now
+        if self.due(batch_idx + 1 == steps):
+            left = (now - self.began) / max(1, batch_idx) * (steps - batch_idx - 1)
+            self.print(f"test  step {batch_idx + 1}/{steps}  ETA {datetime.timedelta(seconds=round(left))}")
+
+
+def matching_weights(content: dict[str, Any], model: nn.Module, path: str | Path, config: Config) -> dict[str, Any]:
+    """The state dict in a checkpoint's `content`, which must fill `model` exactly; else UserError names a tensor."""
+    found, wanted = content.get("state_dict", content), _unwrapped(model).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}
+    for name in [*wanted, *shapes]:
+        here, there = tuple(wanted[name].shape) if name in wanted else None, shapes.get(name)
+        if here != there:
+            raise UserError(f"the checkpoint {path} does not fit the detector of {config.filename}: {name} is "
+                            f"{there or 'absent'} in the file and {here or 'absent'} in the detector; give the config "
+                            "and the data it was trained with")
+    classes = tuple((content.get("meta") or {}).get("dataset_meta", {}).get("classes", ()))
+    expected = tuple(config.test_dataloader.dataset.metainfo.classes)
+    if classes and classes != expected:
+        raise UserError(f"the checkpoint {path} was trained on other categories ({', '.join(classes[:3])}..) than the "
+                        f"annotations have ({', '.join(expected[:3])}..); give the data it was trained for")
+    return found
+
+
+def _join(config: Config, launcher: str) -> None:
+    joined = join_processes()
+    gloo = joined and dist.get_backend() == "gloo"
+    change.use_processes(config, "pytorch" if joined else launcher, gloo)
+
+
+def _runner(config: Config) -> Runner:
+    # pycocotools prints its progress and tables; the closing line gives the figures.
+    for module in (coco, cocoeval):
+        module.print = lambda *texts, **options: None
+    return QuietRunner.from_cfg(config)
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _resume_point(config: Config, resume: str | None) -> Path | None:
+    if resume is None:
+        return None
+    if resume != "auto":
+        return Path(resume)
+    newest = find_checkpoint(config.work_dir)
+    if newest is None and is_main_process():
+        print(f"--resume: no checkpoint in {config.work_dir} yet, starting afresh")
+    return newest
+
+
+def _last_scores(runner: Runner) -> str:
+    """The last validation's box and mask AP in percent."""
+    scores = runner.message_hub.log_scalars
+    found = {kind: scores.get(f"val/coco/{kind}_mAP") for kind in KINDS}
+    said = [f"{'box' if kind == 'bbox' else 'mask'} AP {100 * history.current():.1f}"
+            for kind, history in found.items() if history is not None]
+    return ", ".join(said) or "it detects nothing in the validation images yet"  # CocoMetric then gives no figure
+
+
+def _use_test_flags(config: Config, flags: TestFlags) -> None:
+    if flags.tta:
+        if change.has_masks(config):
+            raise UserError("--tta: MMDetection merges the boxes of several views but not their masks; leave it out "
+                            f"for {Path(config.filename).stem}")
+        change.use_test_time_augmentation(config)
+    if flags.show or flags.show_dir:
+        config.default_hooks.visualization.update(draw=True, show=flags.show, wait_time=flags.wait_time,
+                                                  test_out_dir=flags.show_dir)
+    config.custom_hooks = [{"type": "TestProgressLine", "stage": Path(config.filename).stem}]
+
+
+def _give_weights(runner: Runner, content: dict[str, Any] | None, path: str, config: Config) -> None:
+    model = _unwrapped(runner.model)
+    detector = getattr(model, "module", model)  # inside test-time augmentation
+    if content is None:
+        set_random_seed(config.get("randomness", {}).get("seed") or 0)  # heads equal on all ranks and in all runs
+        detector.init_weights()
+    else:
+        detector.load_state_dict(matching_weights(content, detector, path, config))
+
+
+def _score(files: dict[str, Path], annotations: Path, config: Config) -> None:
+    metrics = {kind: {name: evaluate_results(annotations, path, kind)[name] for name in FIGURES[:6]}
+               for kind, path in files.items()}
+    path = Path(config.work_dir) / "metrics.json"
+    write_json(path, metrics)
+    said = ", ".join(f"{'box' if kind == 'bbox' else 'mask'} AP {values['AP']:.1f} (AP50 {values['AP50']:.1f})"
+                     for kind, values in metrics.items())
+    print(f"{Path(config.filename).stem}  done: wrote {path}; {said}")
+
+
+def _submit(files: dict[str, Path], image_info: Path, config: Config) -> None:
+    stem, written = submission_stem(config.filename), []
+    for kind, file in files.items():
+        results = read_json(file, "results file")
+        path = write_submission(results, image_info, Path(config.work_dir) / "test-dev" / kind, stem, kind)
+        coverage = check_submission(path, image_info)
+        written.append(f"{path} ({coverage.results} {kind} results on {coverage.covered} of {coverage.images} images)")
+    print(f"{Path(config.filename).stem}  done: wrote {'; '.join(written)}")

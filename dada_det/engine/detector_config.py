@@ -1,0 +1,99 @@
+"""What flags and data make of a detector's MMDetection config. Every function changes the config it is given."""
+
+import colorsys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from dada_det.data.checks import CocoLayout
+
+GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
+
+
+def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> None:
+    """Points all three dataloaders and evaluators at `layout` and gives every head one output a class."""
+    colours = [colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.8, 0.95) for number in range(len(classes))]
+    palette = [tuple(int(255 * value) for value in colour) for colour in colours]
+    train, val = (layout.train_annotations, layout.train_images), (layout.val_annotations, layout.val_images)
+    for part, (annotations, images) in {"train": train, "val": val, "test": val}.items():
+        dataset = _innermost(config[f"{part}_dataloader"].dataset)
+        dataset.update(data_root="", ann_file=str(annotations), data_prefix={"img": str(images)},
+                       metainfo={"classes": classes, "palette": palette})
+    config.val_evaluator.ann_file = config.test_evaluator.ann_file = str(layout.val_annotations)
+    for entry in dicts_in(config.model):
+        if "num_classes" in entry:
+            entry.num_classes = len(classes)
+
+
+def use_test_dev(config: Config, annotations: Path, images: Path) -> None:
+    """Points the test dataloader at image_info annotations, which have no boxes to load."""
+    dataset = _innermost(config.test_dataloader.dataset)
+    dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)},
+                   pipeline=[step for step in dataset.pipeline if step["type"] != "LoadAnnotations"])
+    config.test_evaluator.ann_file = str(annotations)
+
+
+def leave_out(config: Config, names: list[str]) -> None:
+    """Trains without the images of these file names."""
+    if names:
+        dataset = _innermost(config.train_dataloader.dataset)
+        dataset.update(type="WholeCocoDataset", left_out=names)
+
+
+def write_results_to(config: Config, prefix: Path) -> None:
+    """Makes the test evaluator write COCO's results files <prefix>.{bbox,segm}.json and nothing else."""
+    config.test_evaluator.update(format_only=True, outfile_prefix=str(prefix))
+
+
+def use_backbone(config: Config, path: str | Path) -> None:
+    config.model.backbone.init_cfg.checkpoint = str(path)
+
+
+def use_processes(config: Config, launcher: str, gloo: bool) -> None:
+    """Many processes; over gloo each holds its model where it is, and DDP must not ask for a device of its own."""
+    config.launcher = launcher
+    if gloo:
+        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
+
+
+def use_training_hooks(config: Config, stage: str) -> None:
+    """Whole checkpoints, a stop at NaN and a progress line in place of MMDetection's log on the console."""
+    config.default_hooks.checkpoint = {"type": "AtomicCheckpoint"}
+    config.custom_hooks = [*config.get("custom_hooks", []), {"type": "StopAtNaN"},
+                           {"type": "ProgressLine", "stage": stage, "metrics": ["coco/bbox_mAP", "coco/segm_mAP"]}]
+
+
+def use_test_time_augmentation(config: Config) -> None:
+    """MMDetection's --tta: the config's own tta_model and tta_pipeline, else a horizontal flip."""
+    model = config.get("tta_model") or {
+        "type": "DetTTAModel", "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}}
+    dataset = _innermost(config.test_dataloader.dataset)
+    pack = {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor",
+                                                   "flip", "flip_direction")}
+    flips = {"type": "TestTimeAug", "transforms": [[{"type": "RandomFlip", "prob": p} for p in (1.0, 0.0)], [pack]]}
+    dataset.pipeline = config.get("tta_pipeline") or [*dataset.pipeline[:-1], flips]
+    config.model = {**model, "module": config.model}
+
+
+def has_masks(config: Config) -> bool:
+    """Whether the detector learns masks."""
+    return any("mask_head" in entry for entry in dicts_in(config.model))
+
+
+def dicts_in(value: Any) -> Iterator[Any]:
+    """`value` and every dict inside it, through dicts, lists and tuples."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from dicts_in(entry)
+
+
+def _innermost(dataset: Any) -> Any:
+    """The data set inside wrappers such as RepeatDataset."""
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset
