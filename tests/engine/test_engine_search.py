@@ -1,0 +1,174 @@
+"""The search as a command: artefacts, both modes, determinism, --resume, CIFAR-10, and every promised sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dada_det.augment import Policy
+from dada_det.commands.search import main
+from dada_det.data.cifar import write_cifar10
+
+CONFIG = "configs/debug/search.py"
+
+
+def write_images(root: Path, classes: int = 3, images: int = 8) -> Path:
+    """root/<class>/*.png: noise around a colour of each class."""
+    generator = np.random.default_rng(0)
+    for label in range(classes):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for index in range(images):
+            pixels = generator.normal(60 + 70 * label, 40, (24, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_images(root / "train")
+    return root
+
+
+def search(data: Path, work_dir: Path, *flags: str, config: str = CONFIG) -> int:
+    return main(["--config", config, "--data", str(data), "--work-dir", str(work_dir), "--image-size", "16",
+                 "--batch-size", "4", "--epochs", "2", *flags])
+
+
+def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path) == 0
+    policy = Policy.load(tmp_path / "policy.json")
+    assert len(policy.sub_policies) == 25 and policy.ranges == "strength"
+    assert [s.weight for s in policy.sub_policies] == sorted((s.weight for s in policy.sub_policies), reverse=True)
+    assert all(o.spread == 0.8 for s in policy.sub_policies for o in s.operations)
+    provenance = dict(policy.provenance)
+    assert provenance.pop("data") and provenance == {"method": "dada", "mode": "default", "config": "search", "seed": 0,
+                                                     "epoch": 2, "version": "0.1.0"}
+    everything = json.loads((tmp_path / "search.json").read_text())
+    preferences = [entry["preference"] for entry in everything["sub_policies"]]
+    assert len(preferences) == 105 and sum(preferences) == pytest.approx(1) and len(set(preferences)) > 50
+    assert policy.sub_policies[0].weight == max(preferences)
+    out = capsys.readouterr().out
+    assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
+
+
+@pytest.mark.parametrize("estimator", ["relax", "gumbel", "score"])
+def test_paper_mode_with_each_estimator(estimator: str, data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--cfg-options", "search.mode=paper", f"search.estimator={estimator}") == 0
+    policy = Policy.load(tmp_path / "policy.json")
+    assert policy.ranges == "autoaugment" and {s.weight for s in policy.sub_policies} == {1.0}
+    table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    moved = [s for s in table if any(o["probability"] != 0.5 or o["magnitude"] != 0.5 for o in s["operations"])]
+    assert 1 <= len(moved) <= 6  # one draw a batch, three steps in each of two epochs
+
+
+@pytest.mark.parametrize("change", [["search.estimator=score"], ["search.baseline=second_draw"],
+                                    ["search.baseline=batch", "search.draws=1"]])
+def test_the_default_mode_takes_other_ingredients(change: list[str], data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--cfg-options", *change) == 0
+    assert (tmp_path / "policy.json").is_file()
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(data: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert search(data, tmp_path / name, "--seed", seed) == 0
+    a, b, c = ((tmp_path / name / "policy.json").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+@pytest.mark.parametrize("mode", ["default", "paper"])
+def test_a_resumed_search_ends_in_the_same_file(mode: str, data: Path, tmp_path: Path) -> None:
+    flags = ("--epochs", "3", "--cfg-options", f"search.mode={mode}")
+    assert search(data, tmp_path / "whole", *flags) == 0
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
+    shutil.copy(tmp_path / "whole/epoch_2.pth", interrupted)  # all that a kill in the third epoch leaves
+    assert search(data, interrupted, "--resume", *flags) == 0
+    for name in ("policy.json", "search.json"):
+        assert (interrupted / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_resume_without_a_checkpoint_starts_afresh_and_says_so(data: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--resume", "--epochs", "1") == 0
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+def test_validation_data_of_ones_own(data: Path, tmp_path: Path) -> None:
+    """With --val-data all training images train: 24 images make six batches of four."""
+    other = write_images(tmp_path / "val", classes=2)
+    assert search(data, tmp_path / "w", "--val-data", str(other), "--epochs", "1") == 0
+    state = torch.load(tmp_path / "w/epoch_1.pth", weights_only=False)
+    assert state["meta"]["iter"] == 6
+
+
+@pytest.mark.parametrize("config", ["configs/search_cifar10.py", "configs/search_cifar10_paper.py"])
+def test_cifar10_in_its_binary_files(config: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (80, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(80) % 10
+    write_cifar10(tmp_path / "cifar", (images, labels), (images[:10], labels[:10]))
+    assert main(["--config", config, "--data", str(tmp_path / "cifar"), "--work-dir", str(tmp_path / "w"), "--epochs", "2",
+                 "--batch-size", "20", "--cfg-options", "classifier.name=convnet"]) == 0
+    assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
+
+
+def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--cfg-options", "operations=[Invert,Rotate,Cutout]") == 0
+    assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 3
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--cfg-options", "search.mode=papper"], "search has no mode 'papper'; modes: default, paper"),
+    (["--cfg-options", "search.estimater=relax"], "search has no entry estimater"),
+    (["--cfg-options", "search.estimator=reinforce"], "search.estimator is 'reinforce'; choose one of relax, score, gumbel"),
+    (["--cfg-options", "search.baseline=second_draw", "search.draws=1"], "needs search.draws of at least 2"),
+    (["--cfg-options", "operations=[Invert,Blur]"], "Blur"),
+    (["--cfg-options", "operations=[Invert]"], "at least two different operations"),
+    (["--batch-size", "13"], "--batch-size 13 does not fit: the training half holds 12 images"),
+    (["--config", "configs/none.py"], "the config configs/none.py does not exist"),
+    (["--cfg-options", "classifier.name=resnet51"], "there is no classifier 'resnet51'"),
+])
+def test_mistakes_get_one_sentence(flags: list[str], sentence: str, data: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and error.startswith("search_imagenet.sh: error: ")
+    assert not list(tmp_path.rglob("policy.json"))
+
+
+def test_mistakes_in_the_data_get_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    single = write_images(tmp_path / "single/train", images=1).parent
+    stranger = write_images(tmp_path / "stranger", classes=4)
+    empty = tmp_path / "empty"
+    (empty / "train").mkdir(parents=True)
+    for folder, flags, sentence in (
+            (tmp_path / "nowhere", [], "has no folder train/<class>/"),
+            (empty, [], "class"),
+            (single, [], "has 1 images, and one half of each class validates"),
+            (data, ["--val-data", str(stranger)], "has 1 classes that the training images lack, such as 'class3'")):
+        assert search(folder, tmp_path / "w", *flags) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and error.count("\n") == 1
+
+
+def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--epochs", "1") == 0
+    assert search(data, tmp_path, "--resume", "--seed", "5") == 2
+    assert "is of another search" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_written(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert search(data, tmp_path / "file/w") == 2
+    assert "cannot write into" in capsys.readouterr().err
+
+
+def test_a_loss_that_becomes_nan_names_the_step(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--cfg-options", "weights_optimizer.lr=1e38", "clip_grad=1e38") == 2
+    assert "the loss became NaN or infinite at step" in capsys.readouterr().err
