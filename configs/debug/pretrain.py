@@ -5,7 +5,7 @@ Command: tools/pretrain_r50.sh --config configs/debug/pretrain.py --policy dada-
 
 _base_ = "../pretrain_r50.py"
 data = dict(root="data/demo/imagenet", demo=True)
-image_size = 64
+image_size = 48
 batch_size = 32
 epochs = 1
 base_batch_size = 32

@@ -3,13 +3,18 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dada_det.errors import UserError
 
+SENTENCES = "DADA_DET_SENTENCES"  # names the file in which the processes of one command leave their mistakes
 ROOT = Path(__file__).resolve().parents[2]
+
+# Read when torch loads OpenMP: threads that wait must not hold a core that a loader's worker or another process needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
@@ -22,19 +27,42 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     args = parser.parse_args(argv)
     try:
         if module is not None and getattr(args, "gpus", 1) > 1 and "LOCAL_RANK" not in os.environ:
-            from dada_det.engine.launch import start_processes
-
-            return start_processes(module, argv, args.gpus)
+            return start(module, argv, args.gpus)
         body(args)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        say(f"{parser.prog}: error: {error}")
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; the same command with --resume goes on from the last checkpoint",
               file=sys.stderr)
         return 130
     return 0
+
+
+def start(module: str, argv: Sequence[str], processes: int) -> int:
+    """Runs the command in `processes` processes and says once what any of them had to say."""
+    from dada_det.engine.launch import start_processes
+
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(folder, "sentences")
+        os.environ[SENTENCES] = str(shared)
+        try:
+            return start_processes(module, argv, processes)
+        finally:
+            del os.environ[SENTENCES]
+            if shared.exists():
+                for sentence in dict.fromkeys(shared.read_text(encoding="utf-8").splitlines()):
+                    print(sentence, file=sys.stderr)
+
+
+def say(sentence: str) -> None:
+    """Prints a mistake; processes that `start_processes` has started hand it to their parent, which says it once."""
+    shared = os.environ.get(SENTENCES)
+    if shared is None:
+        print(sentence, file=sys.stderr)
+    else:
+        with open(shared, "a", encoding="utf-8") as file:
+            file.write(sentence.replace("\n", " ") + "\n")
 
 
 def parser_for(prog: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -79,3 +107,21 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
     from dada_det.engine.launch import read_config
 
     return read_config(path, options)
+
+
+def stage_config(args: argparse.Namespace) -> Any:
+    """The config with the flags on top; flags and config entries have the same names."""
+    config = load_config(args.config, args.cfg_options)
+    for entry in ("epochs", "batch_size", "image_size", "seed"):
+        if getattr(args, entry) is not None:
+            config[entry] = getattr(args, entry)
+    if args.data:
+        config.data.root = args.data
+    elif config.data.get("demo"):
+        from dada_det.data.synthetic import ensure_demo_data
+
+        ensure_demo_data()
+    if args.val_data:
+        config.data.val_root = args.val_data
+    config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
+    return config

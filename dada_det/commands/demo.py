@@ -41,8 +41,8 @@ def body(args: Namespace) -> None:
     rows.append(timed("test-dev", work_dir, write_test_dev))
     table = closing_table(rows, time.monotonic() - started)
     write_text(work_dir / "table.txt", table)
-    print(f"\n{table}\ndemo  done: this table is {work_dir / 'table.txt'}; the found policy, 25 sub-policies applied to a few "
-          f"images, is the picture {work_dir / 'policy.png'}")
+    print(f"\n{table}\ndemo  done: this table is {work_dir / 'table.txt'}; the found policy, 25 sub-policies applied to "
+          f"a few images, is the picture {work_dir / 'policy.png'}")
 
 
 def timed(stage: str, work_dir: Path, run: Callable[[str, Path], tuple[str, str, Path]]) -> Row:
@@ -99,7 +99,8 @@ def run_detector(stage: str, work_dir: Path) -> tuple[str, str, Path]:
     command(train_det.main, config, *backbone, "--work-dir", out)
     command(test_det.main, config, last_checkpoint(out), "--work-dir", out)
     before, after = (read_json(folder / "metrics.json", "metrics") for folder in (out / "untrained", out))
-    result = "; ".join(f"{'box' if kind == 'bbox' else 'mask'} AP50 {before[kind]['AP50']:.1f} -> {after[kind]['AP50']:.1f}, "
+    name = {"bbox": "box", "segm": "mask"}
+    result = "; ".join(f"{name[kind]} AP50 {before[kind]['AP50']:.1f} -> {after[kind]['AP50']:.1f}, "
                        f"AP {after[kind]['AP']:.1f}" for kind in after)
     return DETECTORS[stage], result, out / "metrics.json"
 

@@ -23,31 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def body(args: Namespace) -> None:
-    config = stage_config(args)
+    config = common.stage_config(args)
     make_folder(config.work_dir)
     if config.kind == "imagenet":
         check_lists(config)
     from dada_det.engine.search import run_search
 
     run_search(config, args.resume)
-
-
-def stage_config(args: Namespace) -> Any:
-    """The config with the flags on top; flags and config entries have the same names."""
-    config = common.load_config(args.config, args.cfg_options)
-    for entry in ("epochs", "batch_size", "image_size", "seed"):
-        if getattr(args, entry) is not None:
-            config[entry] = getattr(args, entry)
-    if args.data:
-        config.data.root = args.data
-    elif config.data.get("demo"):
-        from dada_det.data.synthetic import ensure_demo_data
-
-        ensure_demo_data()
-    if args.val_data:
-        config.data.val_root = args.val_data
-    config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
-    return config
 
 
 def check_lists(config: Any) -> None:

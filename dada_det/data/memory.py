@@ -36,12 +36,12 @@ def cycle_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.cat([epoch_order(n, seed, r) for r in rounds])[start - rounds[0] * n:][:batch]
 
 
-def random_crop_and_flip(images_BCHW: Tensor, size: int, padding: int, generator: torch.Generator) -> Tensor:
-    """A random `size` x `size` crop of each zero-padded uint8 image, mirrored with probability 1/2."""
+def random_crop(images_BCHW: Tensor, size: int, padding: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """A random `size` x `size` crop of each zero-padded uint8 image; with `mirror`, flipped with probability 1/2."""
     b, _, h, w = images_BCHW.shape
     ys = torch.randint(0, h + 2 * padding - size + 1, (b,), generator=generator)
     xs = torch.randint(0, w + 2 * padding - size + 1, (b,), generator=generator)
-    flips = torch.rand(b, generator=generator) < 0.5
+    flips = (torch.rand(b, generator=generator) < 0.5) & mirror
     offsets = torch.arange(size)
     rows_BS = ys[:, None] + offsets
     columns_BS = xs[:, None] + torch.where(flips[:, None], offsets.flip(0), offsets)

@@ -66,7 +66,7 @@ def join_processes() -> bool:
         if enough:
             torch.cuda.set_device(local_rank)
         elif int(os.environ["RANK"]) == 0:
-            print(f"warning: {local_size} processes but {torch.cuda.device_count()} CUDA devices: they run on the CPU and "
-                  "talk over gloo", file=sys.stderr)
+            print(f"warning: {local_size} processes but {torch.cuda.device_count()} CUDA devices: they share "
+                  "what there is and talk over gloo", file=sys.stderr)
         dist.init_process_group("nccl" if enough else "gloo", timeout=TIMEOUT)
     return True

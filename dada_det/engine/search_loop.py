@@ -13,7 +13,7 @@ from dada_det.data.memory import (
     center_crop,
     cycle_indices,
     epoch_order,
-    random_crop_and_flip,
+    random_crop,
 )
 from dada_det.errors import UserError
 from dada_det.search.dada import Batch
@@ -29,18 +29,19 @@ class SearchBatches:
     Args:
         image_size: side of the random crop (training) and the central crop (validation), in pixels.
         padding: black border added before the crop (CIFAR: 4).
+        mirror: whether training images are flipped at random (digits must not be).
         draws: policies drawn for each training image in a step.
         sub_policies: number of sub-policies they are drawn from.
     """
 
-    def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, batch_size: int,
+    def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool, batch_size: int,
                  val_batch_size: int, draws: int, sub_policies: int, seed: int) -> None:
         size = world()[1]
         if batch_size > len(train) or batch_size % size or val_batch_size % size:
             raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "
                             f"the batch must divide among {size} processes; choose another")
         self.train, self.val = train, val
-        self.image_size, self.padding, self.seed = image_size, padding, seed
+        self.image_size, self.padding, self.mirror, self.seed = image_size, padding, mirror, seed
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.draws, self.sub_policies = draws, sub_policies
 
@@ -58,7 +59,7 @@ class SearchBatches:
         step = epoch * len(self) + index
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
-        images = random_crop_and_flip(self.train.images_NCHW[chosen], self.image_size, self.padding, generator)
+        images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
         noise = draw_noise(self.draws * self.batch_size, self.sub_policies, generator)
         val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
         mine, val_mine = own_part(self.batch_size), own_part(self.val_batch_size)

@@ -19,7 +19,7 @@ class Noise:
     """Everything random in B draws; given the same noise, a distribution draws the same policies.
 
     gumbel_BN and logistic_BN2 pick the sub-policy and all flags; redraw_gumbel_BN and redraw_uniform_B2 redraw them given
-    the outcome (z tilde of RELAX); normal_B2 moves the magnitudes; signs_B2 (+-1) and centers_B22 (0..1) are the operations'.
+    the outcome (z tilde of RELAX); normal_B2 moves the magnitudes; signs_B2 (+-1) and centers_B22 are the operations'.
     """
 
     gumbel_BN: Tensor

@@ -1,0 +1,61 @@
+"""A classifier as mmengine trains it, and its top-1 and top-5 accuracy.
+
+Shapes: B images, H x W pixels, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import METRICS, MODELS
+from torch import Tensor
+from torch.nn import functional
+
+from dada_det.models.classifiers import build_classifier
+
+
+@MODELS.register_module()
+class Classifier(BaseModel):
+    """build_classifier(**classifier) under a cross entropy with `label_smoothing`."""
+
+    def __init__(self, classifier: Mapping[str, Any], label_smoothing: float = 0.0,
+                 data_preprocessor: dict[str, Any] | None = None) -> None:
+        super().__init__(data_preprocessor or {"type": "ImagePreprocessor"})
+        self.network = build_classifier(**classifier)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
+        """images: float32 [B,3,H,W], normalised; labels: int64 [B], for mode "loss".
+
+        mode "tensor": logits [B,K]; "predict": the same as a list of B tensors [K]; "loss": {"loss": scalar}.
+        """
+        logits_BK = self.network(images)
+        if mode == "loss":
+            assert labels is not None
+            return {"loss": functional.cross_entropy(logits_BK, labels, label_smoothing=self.label_smoothing)}
+        return list(logits_BK) if mode == "predict" else logits_BK
+
+
+@METRICS.register_module()
+class TopK(BaseMetric):
+    """{"top1", "top5"}: the percentage of images whose class is the likeliest, or among the five likeliest."""
+
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[Tensor]) -> None:
+        logits_BK = torch.stack(list(data_samples))
+        likeliest_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices
+        hits_B5 = likeliest_B5 == data_batch["label"].to(logits_BK.device)[:, None]
+        self.results.append(torch.tensor([int(hits_B5[:, 0].sum()), int(hits_B5.sum()), len(hits_B5)]))
+
+    def compute_metrics(self, results: Sequence[Tensor]) -> dict[str, float]:
+        top1, top5, images = torch.stack(list(results)).sum(0).tolist()
+        return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        # The ranks see disjoint images, so sums suffice: mmengine would pass every prediction through pickled files.
+        total = torch.stack(self.results).sum(0) if self.results else torch.zeros(3, dtype=torch.int64)
+        all_reduce(total)
+        self.results.clear()
+        return self.compute_metrics([total])

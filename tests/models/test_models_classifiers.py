@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from dada_det.errors import UserError
+from dada_det.models.classifiers import build_classifier
+
+
+def test_wide_resnet_40_2_has_the_size_of_the_paper():
+    model = build_classifier("wide_resnet40_2", num_classes=10, image_size=32)
+    # Table 5 of arXiv:1605.07146 rounds it to 2.2 million; forty layers: 37 of 3x3 and the three shortcuts, and fc.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_243_546
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == 40
+    assert not any("module" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(("name", "size"), [("wide_resnet40_2", 32), ("convnet", 16), ("resnet18", 64),
+                                            ("vit_tiny_patch16_224", 64)])
+def test_every_source_of_networks_gives_logits_of_all_classes(name, size):
+    torch.manual_seed(0)
+    model = build_classifier(name, num_classes=7, image_size=size)
+    logits = model(torch.randn(2, 3, size, size))
+    assert logits.shape == (2, 7) and logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_an_unknown_name_says_what_there_is():
+    with pytest.raises(UserError, match=r"there is no classifier 'resnet5O'; .*such as resnet50, or one of "
+                                        r"wide_resnet40_2, convnet"):
+        build_classifier("resnet5O", num_classes=10, image_size=32)
