@@ -15,6 +15,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from dada_det.engine.checkpoint import age, find_checkpoint
 from dada_det.errors import UserError
@@ -116,7 +117,7 @@ class ProgressLine(Hook):
         shown = {name: value for name, value in (metrics or {}).items() if not self.metrics or name in self.metrics}
         if shown and is_main_process():
             values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            self.print(f"epoch {runner.epoch}/{runner.max_epochs}  validation  {values}")
+            self.print(f"validation  {values}")
 
     def due(self, anyway: bool) -> bool:
         """Whether this is rank 0 and `seconds` have passed since the last line (or `anyway`)."""
@@ -166,6 +167,11 @@ class QuietRunner(Runner):
     def __init__(self, *arguments: Any, experiment_name: str | None = None, **options: Any) -> None:
         # mmengine tells runs apart by the second; two of one process must not share log and loss history.
         super().__init__(*arguments, experiment_name=f"{experiment_name or 'run'}_{next(_runs)}", **options)
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        if isinstance(visualizer, dict):  # visualisers are kept by name too
+            visualizer = {**visualizer, "name": self._experiment_name}
+        return super().build_visualizer(visualizer)
 
     def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **options: Any) -> MMLogger:
         logger = super().build_logger(log_level, log_file, **options)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -48,9 +49,8 @@ def run_search(config: Config, resume: bool) -> None:
         MemoryImages(train.images_NCHW.to(device), train.labels_N.to(device)),
         MemoryImages(val.images_NCHW.to(device), val.labels_N.to(device)),
         image_size=config.image_size, padding=config.get("padding", 0), mirror=config.mirror,
-        batch_size=config.batch_size,
-        val_batch_size=config.batch_size * settings.val_batches, draws=settings.draws, sub_policies=len(space),
-        seed=config.seed)
+        batch_size=config.batch_size, val_batch_size=config.batch_size * settings.val_batches, draws=settings.draws,
+        sub_policies=len(space), seed=config.seed)
     torch.manual_seed(config.seed)  # every process starts from the same weights
     network = build_classifier(config.classifier.name, len(classes), config.image_size)
     searcher = Searcher(network, space, settings, IMAGENET["mean"], IMAGENET["std"])
@@ -89,9 +89,9 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     weights = dict(config.weights_optimizer)
     weights["lr"] *= config.batch_size / config.base_batch_size
     sgd = torch.optim.SGD(searcher.network.parameters(), **weights)
-    adam = torch.optim.Adam([{"params": searcher.distribution.parameters()},
-                             {"params": searcher.control_variate.parameters(), "lr": CONTROL_VARIATE_LR}],
-                            **config.policy_optimizer)
+    groups: list[dict[str, Any]] = [{"params": searcher.distribution.parameters()},
+                                    {"params": searcher.control_variate.parameters(), "lr": CONTROL_VARIATE_LR}]
+    adam = torch.optim.Adam(groups, **config.policy_optimizer)
     return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}),
                             policy=OptimWrapper(adam))
 

@@ -34,8 +34,8 @@ class SearchBatches:
         sub_policies: number of sub-policies they are drawn from.
     """
 
-    def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool, batch_size: int,
-                 val_batch_size: int, draws: int, sub_policies: int, seed: int) -> None:
+    def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool,
+                 batch_size: int, val_batch_size: int, draws: int, sub_policies: int, seed: int) -> None:
         size = world()[1]
         if batch_size > len(train) or batch_size % size or val_batch_size % size:
             raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "

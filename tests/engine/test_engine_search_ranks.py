@@ -30,8 +30,8 @@ def search_steps(mode: str) -> dict[str, Tensor]:
     space = SearchSpace(("ShearX", "Invert", "Solarize", "Brightness", "Cutout"), settings.ranges)
     network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
     searcher = Searcher(network, space, settings, [125.0] * 3, [60.0] * 3).double()
-    batches = SearchBatches(*halves, image_size=16, padding=0, mirror=True, batch_size=8, val_batch_size=8 * settings.val_batches,
-                            draws=settings.draws, sub_policies=len(space), seed=3)
+    batches = SearchBatches(*halves, image_size=16, padding=0, mirror=True, batch_size=8,
+                            val_batch_size=8 * settings.val_batches, draws=settings.draws, sub_policies=len(space), seed=3)
     wrappers = optimizers(searcher, Config(dict(
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1, momentum=0.9),
         policy_optimizer=dict(lr=0.05, betas=(0.5, 0.999)))))

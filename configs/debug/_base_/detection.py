@@ -5,7 +5,7 @@ Everything trains, BatchNorm included: the demo's backbone has seen too little t
 
 _base_ = ["mmdet::_base_/default_runtime.py", "../../_base_/guarded_backbone.py"]
 
-iterations = 80
+iterations = 50
 size = (128, 128)
 data_root = "data/demo/coco"
 demo = True  # without --data: made at first use
