@@ -1,5 +1,6 @@
 """Every estimator against the exact gradient of E_q[R] on a space small enough to enumerate (3 sub-policies, 2 flags)."""
 
+import functools
 import itertools
 
 import pytest
@@ -48,6 +49,7 @@ def standard_errors(gradient: estimators.Gradient) -> Tensor:
     return torch.cat(parts)
 
 
+@functools.cache
 def trained_control_variate() -> estimators.ControlVariate:
     """A control variate after 300 steps of Adam on the mean of ||g||^2 (Eq. 13)."""
     torch.manual_seed(0)
