@@ -12,7 +12,7 @@ setup: .venv/.ready
 demo: setup
 	@$(RUN) -m dada_det.commands.demo
 
-test: setup
+test: setup lint
 	@$(RUN) -m pytest -m "not slow"
 
 test-all: setup lint

@@ -32,9 +32,15 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except UserError as error:
         say(f"{parser.prog}: error: {error}")
         return 2
+    except ImportError as error:
+        if not any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
+            raise
+        say(f"{parser.prog}: error: cv2 does not load ({error}); run `pip uninstall -y opencv-python && pip install "
+            "--force-reinstall --no-deps opencv-python-headless`, which needs no screen")
+        return 2
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command with --resume goes on from the last checkpoint",
-              file=sys.stderr)
+        advice = "; the same command with --resume goes on from the last checkpoint" if hasattr(args, "resume") else ""
+        print(f"{parser.prog}: interrupted{advice}", file=sys.stderr)
         return 130
     return 0
 
@@ -76,11 +82,12 @@ def add_stage_flags(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--data", metavar="DIR", help="folder that holds train/<class>/*; default: data.root of the config")
     parser.add_argument("--val-data", metavar="DIR", help="folder <class>/* to validate on, instead of the default one")
     parser.add_argument("--work-dir", metavar="W", help="where results go (default: work_dirs/<config stem>)")
+    parser.set_defaults(stage_config=config)
     add_common_flags(parser)
     parser.add_argument("--epochs", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="total over all processes")
     parser.add_argument("--image-size", type=positive, metavar="N", help="side of the square images in pixels")
-    parser.add_argument("--seed", type=int, metavar="N", help="(default: the config's, 0)")
+    parser.add_argument("--seed", type=seed, metavar="N", help="(default: the config's, 0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work-dir")
 
 
@@ -98,6 +105,13 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..2^32-1")
+    return number
+
+
 def load_config(path: str, options: Sequence[str] = ()) -> Any:
     """Reads an mmengine config and applies `key=value` options; UserError where file or option is broken."""
     if not Path(path).is_file() and (ROOT / path).is_file():
@@ -109,9 +123,16 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
     return read_config(path, options)
 
 
-def stage_config(args: argparse.Namespace) -> Any:
-    """The config with the flags on top; flags and config entries have the same names."""
+def stage_config(args: argparse.Namespace, needed: dict[str, type]) -> Any:
+    """The config with the flags on top; flags and config entries have the same names.
+
+    UserError where an entry of `needed` is missing or of another type than there, or a size is out of range.
+    """
     config = load_config(args.config, args.cfg_options)
+    for entry, kind in needed.items():
+        if not isinstance(config.get(entry), kind):
+            raise UserError(f"the config {args.config} has {config.get(entry)!r} for `{entry}`, which this stage needs "
+                            f"as {kind.__name__}; give one of this stage, such as {args.stage_config}")
     for entry in ("epochs", "batch_size", "image_size", "seed"):
         if getattr(args, entry) is not None:
             config[entry] = getattr(args, entry)
@@ -123,5 +144,8 @@ def stage_config(args: argparse.Namespace) -> Any:
         ensure_demo_data()
     if args.val_data:
         config.data.val_root = args.val_data
+    if config.image_size < 8 or config.batch_size < 2 * args.gpus:
+        raise UserError(f"--image-size {config.image_size} and --batch-size {config.batch_size} are too small; give at "
+                        "least 8 px and two images for each process")
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     return config

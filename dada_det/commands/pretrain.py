@@ -12,6 +12,8 @@ from dada_det.errors import UserError
 from dada_det.files import make_folder
 
 CONFIG = "configs/pretrain_r50.py"
+NEEDED = {"data": dict, "classifier": dict, "optimizer": dict, "image_size": int, "batch_size": int, "base_batch_size": int,
+          "epochs": int, "seed": int}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +46,7 @@ def prepare(args: Namespace) -> tuple[Any, ImageList, ImageList]:
     """The config with the flags on top, and the images to train and to validate on; UserError for every mistake."""
     if args.data:
         check_folders(Path(args.data), args.val_data)  # before the config, which takes seconds to import mmengine
-    config = common.stage_config(args)
+    config = common.stage_config(args, NEEDED)
     config.policy = args.policy
     root, val_root = Path(config.data.root), config.data.val_root
     check_folders(root, val_root)

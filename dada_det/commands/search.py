@@ -10,6 +10,8 @@ from dada_det.errors import UserError
 from dada_det.files import make_folder
 
 CONFIG = "configs/search_imagenet.py"
+NEEDED = {"kind": str, "data": dict, "classifier": dict, "search": dict, "weights_optimizer": dict, "policy_optimizer": dict,
+          "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,10 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def body(args: Namespace) -> None:
-    config = common.stage_config(args)
+    config = common.stage_config(args, NEEDED)
     make_folder(config.work_dir)
     if config.kind == "imagenet":
         check_lists(config)
+    elif config.kind != "cifar10":
+        raise UserError(f"the config's kind is {config.kind!r}; give imagenet (folders of images) or cifar10")
+    elif config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
+        raise UserError(f"CIFAR-10's images are 32 px and split in halves: --image-size {config.image_size} or --val-data "
+                        "does not fit; leave it out, or search a folder of images")
     from dada_det.engine.search import run_search
 
     run_search(config, args.resume)

@@ -47,19 +47,32 @@ def body(args: Namespace) -> None:
     config = detector_config(args)
     if args.checkpoint == UNTRAINED:
         check_backbone(config.model.backbone.init_cfg.checkpoint, config)
-    layout = data_layout(args, config)
+    layout = data_layout(args, config, () if args.test_dev else ("val",))
     summary = summary_of(layout, args)
     make_folder(config.work_dir)
+    if args.out:
+        check_out(Path(args.out))
     from dada_det.engine.detection_runs import TestFlags, run_test
 
     run_test(config, layout, summary, args.checkpoint, args.test_dev,
              TestFlags(args.out, args.show, args.show_dir, args.wait_time, args.tta), args.launcher)
 
 
+def check_out(path: Path) -> None:
+    """UserError where --out cannot be written: better now than after hours of testing."""
+    try:
+        make_folder(path.parent)
+    except UserError as error:
+        raise UserError(f"--out {path} cannot be written, as its folder cannot: {error.__cause__}; choose another "
+                        "place") from error
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give the name of a file")
+
+
 def summary_of(layout: CocoLayout, args: Namespace) -> CocoSummary:
     """What the annotations to be used hold: validation's, or image_info with --test-dev."""
     if not args.test_dev:
-        return check_coco(layout.val_annotations, layout.val_images)
+        return check_coco(*layout.part("val"))
     if layout.test_annotations is None or layout.test_images is None:
         raise UserError("--test-dev needs annotations/image_info_test-dev2017.json and test2017/ in the data folder; "
                         "put them there or leave --test-dev out")

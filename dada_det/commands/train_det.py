@@ -30,9 +30,11 @@ def body(args: Namespace) -> None:
     config = detector_config(args)
     backbone = config.model.backbone.init_cfg.checkpoint
     check_backbone(backbone, config)
-    layout = data_layout(args, config)
-    summary = check_coco(layout.train_annotations, layout.train_images)
-    val = check_coco(layout.val_annotations, layout.val_images)
+    layout = data_layout(args, config, ("train", "val"))
+    summary, val = check_coco(*layout.part("train")), check_coco(*layout.part("val"))
+    if summary.zero_area == summary.annotations:
+        raise UserError(f"{layout.train_annotations} has no box to train on: all {summary.annotations} have no area or are "
+                        "under 1 px wide or high; give boxes in pixels as [x, y, width, height]")
     if (summary.categories, summary.category_ids) != (val.categories, val.category_ids):
         raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
                         "give both the same list in the same order")
@@ -70,6 +72,9 @@ def detector_config(args: Namespace) -> Any:
     if kind != "DADAResNet":
         raise UserError(f"the backbone of {args.config} is a {kind}, which loads weights unchecked; make it "
                         "DADAResNet, as configs/retinanet_r50_dada.py does")
+    if not isinstance(init, dict) or not (args.backbone or isinstance(init.get("checkpoint"), str)):
+        raise UserError(f"{args.config} names no backbone file: model.backbone.init_cfg is {init}; make it "
+                        "dict(type='Pretrained', checkpoint=FILE), as configs/retinanet_r50_dada.py does")
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     if args.backbone:
         init.checkpoint = args.backbone
@@ -86,13 +91,13 @@ def check_backbone(path: str, config: Any) -> None:
     load_backbone(path)
 
 
-def data_layout(args: Namespace, config: Any) -> CocoLayout:
-    """The data of --data, of the config, or the demo's, which is written at first use."""
+def data_layout(args: Namespace, config: Any, parts: Sequence[str]) -> CocoLayout:
+    """The `parts` (find_coco's) of --data, of the config's data, or of the demo's, which is written at first use."""
     if not args.data and config.get("demo"):
         from dada_det.data.synthetic import ensure_demo_data
 
         ensure_demo_data()
-    return find_coco(args.data or config.data_root)
+    return find_coco(args.data or config.data_root, parts)
 
 
 def check_categories(summary: CocoSummary, what: Path) -> None:

@@ -18,14 +18,21 @@ TEST_ANNOTATIONS = "image_info_test-dev2017.json"
 
 @dataclass(frozen=True)
 class CocoLayout:
-    """Where a COCO data set keeps its parts; the test-dev part is None where there is none."""
+    """Where a COCO data set keeps its parts; None where a part was not asked for or, of test-dev, where it is absent."""
 
-    train_annotations: Path
-    train_images: Path
-    val_annotations: Path
-    val_images: Path
+    train_annotations: Path | None
+    train_images: Path | None
+    val_annotations: Path | None
+    val_images: Path | None
     test_annotations: Path | None
     test_images: Path | None
+
+    def part(self, name: str) -> tuple[Path, Path]:
+        """Annotations and images of "train", "val" or "test"; ValueError where the layout is without that part."""
+        annotations, images = getattr(self, f"{name}_annotations"), getattr(self, f"{name}_images")
+        if annotations is None or images is None:
+            raise ValueError(f"this layout has no {name} part")
+        return annotations, images
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,18 @@ class CocoSummary:
     category_ids: tuple[int, ...]
     images: int
     annotations: int
-    zero_area: int
+    zero_area: int  # boxes that MMDetection drops in training: under 1 px wide or high, or of no area
     zero_area_images: tuple[int, ...]
     without_mask: int  # annotations that have no segmentation
 
     @property
     def note(self) -> str:
-        """One line about boxes without area, which training drops; "" where there are none."""
+        """One line about the boxes that training drops; "" where there are none."""
         if not self.zero_area:
             return ""
         named = ", ".join(map(str, self.zero_area_images[:5])) + (", .." if len(self.zero_area_images) > 5 else "")
-        return f"dropped {self.zero_area} of {self.annotations} boxes, which have no area (images {named})"
+        return (f"dropped {self.zero_area} of {self.annotations} boxes, which have no area or are under 1 px wide or high "
+                f"(images {named})")
 
 
 def coco_categories() -> list[dict[str, Any]]:
@@ -66,21 +74,21 @@ def check_image_folder(root: str | Path, classes: Sequence[str] | None = None, h
     return images
 
 
-def find_coco(root: str | Path) -> CocoLayout:
+def find_coco(root: str | Path, parts: Sequence[str] = ("train", "val")) -> CocoLayout:
     """Finds annotations/instances_{train,val}2017.json with {train,val}2017/, or the same without 2017.
 
-    annotations/{train,val}.json is found too. Raises UserError where a part is missing; it says what was looked for.
+    annotations/{train,val}.json is found too. `parts`: those of train and val that must be there; the others are not
+    looked for. Raises UserError where one is missing; it says what was looked for.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist; it should hold annotations/instances_train2017.json, "
                         "train2017/, annotations/instances_val2017.json and val2017/")
-    train_annotations, train_images = _find_split(root, "train")
-    val_annotations, val_images = _find_split(root, "val")
+    train, val = (_find_split(root, part) if part in parts else (None, None) for part in ("train", "val"))
     test_annotations, test_images = root / "annotations" / TEST_ANNOTATIONS, root / "test2017"
     if not (test_annotations.is_file() and test_images.is_dir()):
-        return CocoLayout(train_annotations, train_images, val_annotations, val_images, None, None)
-    return CocoLayout(train_annotations, train_images, val_annotations, val_images, test_annotations, test_images)
+        return CocoLayout(*train, *val, None, None)
+    return CocoLayout(*train, *val, test_annotations, test_images)
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path]:
@@ -98,8 +106,9 @@ def check_coco(annotations: str | Path, images: str | Path, test: bool = False) 
     """Checks a COCO annotation file against the folder of its images.
 
     `test`: an image_info file, which needs no annotations. Raises UserError, naming the file and the first offender:
-    no JSON, no images, no or repeated categories, annotations of images or categories that the file lacks, boxes that
-    are no four finite numbers, image files that the folder lacks. Boxes without area are counted only.
+    no JSON, no images, no or repeated categories, repeated annotation ids, annotations of images or categories that the
+    file lacks, boxes that are no four finite numbers, no area or iscrowd, a segmentation that is neither polygons nor
+    RLE, image files that the folder lacks. Boxes that training drops are counted only.
     """
     annotations, folder = Path(annotations), Path(images)
     content = read_json(annotations, "annotation file")
@@ -115,7 +124,7 @@ def check_coco(annotations: str | Path, images: str | Path, test: bool = False) 
     _check_files(content["images"], annotations, folder)
     entries = [] if test else content["annotations"]
     _check_annotations(entries, set(image_ids), set(category_ids), annotations)
-    flat = [entry["image_id"] for entry in entries if _has_no_area(entry)]
+    flat = [entry["image_id"] for entry in entries if _is_dropped(entry)]
     return CocoSummary(
         categories=tuple(category["name"] for category in content["categories"]), category_ids=tuple(category_ids),
         images=len(image_ids), annotations=len(entries), zero_area=len(flat),
@@ -158,10 +167,14 @@ def _check_files(entries: list[dict[str, Any]], file: Path, folder: Path) -> Non
 
 
 def _check_annotations(entries: list[dict[str, Any]], image_ids: set[int], category_ids: set[int], file: Path) -> None:
+    seen: set[int] = set()
     for place, entry in enumerate(entries):
         where = f"annotation {entry.get('id', f'number {place}')} in {file}"
         if not isinstance(entry.get("id"), int):
             raise UserError(f"{where} has no whole number as its id; every annotation needs one of its own")
+        if entry["id"] in seen:
+            raise UserError(f"{file} gives the annotation id {entry['id']} twice; every annotation needs an id of its own")
+        seen.add(entry["id"])
         if not _is_among(entry.get("image_id"), image_ids):
             raise UserError(f"{where} belongs to image {entry.get('image_id')}, which the file's images lack; "
                             "remove the annotation or add the image")
@@ -172,12 +185,41 @@ def _check_annotations(entries: list[dict[str, Any]], image_ids: set[int], categ
         if not (isinstance(box, list) and len(box) == 4
                 and all(isinstance(x, int | float) and math.isfinite(x) for x in box)):
             raise UserError(f"{where} has the bbox {box}; it must be four finite numbers: x, y, width, height")
+        _check_mask_fields(entry, where)
+
+
+def _check_mask_fields(entry: dict[str, Any], where: str) -> None:
+    """UserError unless area, iscrowd and, where there is one, segmentation are what pycocotools and mmdet read."""
+    area = entry.get("area")
+    if type(area) not in (int, float) or not math.isfinite(area):
+        raise UserError(f"{where} has no number as its area; add 'area', the object's size in square pixels (without a "
+                        "mask: width times height)")
+    if entry.get("iscrowd") not in (0, 1):
+        raise UserError(f"{where} has no iscrowd of 0 or 1; add 'iscrowd', which is 0 for a single object")
+    segmentation = entry.get("segmentation")
+    if segmentation is not None and not (_is_polygons(segmentation) or _is_rle(segmentation)):
+        raise UserError(f"{where} has a segmentation that is neither a non-empty list of polygons (each x, y, x, y, .. of "
+                        "three points or more) nor an RLE with size and counts; correct it or leave it out")
+
+
+def _is_polygons(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(
+        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        and set(map(type, polygon)) <= {int, float} for polygon in value)
+
+
+def _is_rle(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    size, counts = value.get("size"), value.get("counts")
+    return isinstance(size, list) and list(map(type, size)) == [int, int] and isinstance(counts, str | list)
 
 
 def _is_among(value: Any, ids: set[int]) -> bool:
     return isinstance(value, int) and value in ids
 
 
-def _has_no_area(entry: dict[str, Any]) -> bool:
+def _is_dropped(entry: dict[str, Any]) -> bool:
+    """Whether mmdet's CocoDataset leaves the box out (mmdet/datasets/coco.py, parse_data_info)."""
     _, _, width, height = entry["bbox"]
-    return width <= 0 or height <= 0 or entry.get("area", width * height) <= 0
+    return width < 1 or height < 1 or entry["area"] <= 0

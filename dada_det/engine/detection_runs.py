@@ -49,12 +49,13 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     """
     forbid_unsafe_loading()
     _join(config, launcher)
+    annotations, images = layout.part("train")
     if change.has_masks(config) and summary.without_mask:
-        raise UserError(f"{layout.train_annotations} has {summary.without_mask} annotations without a segmentation, "
+        raise UserError(f"{annotations} has {summary.without_mask} annotations without a segmentation, "
                         f"which {Path(config.filename).stem} needs; add them or train a detector of boxes")
     change.use_data(config, layout, summary.categories)
-    broken = leave_out_broken(layout.train_annotations, layout.train_images)
-    demand_whole(layout.val_annotations, layout.val_images)
+    broken = leave_out_broken(annotations, images)
+    demand_whole(*layout.part("val"))
     change.leave_out(config, broken)
     change.use_training_hooks(config, Path(config.filename).stem)
     if amp:
@@ -68,9 +69,9 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     if checkpoint:
         matching_weights(check_checkpoint(checkpoint), runner.model, checkpoint, config)
     if is_main_process() and summary.note:
-        print(f"{layout.train_annotations}: {summary.note}")
+        print(f"{annotations}: {summary.note}")
     if is_main_process() and broken:
-        print(f"{layout.train_images}: left out {len(broken)} images that do not decode: {', '.join(broken[:5])}")
+        print(f"{images}: left out {len(broken)} images that do not decode: {', '.join(broken[:5])}")
     runner.train()
     if is_main_process():
         print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {_last_scores(runner)}")
@@ -86,12 +87,10 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     forbid_unsafe_loading()
     _join(config, launcher)
     change.use_data(config, layout, summary.categories)
-    annotations = layout.val_annotations
+    annotations, images = layout.part("test" if test_dev else "val")
     if test_dev:
-        assert layout.test_annotations is not None and layout.test_images is not None
-        annotations = layout.test_annotations
-        change.use_test_dev(config, annotations, layout.test_images)
-    demand_whole(annotations, layout.test_images if test_dev and layout.test_images else layout.val_images)
+        change.use_test_dev(config, annotations, images)
+    demand_whole(annotations, images)
     content = None if checkpoint == "none" else check_checkpoint(checkpoint)
     _use_test_flags(config, flags)
     with tempfile.TemporaryDirectory(prefix=".results-", dir=config.work_dir) as folder:

@@ -13,15 +13,20 @@ GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
 
 
 def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> None:
-    """Points all three dataloaders and evaluators at `layout` and gives every head one output a class."""
+    """Points the dataloaders and evaluators at the parts of `layout` and gives every head one output a class.
+
+    A part that `layout` is without is not used: its dataloader is left alone but for the classes.
+    """
     colours = [colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.8, 0.95) for number in range(len(classes))]
     palette = [tuple(int(255 * value) for value in colour) for colour in colours]
     train, val = (layout.train_annotations, layout.train_images), (layout.val_annotations, layout.val_images)
     for part, (annotations, images) in {"train": train, "val": val, "test": val}.items():
         dataset = _innermost(config[f"{part}_dataloader"].dataset)
-        dataset.update(data_root="", ann_file=str(annotations), data_prefix={"img": str(images)},
-                       metainfo={"classes": classes, "palette": palette})
-    config.val_evaluator.ann_file = config.test_evaluator.ann_file = str(layout.val_annotations)
+        dataset.update(data_root="", metainfo={"classes": classes, "palette": palette})
+        if annotations is not None:
+            dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)})
+    if layout.val_annotations is not None:
+        config.val_evaluator.ann_file = config.test_evaluator.ann_file = str(layout.val_annotations)
     for entry in dicts_in(config.model):
         if "num_classes" in entry:
             entry.num_classes = len(classes)
@@ -45,10 +50,6 @@ def leave_out(config: Config, names: list[str]) -> None:
 def write_results_to(config: Config, prefix: Path) -> None:
     """Makes the test evaluator write COCO's results files <prefix>.{bbox,segm}.json and nothing else."""
     config.test_evaluator.update(format_only=True, outfile_prefix=str(prefix))
-
-
-def use_backbone(config: Config, path: str | Path) -> None:
-    config.model.backbone.init_cfg.checkpoint = str(path)
 
 
 def use_processes(config: Config, launcher: str, gloo: bool) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def run_search(config: Config, resume: bool) -> None:
     settings = settings_for(**config.search)
     space = SearchSpace(operations=config.operations, ranges=settings.ranges) if config.get("operations") \
         else SearchSpace(ranges=settings.ranges)
-    checkpoint = resume_point(config, settings) if resume else None
+    if settings.warmup_epochs >= config.epochs:  # a short search spends its last epoch on the policy all the same
+        settings = replace(settings, warmup_epochs=config.epochs - 1)
     train, val, classes, data_hash = LOADERS[config.kind](config)
+    own = identity(config, settings, space, data_hash)
+    checkpoint = resume_point(config, own) if resume else None
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     batches = SearchBatches(
         MemoryImages(train.images_NCHW.to(device), train.labels_N.to(device)),
@@ -64,7 +68,7 @@ def run_search(config: Config, resume: bool) -> None:
                          "policy": []},
         default_hooks={"logger": None, "sampler_seed": None, "checkpoint": {"type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"}, {"type": "WritePolicy", "provenance": provenance,
-                                                  "identity": identity(config, settings)},
+                                                  "identity": own},
                       {"type": "ProgressLine", "stage": "search"}],
         launcher="pytorch" if distributed else "none",
         randomness={"seed": config.seed, "deterministic": device.type == "cpu"}, log_level="WARNING",
@@ -96,25 +100,26 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
                             policy=OptimWrapper(adam))
 
 
-def resume_point(config: Config, settings: Settings) -> Path | None:
+def resume_point(config: Config, wanted: str) -> Path | None:
     """The checkpoint that --resume goes on from; None, said in one line, where there is none yet."""
     checkpoint = find_checkpoint(config.work_dir)
     if checkpoint is None:
         if world()[0] == 0:
             print(f"search  --resume: no checkpoint in {config.work_dir} yet, starting afresh")
         return None
-    state = check_checkpoint(checkpoint)
-    wanted = identity(config, settings)
-    if state.get("meta", {}).get("identity", wanted) != wanted:
-        raise UserError(f"{checkpoint} is of another search ({state['meta']['identity']} instead of {wanted}); "
+    found = check_checkpoint(checkpoint).get("meta", {}).get("identity")
+    if found != wanted:
+        raise UserError(f"{checkpoint} is of another search ({found or 'none of ours'} instead of {wanted}); "
                         "give its own flags, or another --work-dir")
     return checkpoint
 
 
-def identity(config: Config, settings: Settings) -> str:
+def identity(config: Config, settings: Settings, space: SearchSpace, data_hash: str) -> str:
     """What a resumed search must share with the one that wrote the checkpoint."""
-    return (f"{config.kind} {config.classifier.name} {config.image_size} px, batch {config.batch_size}, "
-            f"seed {config.seed}, {settings}")
+    return (f"{config.classifier.name}, {config.image_size} px, batch {config.batch_size}, {config.epochs} epochs, "
+            f"seed {config.seed}, mirror {config.mirror}, weights {dict(config.weights_optimizer)}, "
+            f"policy {dict(config.policy_optimizer)}, {settings}, {len(space.operations)} operations "
+            f"{'/'.join(space.operations)}, data {data_hash[:12]}")
 
 
 Loaded = tuple[MemoryImages, MemoryImages, tuple[str, ...], str]

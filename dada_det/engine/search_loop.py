@@ -37,9 +37,9 @@ class SearchBatches:
     def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool,
                  batch_size: int, val_batch_size: int, draws: int, sub_policies: int, seed: int) -> None:
         size = world()[1]
-        if batch_size > len(train) or batch_size % size or val_batch_size % size:
+        if batch_size > len(train) or batch_size % size or batch_size < 2 * size:
             raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "
-                            f"the batch must divide among {size} processes; choose another")
+                            f"the batch must divide among {size} processes, two images or more for each; choose another")
         self.train, self.val = train, val
         self.image_size, self.padding, self.mirror, self.seed = image_size, padding, mirror, seed
         self.batch_size, self.val_batch_size = batch_size, val_batch_size

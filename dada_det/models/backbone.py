@@ -6,6 +6,7 @@ torchvision's own.
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -45,7 +46,7 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The backbone in `path` as (state dict: 318 tensors with torchvision's keys, meta: the JSON beside it).
 
     fc.* of torchvision's own files is dropped. UserError for a missing file, one that carries code, is no ResNet-50,
-    holds only a part, has prefixed keys, another dtype or NaN, or does not belong to the JSON beside it.
+    holds only a part, has prefixed keys, sparse or meta tensors, another dtype or NaN, or does not belong to the JSON beside it.
     """
     path = Path(path)
     content = _read_tensors(path)
@@ -96,9 +97,9 @@ def _plain(tensor: Tensor) -> Tensor:
 def _problem(tensors: Mapping[str, Any]) -> str | None:
     """What keeps `tensors` from being a whole float32 ResNet-50, as the end of a sentence; None where nothing does."""
     shapes = _shapes()
-    prefixed = [name for name in tensors if str(name).endswith(".conv1.weight") and not str(name).startswith("layer")]
-    if prefixed:
-        return f"has the prefix {prefixed[0].removesuffix('conv1.weight')!r} before its keys"
+    prefixes = [str(name).removesuffix("conv1.weight") for name in tensors if str(name).endswith(".conv1.weight")]
+    if strange := [prefix for prefix in prefixes if not re.fullmatch(r"layer\d+\.\d+\.", prefix)]:
+        return f"has the prefix {min(strange, key=len)!r} before its keys"
     needed = [name for name in shapes if not name.endswith("num_batches_tracked")]
     missing = [name for name in needed if name not in tensors]
     if len(missing) == len(needed):
@@ -111,6 +112,9 @@ def _problem(tensors: Mapping[str, Any]) -> str | None:
     if missing:
         return (f"holds only {len(needed) - len(missing)} of a ResNet-50's {len(needed)} tensors: {missing[0]} is "
                 "missing")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            return f"holds a {'meta' if tensor.is_meta else 'sparse'} tensor and not a dense one ({name})"
     for name in needed:
         if tensors[name].dtype != torch.float32:
             return f"is {str(tensors[name].dtype).removeprefix('torch.')} and not float32 ({name})"

@@ -17,9 +17,10 @@ from dada_det.search import alignment, estimators
 from dada_det.search.alignment import Weights
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample
 from dada_det.search.estimators import ControlVariate
-from dada_det.search.ranks import mean_over_ranks, mean_weights
+from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 
 ESTIMATORS = ("relax", "score", "gumbel")
+PAPER_ENTRIES = ["ranges", "estimator", "temperature"]  # all else is as printed
 BASELINES = ("unaugmented", "second_draw", "batch", "none")
 
 
@@ -51,20 +52,32 @@ MODES = {
 
 def settings_for(mode: str = "default", **changes: object) -> Settings:
     """The settings of a mode with single entries changed; UserError for a mode, entry or value that does not exist."""
-    known = [field.name for field in fields(Settings)]
+    if mode not in MODES:
+        raise UserError(f"search has no mode {mode!r}; modes: {', '.join(MODES)}")
+    known = PAPER_ENTRIES if mode == "paper" else DEFAULT_ENTRIES
     unknown = [name for name in changes if name not in known]
-    if mode not in MODES or unknown:
-        raise UserError(f"search has no {'mode ' + repr(mode) if mode not in MODES else 'entry ' + unknown[0]}; "
-                        f"modes: {', '.join(MODES)}; entries: {', '.join(known)}")
+    if unknown:
+        raise UserError(f"search has no entry {unknown[0]} in the mode {mode}; entries: {', '.join(known)}")
     settings = replace(MODES[mode], **changes)  # type: ignore[arg-type]
     for entry, value, choices in (("estimator", settings.estimator, ESTIMATORS),
                                   ("baseline", settings.baseline, BASELINES),
                                   ("ranges", settings.ranges, ("strength", "autoaugment"))):
         if value not in choices:
             raise UserError(f"search.{entry} is {value!r}; choose one of {', '.join(choices)}")
+    for entry, least in (("draws", 1), ("val_batches", 1), ("warmup_epochs", 0)):
+        value = getattr(settings, entry)
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"search.{entry} is {value!r}; give a whole number of at least {least}")
+    for entry in ("temperature", "spread") if mode == "default" else ("temperature",):
+        value = getattr(settings, entry)
+        if not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"search.{entry} is {value!r}; give a number above 0")
     if settings.baseline == "second_draw" and settings.draws < 2:
         raise UserError("search.baseline='second_draw' needs search.draws of at least 2")
     return settings
+
+
+DEFAULT_ENTRIES = [field.name for field in fields(Settings) if field.name not in ("mode", "unconstrained")]
 
 
 @dataclass(frozen=True)
@@ -181,9 +194,11 @@ def subtract_baseline(rewards: Tensor, baseline: str, draws: int) -> Tensor:
     """R_i minus the mean of the other draws of the same image, or of all other images; never of itself, which would bias."""
     if baseline == "none":
         return rewards
-    groups = rewards.view(draws, -1) if baseline == "second_draw" else rewards.view(-1, 1)
-    n = len(groups)
-    return ((groups - groups.mean(0)) * (n / (n - 1))).flatten()
+    if baseline == "second_draw":
+        groups = rewards.view(draws, -1)
+        return ((groups - groups.mean(0)) * (draws / (draws - 1))).flatten()
+    n = len(rewards) * world()[1]
+    return (rewards - mean_over_ranks([rewards.mean()])[0]) * (n / (n - 1))
 
 
 def estimate(parts: Step, rewards: Tensor, sample: Sample, noise: Noise) -> tuple[estimators.Gradient, Tensor | None]:

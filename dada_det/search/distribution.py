@@ -122,9 +122,12 @@ class PolicyDistribution(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Cuts probabilities and magnitudes back to 0..1 where they are not logits."""
+        """Cuts probabilities and magnitudes back to 0..1 where they are not logits.
+
+        A probability of exactly 0 or 1 would have no gradient, and never move again.
+        """
         if not self.unconstrained:
-            self.flags_N2.clamp_(0, 1)
+            self.flags_N2.clamp_(1e-6, 1 - 1e-6)
             self.magnitudes_N2.clamp_(0, 1)
 
     def backward(self, gradients: PolicyGradient) -> None:

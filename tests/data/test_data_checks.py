@@ -15,8 +15,9 @@ CONTENT: dict[str, Any] = {
     "images": [{"id": 10, "file_name": "a.jpg", "width": 64, "height": 48},
                {"id": 11, "file_name": "deep/b.jpg", "width": 64, "height": 48}],
     "annotations": [
-        {"id": 1, "image_id": 10, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "segmentation": [[1, 2] * 4]},
-        {"id": 2, "image_id": 11, "category_id": 3, "bbox": [1.5, 2, 30, 4], "area": 120}],
+        {"id": 1, "image_id": 10, "category_id": 7, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0,
+         "segmentation": [[1, 2] * 4]},
+        {"id": 2, "image_id": 11, "category_id": 3, "bbox": [1.5, 2, 30, 4], "area": 120, "iscrowd": 0}],
 }
 
 
@@ -49,11 +50,17 @@ def test_summary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [changed("annotations", 1, "bbox", to=[5, 5, 0, 4]),
                                      changed("annotations", 1, "bbox", to=[5, 5, 4, 0.0]),
+                                     changed("annotations", 1, "bbox", to=[5, 5, 0.9, 40]),
+                                     changed("annotations", 1, "bbox", to=[5, 5, 40, 0.9]),
                                      changed("annotations", 1, "area", to=0)])
 def test_boxes_without_area_are_counted_and_named(tmp_path: Path, content: Any) -> None:
     summary = check_coco(*write(tmp_path, content))
     assert summary.zero_area == 1 and summary.zero_area_images == (11,)
-    assert summary.note == "dropped 1 of 2 boxes, which have no area (images 11)"
+    assert summary.note == "dropped 1 of 2 boxes, which have no area or are under 1 px wide or high (images 11)"
+
+
+def test_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
+    assert check_coco(*write(tmp_path, changed("annotations", 1, "bbox", to=[5, 5, 1, 1]))).zero_area == 0
 
 
 @pytest.mark.parametrize("content, message", [
@@ -74,11 +81,39 @@ def test_boxes_without_area_are_counted_and_named(tmp_path: Path, content: Any) 
     (changed("annotations", 1, "id", to=None), r"annotation None in .* has no whole number as its id"),
     (changed("annotations", 1, "bbox", to=[1, 2, 3]), r"annotation 2 in .* has the bbox \[1, 2, 3\]; it must be four"),
     (changed("annotations", 1, "bbox", to=[1, 2, 3, float("nan")]), r"it must be four finite numbers"),
+    (changed("annotations", 1, "id", to=1), r"annotations.json gives the annotation id 1 twice; every annotation needs"),
+    (changed("annotations", 1, "area", to=None), r"annotation 2 in .*annotations.json has no number as its area; add"),
+    (changed("annotations", 1, "area", to="120"), r"annotation 2 in .* has no number as its area; add 'area'"),
+    (changed("annotations", 1, "area", to=float("nan")), r"annotation 2 in .* has no number as its area; add 'area'"),
+    (changed("annotations", 1, "iscrowd", to=None), r"annotation 2 in .*annotations.json has no iscrowd of 0 or 1; add"),
+    (changed("annotations", 1, "iscrowd", to=2), r"annotation 2 in .* has no iscrowd of 0 or 1; add 'iscrowd'"),
 ])
 def test_messages(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         check_coco(*write(tmp_path, content))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key, message", [("area", "has no number as its area"), ("iscrowd", "has no iscrowd of 0 or 1")])
+def test_absent_fields(tmp_path: Path, key: str, message: str) -> None:
+    content = copy.deepcopy(CONTENT)
+    del content["annotations"][0][key]
+    with pytest.raises(UserError, match=f"annotation 1 in .*annotations.json {message}; add '{key}'"):
+        check_coco(*write(tmp_path, content))
+
+
+@pytest.mark.parametrize("mask", [[], [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4, 5, "6"]], [1, 2, 3, 4, 5, 6],
+                                  {}, {"size": [48, 64]}, {"counts": "abc"}, {"size": [48], "counts": []}, "RLE", 0])
+def test_segmentations_that_are_none(tmp_path: Path, mask: Any) -> None:
+    with pytest.raises(UserError, match="annotation 1 in .* has a segmentation that is neither a non-empty list of poly"):
+        check_coco(*write(tmp_path, changed("annotations", 0, "segmentation", to=mask)))
+
+
+@pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6.5]], {"size": [48, 64], "counts": "abc"},
+                                  {"size": [48, 64], "counts": [0, 3072]}])
+def test_polygons_and_rle_are_masks(tmp_path: Path, mask: Any) -> None:
+    assert check_coco(*write(tmp_path, changed("annotations", 1, "segmentation", to=mask))).without_mask == 0
+    assert check_coco(*write(tmp_path, changed("annotations", 1, "segmentation", to=None))).without_mask == 1
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -129,13 +164,24 @@ def test_missing_layouts(tmp_path: Path) -> None:
         find_coco(tmp_path / "data")
 
 
+def test_only_the_parts_that_are_asked_for_must_be_there(tmp_path: Path) -> None:
+    lay_out(tmp_path, "2017", "instances_")
+    (tmp_path / "train2017").rmdir()
+    layout = find_coco(tmp_path, parts=("val",))
+    assert layout.part("val") == (tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017")
+    with pytest.raises(ValueError, match="this layout has no train part"):
+        layout.part("train")
+    with pytest.raises(UserError, match="has no train part: looked for"):
+        find_coco(tmp_path)
+
+
 @pytest.mark.parametrize("name, images, annotations, categories",
                          [("coco-tiny", 80, 705, 80), ("nuclei", 233, 6497, 1)])
 def test_real_sets(shared: Path, name: str, images: int, annotations: int, categories: int) -> None:
     layout = find_coco(shared / "data" / name)
-    summary = check_coco(layout.train_annotations, layout.train_images)
+    summary = check_coco(*layout.part("train"))
     assert (summary.images, summary.annotations, len(summary.categories)) == (images, annotations, categories)
-    check_coco(layout.val_annotations, layout.val_images)
+    check_coco(*layout.part("val"))
     if layout.test_annotations is not None and layout.test_images is not None:
         assert check_coco(layout.test_annotations, layout.test_images, test=True).images == 20
     assert (layout.test_images is None) == (name == "nuclei")

@@ -155,3 +155,11 @@ def test_data_decides_every_head_s_classes():
     assert train.metainfo.classes == ("cell", "nucleus")
     assert len(set(train.metainfo.palette)) == 2
     assert config.val_evaluator.ann_file == config.test_evaluator.ann_file == "v.json"
+
+
+def test_a_part_that_is_not_there_leaves_its_dataloader_alone():
+    config = Config.fromfile(CONFIGS / "retinanet_r50_dada.py", import_custom_modules=False)
+    before = config.train_dataloader.dataset.ann_file
+    detector_config.use_data(config, CocoLayout(None, None, Path("v.json"), Path("v"), None, None), ("cell",))
+    assert config.train_dataloader.dataset.ann_file == before
+    assert config.test_dataloader.dataset.ann_file == config.test_evaluator.ann_file == "v.json"

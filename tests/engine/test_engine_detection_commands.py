@@ -164,7 +164,16 @@ def test_training_names_what_is_missing(backbone, coco80, tmp_path, capsys, monk
          "the data folder data/coco does not exist")
     says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--resume", "no.pth"],
          "the checkpoint no.pth of --resume does not exist")
-    says(capsys, train_det.main, [ROOT / "configs/search_imagenet.py"], "is no detector's config")
+    says(capsys, train_det.main, [RETINANET, "--data", coco80], "the backbone work_dirs/pretrain/r50.pth does not exist; "
+         "make it with `tools/pretrain_r50.sh --config configs/debug/pretrain.py --policy dada-imagenet`")
+    for stage in ("search_imagenet", "pretrain_r50", "debug/search", "debug/pretrain"):
+        config = ROOT / f"configs/{stage}.py"
+        says(capsys, train_det.main, [config, *flags(backbone, coco80)], f"{config} is no detector's config")
+        says(capsys, test_det.main, [config, "none", *flags(backbone, coco80)], f"{config} is no detector's config")
+    for command in ([RETINANET], [RETINANET, "none"]):
+        says(capsys, test_det.main if "none" in command else train_det.main,
+             [*command, *flags(backbone, coco80), "--cfg-options", "model.backbone.init_cfg=None"],
+             "names no backbone file: model.backbone.init_cfg is None; make it dict(type='Pretrained', checkpoint=FILE)")
     says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--cfg-options", "model.backbone.type=ResNet"],
          "is a ResNet, which loads weights unchecked")
     assert not (tmp_path / "work_dirs").exists()
@@ -198,6 +207,8 @@ def test_training_names_what_is_wrong_with_the_annotations(backbone, one_class, 
     fails("b", lambda c: c["annotations"][0].update(image_id=77), "belongs to image 77, which the file's images lack")
     fails("c", lambda c: c["annotations"][0].pop("segmentation"),
           "has 1 annotations without a segmentation, which mask_rcnn needs")
+    fails("e", lambda c: [entry.update(bbox=[5, 5, 0.5, 9]) for entry in c["annotations"]],
+          "has no box to train on: all 6 have no area or are under 1 px wide or high")
     fails("d", lambda c: c["categories"][0].update(name="dog"), "list different categories", "val2017")
 
 
@@ -206,7 +217,7 @@ def test_boxes_without_area_and_a_broken_image_are_left_out_and_named_once(backb
     (data / "train2017" / "4.jpg").write_bytes((data / "train2017" / "4.jpg").read_bytes()[:500])
     run(train_det.main, [RETINANET, "--backbone", backbone, "--data", data, "--work-dir", tmp_path / "w", *TINY])
     said = capsys.readouterr().out
-    assert said.count("dropped 1 of 6 boxes, which have no area (images 3)") == 1
+    assert said.count("dropped 1 of 6 boxes, which have no area or are under 1 px wide or high (images 3)") == 1
     assert said.count("left out 1 images that do not decode: 4.jpg") == 1
 
 
@@ -255,6 +266,31 @@ def test_test_dev_demands_coco_s_categories_and_its_image_list(trained, coco80, 
     (data / "annotations" / "image_info_test-dev2017.json").unlink()
     says(capsys, test_det.main, [*argv, data],
          "--test-dev needs annotations/image_info_test-dev2017.json and test2017/")
+
+
+def test_testing_needs_only_the_part_that_it_uses(backbone, coco80, tmp_path):
+    def only(split, annotations):
+        shutil.copytree(coco80 / split, tmp_path / split / split)
+        (tmp_path / split / "annotations").mkdir()
+        shutil.copy(coco80 / "annotations" / annotations, tmp_path / split / "annotations")
+        return [RETINANET, "none", "--backbone", backbone, "--data", tmp_path / split, "--work-dir", tmp_path / "w"]
+
+    flags = [*TINY, "model.test_cfg.score_thr=0.0"]
+    run(test_det.main, [*only("val2017", "instances_val2017.json"), *flags])
+    assert (tmp_path / "w" / "metrics.json").is_file()
+    run(test_det.main, [*only("test2017", "image_info_test-dev2017.json"), "--test-dev", *flags])
+    assert list((tmp_path / "w" / "test-dev" / "bbox").glob("*.zip"))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_test_runs(backbone, coco80, tmp_path, capsys, monkeypatch):
+    from dada_det.engine import detection_runs
+
+    monkeypatch.setattr(detection_runs, "run_test", lambda *_: pytest.fail("the test ran"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pkl").mkdir()
+    argv = [RETINANET, "none", "--backbone", backbone, "--data", coco80, "--work-dir", tmp_path / "w", "--out"]
+    says(capsys, test_det.main, [*argv, tmp_path / "file" / "x.pkl"], "x.pkl cannot be written, as its folder cannot: ")
+    says(capsys, test_det.main, [*argv, tmp_path / "folder.pkl"], "folder.pkl is a folder; give the name of a file")
 
 
 @pytest.mark.slow

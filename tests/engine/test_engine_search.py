@@ -67,11 +67,16 @@ def test_paper_mode_with_each_estimator(estimator: str, data: Path, tmp_path: Pa
     assert 1 <= len(moved) <= 6  # one draw a batch, three steps in each of two epochs
 
 
-@pytest.mark.parametrize("change", [["search.estimator=score"], ["search.baseline=second_draw"],
-                                    ["search.baseline=batch", "search.draws=1"]])
-def test_the_default_mode_takes_other_ingredients(change: list[str], data: Path, tmp_path: Path) -> None:
-    assert search(data, tmp_path, "--cfg-options", *change) == 0
-    assert (tmp_path / "policy.json").is_file()
+def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) -> None:
+    """Each change gives another policy than all others."""
+    changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.baseline=second_draw"],
+               ["search.baseline=batch"], ["search.draws=1"], ["search.shared=False"], ["search.normalise=False"]]
+    found = set()
+    for number, change in enumerate(changes):
+        options = ["--cfg-options", *change] if change else []
+        assert search(data, tmp_path / str(number), *options) == 0
+        found.add(Policy.load(tmp_path / str(number) / "policy.json").sha256)
+    assert len(found) == len(changes)
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(data: Path, tmp_path: Path) -> None:
@@ -125,9 +130,16 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--cfg-options", "search.mode=papper"], "search has no mode 'papper'; modes: default, paper"),
-    (["--cfg-options", "search.estimater=relax"], "search has no entry estimater"),
+    (["--cfg-options", "search.estimater=relax"], "search has no entry estimater in the mode default"),
     (["--cfg-options", "search.estimator=reinforce"], "search.estimator is 'reinforce'; choose one of relax, score, gumbel"),
     (["--cfg-options", "search.baseline=second_draw", "search.draws=1"], "needs search.draws of at least 2"),
+    (["--cfg-options", "search.mode=paper", "search.draws=2"], "search has no entry draws in the mode paper"),
+    (["--cfg-options", "search.spread=None"], "search.spread is None; give a number above 0"),
+    (["--cfg-options", "search.draws=0"], "search.draws is 0; give a whole number of at least 1"),
+    (["--cfg-options", "search=foo"], "has 'foo' for `search`, which this stage needs as dict"),
+    (["--cfg-options", "kind=foo"], "the config's kind is 'foo'"),
+    (["--config", "configs/pretrain_r50.py"], "has None for `kind`, which this stage needs as str"),
+    (["--image-size", "2"], "--image-size 2 and --batch-size 4 are too small"),
     (["--cfg-options", "operations=[Invert,Blur]"], "Blur"),
     (["--cfg-options", "operations=[Invert]"], "at least two different operations"),
     (["--batch-size", "13"], "--batch-size 13 does not fit: the training half holds 12 images"),
@@ -149,7 +161,7 @@ def test_mistakes_in_the_data_get_one_sentence(data: Path, tmp_path: Path, capsy
     (empty / "train").mkdir(parents=True)
     for folder, flags, sentence in (
             (tmp_path / "nowhere", [], "has no folder train/<class>/"),
-            (empty, [], "class"),
+            (empty, [], "put the images at"),
             (single, [], "has 1 images, and one half of each class validates"),
             (data, ["--val-data", str(stranger)], "has 1 classes that the training images lack, such as 'class3'")):
         assert search(folder, tmp_path / "w", *flags) == 2
@@ -159,8 +171,32 @@ def test_mistakes_in_the_data_get_one_sentence(data: Path, tmp_path: Path, capsy
 
 def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert search(data, tmp_path, "--epochs", "1") == 0
-    assert search(data, tmp_path, "--resume", "--seed", "5") == 2
-    assert "is of another search" in capsys.readouterr().err
+    for change in (["--seed", "5"], ["--epochs", "3"], ["--cfg-options", "operations=[Invert,Rotate,Cutout]"]):
+        assert search(data, tmp_path, "--epochs", "1", "--resume", *change) == 2
+        assert "is of another search" in capsys.readouterr().err
+
+
+def test_a_search_of_one_epoch_learns_too(data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--epochs", "1") == 0
+    table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    assert len({entry["preference"] for entry in table}) > 50
+
+
+def test_cifar10_has_no_validation_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--config", "configs/search_cifar10.py", "--val-data", str(tmp_path), "--work-dir", str(tmp_path)]) == 2
+    assert "split in halves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999", "x"])
+def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--seed", seed])
+    assert stopped.value.code == 2 and "--seed" in capsys.readouterr().err
+
+
+def test_two_processes_search_through_the_command(data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--gpus", "2") == 0
+    assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 25
 
 
 def test_an_output_folder_that_cannot_be_written(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

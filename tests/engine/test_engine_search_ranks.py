@@ -20,13 +20,13 @@ from dada_det.search.dada import settings_for
 STEPS = 4
 
 
-def search_steps(mode: str) -> dict[str, Tensor]:
+def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
     """The state after four steps on random images, a small net without BatchNorm, and Adam's large steps."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     halves = [MemoryImages(torch.randint(0, 256, (24, 3, 18, 18), generator=generator, dtype=torch.uint8),
                            torch.randint(0, 4, (24,), generator=generator)) for _ in range(2)]
-    settings = settings_for(mode, warmup_epochs=0)
+    settings = settings_for(mode) if mode == "paper" else settings_for(mode, warmup_epochs=0, baseline=baseline)
     space = SearchSpace(("ShearX", "Invert", "Solarize", "Brightness", "Cutout"), settings.ranges)
     network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
     searcher = Searcher(network, space, settings, [125.0] * 3, [60.0] * 3).double()
@@ -40,24 +40,26 @@ def search_steps(mode: str) -> dict[str, Tensor]:
     return searcher.state_dict()
 
 
-def process(rank: int, folder: str, mode: str) -> None:
+def process(rank: int, folder: str, mode: str, baseline: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(search_steps(mode), f"{folder}/{rank}.pth")
+    torch.save(search_steps(mode, baseline), f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
-def test_two_processes_equal_one(mode: str, tmp_path: Path) -> None:
-    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode]) for rank in range(2)]
+@pytest.mark.parametrize(("mode", "baseline"), [("default", "unaugmented"), ("default", "batch"), ("paper", "none")])
+def test_two_processes_equal_one(mode: str, baseline: str, tmp_path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode, baseline]) for rank in range(2)]
     assert [child.wait(timeout=300) for child in children] == [0, 0]
     ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
-    alone = search_steps(mode)
+    alone = search_steps(mode, baseline)
     moved = [name for name, tensor in alone.items() if name.startswith("distribution") and tensor.std() > 1e-4]
     assert moved, "the policy did not move, so there would be nothing to compare"
     for name, tensor in alone.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
-        torch.testing.assert_close(ranks[0][name], tensor, rtol=0, atol=1e-10, msg=name)
+        # Adam divides by the gradient's size, which enlarges the rounding of the control variate's smallest ones.
+        tolerance = 1e-8 if name.startswith("control_variate") else 1e-10
+        torch.testing.assert_close(ranks[0][name], tensor, rtol=0, atol=tolerance)
 
 
 if __name__ == "__main__":

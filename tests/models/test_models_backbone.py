@@ -105,6 +105,12 @@ DAMAGED = {
         lambda state: {f"backbone.{name}": value for name, value in state.items()},
     "has the prefix 'module.backbone.' before its keys":
         lambda state: {f"module.backbone.{name}": value for name, value in state.items()},
+    "has the prefix 'layers.' before its keys":
+        lambda state: {f"layers.{name}": value for name, value in reversed(state.items())},
+    "holds a sparse tensor and not a dense one (conv1.weight)":
+        lambda state: {**state, "conv1.weight": state["conv1.weight"].to_sparse()},
+    "holds a meta tensor and not a dense one (bn1.num_batches_tracked)":
+        lambda state: {**state, "bn1.num_batches_tracked": torch.tensor(0, device="meta")},
     "is float16 and not float32":
         lambda state: {name: value.half() if value.is_floating_point() else value for name, value in state.items()},
     "holds NaN or infinite numbers (bn1.bias)": lambda state: {**state, "bn1.bias": torch.full((64,), float("nan"))},

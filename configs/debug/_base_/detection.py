@@ -10,7 +10,7 @@ size = (128, 128)
 data_root = "data/demo/coco"
 demo = True  # without --data: made at first use
 backbone = "work_dirs/pretrain/r50.pth"
-backbone_command = "tools/pretrain_r50.sh --config configs/debug/pretrain.py"
+backbone_command = "tools/pretrain_r50.sh --config configs/debug/pretrain.py --policy dada-imagenet"
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),

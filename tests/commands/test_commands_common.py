@@ -1,0 +1,49 @@
+"""Exit codes and sentences that all commands share."""
+
+from argparse import Namespace
+
+import pytest
+
+from dada_det.commands import common, pretrain, search, test_det, train_det
+from dada_det.errors import UserError
+
+
+def outcome(error: BaseException | None, capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    def body(args: Namespace) -> None:
+        if error is not None:
+            raise error
+
+    code = common.run(body, common.parser_for("tool", "does it", "tool --flag"), [])
+    return code, capsys.readouterr().err
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture) -> None:
+    assert outcome(None, capsys) == (0, "")
+    assert outcome(UserError("the file x is missing; give another"), capsys) == (
+        2, "tool: error: the file x is missing; give another\n")
+    code, sentence = outcome(KeyboardInterrupt(), capsys)
+    assert (code, sentence) == (130, "tool: interrupted\n")
+
+
+def test_cv2_without_libgl_gets_one_sentence_of_advice(capsys: pytest.CaptureFixture) -> None:
+    code, sentence = outcome(ImportError("libGL.so.1: cannot open shared object file"), capsys)
+    assert code == 2 and "opencv-python-headless" in sentence and sentence.count("\n") == 1
+    with pytest.raises(ImportError):
+        outcome(ImportError("no module named dada"), capsys)
+
+
+def test_processes_say_a_mistake_once(capfd: pytest.CaptureFixture, tmp_path) -> None:
+    """Both of two processes find the same mistake; the parent says it and ends with code 2."""
+    code = search.main(["--config", "configs/debug/search.py", "--data", str(tmp_path), "--gpus", "2",
+                        "--work-dir", str(tmp_path / "w")])
+    error = capfd.readouterr().err
+    assert code == 2 and error.count("has no folder train/<class>/") == 1 and "Traceback" not in error
+
+
+@pytest.mark.parametrize("main", [search.main, pretrain.main, train_det.main, test_det.main])
+def test_help_shows_an_example(main, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:" in text and "--gpus" in text and "--work-dir" in text
