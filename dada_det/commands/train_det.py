@@ -77,7 +77,7 @@ def detector_config(args: Namespace) -> Any:
                         "dict(type='Pretrained', checkpoint=FILE), as configs/retinanet_r50_dada.py does")
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     if args.backbone:
-        init.checkpoint = args.backbone
+        init["checkpoint"] = args.backbone
     return config
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dada_det.data.folders import ImageList, check_two_images, scan_folder
 from dada_det.errors import UserError
 from dada_det.files import read_json
 
@@ -62,18 +61,6 @@ def coco_categories() -> list[dict[str, Any]]:
     return json.loads(Path(__file__).with_name("coco80.json").read_text(encoding="utf-8"))
 
 
-def check_image_folder(root: str | Path, classes: Sequence[str] | None = None, halves: bool = False) -> ImageList:
-    """The images of <root>/<class>/**, as scan_folder gives them, with its errors.
-
-    With `halves`, also UserError for a class with fewer than two images.
-    """
-    images = scan_folder(root, classes)
-    if halves:
-        for name, members in zip(images.classes, images.by_class(), strict=True):
-            check_two_images(images.root, name, len(members))
-    return images
-
-
 def find_coco(root: str | Path, parts: Sequence[str] = ("train", "val")) -> CocoLayout:
     """Finds annotations/instances_{train,val}2017.json with {train,val}2017/, or the same without 2017.
 
@@ -84,11 +71,12 @@ def find_coco(root: str | Path, parts: Sequence[str] = ("train", "val")) -> Coco
     if not root.is_dir():
         raise UserError(f"the data folder {root} does not exist; it should hold annotations/instances_train2017.json, "
                         "train2017/, annotations/instances_val2017.json and val2017/")
-    train, val = (_find_split(root, part) if part in parts else (None, None) for part in ("train", "val"))
+    train_annotations, train_images = _find_split(root, "train") if "train" in parts else (None, None)
+    val_annotations, val_images = _find_split(root, "val") if "val" in parts else (None, None)
     test_annotations, test_images = root / "annotations" / TEST_ANNOTATIONS, root / "test2017"
     if not (test_annotations.is_file() and test_images.is_dir()):
-        return CocoLayout(*train, *val, None, None)
-    return CocoLayout(*train, *val, test_annotations, test_images)
+        return CocoLayout(train_annotations, train_images, val_annotations, val_images, None, None)
+    return CocoLayout(train_annotations, train_images, val_annotations, val_images, test_annotations, test_images)
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path]:
@@ -191,14 +179,14 @@ def _check_annotations(entries: list[dict[str, Any]], image_ids: set[int], categ
 def _check_mask_fields(entry: dict[str, Any], where: str) -> None:
     """UserError unless area, iscrowd and, where there is one, segmentation are what pycocotools and mmdet read."""
     area = entry.get("area")
-    if type(area) not in (int, float) or not math.isfinite(area):
+    if not isinstance(area, int | float) or isinstance(area, bool) or not math.isfinite(area):
         raise UserError(f"{where} has no number as its area; add 'area', the object's size in square pixels (without a "
                         "mask: width times height)")
     if entry.get("iscrowd") not in (0, 1):
         raise UserError(f"{where} has no iscrowd of 0 or 1; add 'iscrowd', which is 0 for a single object")
     segmentation = entry.get("segmentation")
-    if segmentation is not None and not (_is_polygons(segmentation) or _is_rle(segmentation)):
-        raise UserError(f"{where} has a segmentation that is neither a non-empty list of polygons (each x, y, x, y, .. of "
+    if segmentation not in (None, []) and not (_is_polygons(segmentation) or _is_rle(segmentation)):
+        raise UserError(f"{where} has a segmentation that is neither a list of polygons (each x, y, x, y, .. of "
                         "three points or more) nor an RLE with size and counts; correct it or leave it out")
 
 

@@ -46,7 +46,8 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The backbone in `path` as (state dict: 318 tensors with torchvision's keys, meta: the JSON beside it).
 
     fc.* of torchvision's own files is dropped. UserError for a missing file, one that carries code, is no ResNet-50,
-    holds only a part, has prefixed keys, sparse or meta tensors, another dtype or NaN, or does not belong to the JSON beside it.
+    holds only a part, has prefixed keys, sparse or meta tensors, another dtype or NaN, or does not belong to the JSON
+    beside it.
     """
     path = Path(path)
     content = _read_tensors(path)

@@ -102,10 +102,10 @@ def test_absent_fields(tmp_path: Path, key: str, message: str) -> None:
         check_coco(*write(tmp_path, content))
 
 
-@pytest.mark.parametrize("mask", [[], [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4, 5, "6"]], [1, 2, 3, 4, 5, 6],
+@pytest.mark.parametrize("mask", [[[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4, 5, "6"]], [1, 2, 3],
                                   {}, {"size": [48, 64]}, {"counts": "abc"}, {"size": [48], "counts": []}, "RLE", 0])
 def test_segmentations_that_are_none(tmp_path: Path, mask: Any) -> None:
-    with pytest.raises(UserError, match="annotation 1 in .* has a segmentation that is neither a non-empty list of poly"):
+    with pytest.raises(UserError, match=r"annotation 1 in .* has a segmentation that is neither a list of poly"):
         check_coco(*write(tmp_path, changed("annotations", 0, "segmentation", to=mask)))
 
 
@@ -113,7 +113,8 @@ def test_segmentations_that_are_none(tmp_path: Path, mask: Any) -> None:
                                   {"size": [48, 64], "counts": [0, 3072]}])
 def test_polygons_and_rle_are_masks(tmp_path: Path, mask: Any) -> None:
     assert check_coco(*write(tmp_path, changed("annotations", 1, "segmentation", to=mask))).without_mask == 0
-    assert check_coco(*write(tmp_path, changed("annotations", 1, "segmentation", to=None))).without_mask == 1
+    for none in (None, []):  # exports of boxes alone write one or the other
+        assert check_coco(*write(tmp_path, changed("annotations", 1, "segmentation", to=none))).without_mask == 1
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
