@@ -93,6 +93,14 @@ def test_training_leaves_a_checkpoint_without_code(trained):
     assert state["roi_head.bbox_head.fc_cls.weight"].shape[0] == 81
 
 
+def test_faster_rcnn_trains_and_closes_with_its_ap(backbone, coco80, tmp_path, capsys):
+    config = ROOT / "configs/debug/faster_rcnn.py"
+    run(train_det.main, [config, "--backbone", backbone, "--data", coco80, "--work-dir", tmp_path, *TINY, *FEW])
+    assert checkpoint_of(tmp_path).is_file()
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"faster_rcnn  done: wrote {checkpoint_of(tmp_path)}; box AP ")
+
+
 def test_metrics_hold_box_and_mask_figures_in_percent(trained, coco80, tmp_path, capsys):
     run(test_det.main, [MASK_RCNN, checkpoint_of(trained), "--data", coco80, "--work-dir", tmp_path / "w",
                         "--out", tmp_path / "w" / "dump.pkl", "--show-dir", "painted", *TINY, *FEW])
