@@ -206,8 +206,8 @@ def test_help_shows_an_example(capsys):
 
 def test_resnet_50_is_exported_with_what_belongs_to_it(images, tmp_path):
     work_dir = tmp_path / "w"
-    arguments = flags(images, work_dir, "--image-size", "32", "--epochs", "1", policy="dada-imagenet",
-                      options=["classifier.name=resnet50"])
+    arguments = flags(images, work_dir, "--config", "configs/debug/pretrain.py", "--image-size", "32", "--epochs", "1",
+                      policy="dada-imagenet", options=["classifier.name=resnet50"])
     assert main(arguments) == 0
     tensors, meta = load_backbone(work_dir / "r50.pth")
     assert meta["classes"] == ["class0", "class1", "class2"] and meta["channel_order"] == "RGB"
