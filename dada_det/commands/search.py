@@ -2,10 +2,9 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from dada_det.commands import common
+from dada_det.data.folders import search_lists
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
@@ -28,7 +27,9 @@ def body(args: Namespace) -> None:
     config = common.stage_config(args, NEEDED)
     make_folder(config.work_dir)
     if config.kind == "imagenet":
-        check_lists(config)
+        data = config.data
+        # Once here, so that a mistake is said before anything heavy is imported.
+        search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
     elif config.kind != "cifar10":
         raise UserError(f"the config's kind is {config.kind!r}; give imagenet (folders of images) or cifar10")
     elif config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
@@ -37,20 +38,6 @@ def body(args: Namespace) -> None:
     from dada_det.engine.search import run_search
 
     run_search(config, args.resume)
-
-
-def check_lists(config: Any) -> None:
-    """Reads the folders and their names, so that a mistake is said before anything heavy is imported."""
-    from dada_det.data.folders import scan_folder, search_subset, stratified_halves
-
-    root = Path(config.data.root)
-    if not (root / "train").is_dir():
-        raise UserError(f"{root} has no folder train/<class>/; give the folder that holds it with --data")
-    images = search_subset(scan_folder(root / "train"), config.data.subset, config.data.images_per_class, config.seed)
-    if config.data.val_root:
-        scan_folder(config.data.val_root, images.classes)
-    else:
-        stratified_halves(images, config.seed)
 
 
 if __name__ == "__main__":

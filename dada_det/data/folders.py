@@ -135,7 +135,9 @@ def stratified_halves(images: ImageList, seed: int) -> tuple[ImageList, ImageLis
     train: list[int] = []
     val: list[int] = []
     for name, members in zip(images.classes, images.by_class(), strict=True):
-        check_two_images(images.root, name, len(members))
+        if len(members) < 2:
+            raise UserError(f"the class {name!r} in {images.root} has {len(members)} images, and one half of each class "
+                            "validates: add images, remove the class, or give --val-data")
         shuffled = _shuffled(members, seed, name)
         half = len(members) // 2
         val += shuffled[:half]
@@ -143,10 +145,19 @@ def stratified_halves(images: ImageList, seed: int) -> tuple[ImageList, ImageLis
     return images.select(sorted(train)), images.select(sorted(val))
 
 
-def check_two_images(root: Path, name: str, count: int) -> None:
-    if count < 2:
-        raise UserError(f"the class {name!r} in {root} has {count} images, and one half of each class validates: "
-                        "add images, remove the class, or give --val-data")
+def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int,
+                 seed: int) -> tuple[ImageList, ImageList]:
+    """What a search trains and validates on: the halves of root/train's subset, or all of it and `val_root`.
+
+    Raises UserError where root/train is missing, or the images do not make two such lists.
+    """
+    train = Path(root) / "train"
+    if not train.is_dir():
+        raise UserError(f"{root} has no folder train/<class>/; give the folder that holds it with --data")
+    images = search_subset(scan_folder(train), subset, per_class, seed)
+    if val_root:
+        return images, scan_folder(val_root, images.classes)
+    return stratified_halves(images, seed)
 
 
 def _shuffled(members: list[int], seed: int, name: str) -> list[int]:

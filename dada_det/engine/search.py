@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 
 from dada_det.augment.space import SearchSpace
 from dada_det.data.cifar import load_cifar10
-from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.data.folders import search_lists
 from dada_det.data.imagenet import decode, generator_for
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
@@ -125,18 +125,10 @@ def identity(config: Config, settings: Settings, space: SearchSpace, data_hash: 
 Loaded = tuple[MemoryImages, MemoryImages, tuple[str, ...], str]
 
 
-def imagenet_lists(config: Config) -> tuple[ImageList, ImageList]:
-    """The lists of the training half and of the validation half, or of --val-data; UserError where they do not fit."""
-    images = search_subset(scan_folder(Path(config.data.root) / "train"), config.data.subset,
-                           config.data.images_per_class, config.seed)
-    if config.data.val_root:
-        return images, scan_folder(Path(config.data.val_root), images.classes)
-    return stratified_halves(images, config.seed)
-
-
 def load_imagenet(config: Config) -> Loaded:
     """(training half, validation half, classes, hash of both), decoded once to uint8."""
-    lists = imagenet_lists(config)
+    data = config.data
+    lists = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
     memories = []
     for images in lists:
         pixels_NCHW, broken = decode(images, round(config.image_size * MARGIN), workers=len(os.sched_getaffinity(0)))
