@@ -1,0 +1,46 @@
+"""Means with intervals, against the printed tables of Student's t and against scipy's arithmetic."""
+
+import math
+
+import pytest
+
+from dada_det.report.statistics import mean_interval, paired_difference, student_quantile, student_share
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706),
+                                                   (9, 2.2622), (10, 2.2281), (29, 2.0452), (30, 2.0423), (120, 1.9799)])
+def test_the_quantiles_of_the_printed_table(freedom: int, expected: float) -> None:
+    assert student_quantile(0.95, freedom) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 8, 25])
+def test_quantile_and_share_are_each_others_inverse(freedom: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for share in (0.5, 0.9, 0.99):
+        t = student_quantile(share, freedom)
+        assert student_share(t, freedom) == pytest.approx(share, abs=1e-12)
+        assert t == pytest.approx(stats.t.ppf((1 + share) / 2, freedom), rel=1e-10)
+
+
+def test_mean_and_interval_of_five_runs() -> None:
+    """Mean 3, standard deviation sqrt(2.5), t = 2.77645: 2.77645 · sqrt(2.5 / 5)."""
+    mean, half = mean_interval([1, 2, 3, 4, 5])
+    assert mean == 3 and half == pytest.approx(1.963243, abs=1e-6)
+    assert mean_interval([97.25, 97.25, 97.25]) == (97.25, 0.0)
+
+
+def test_one_run_has_no_interval_and_no_run_no_mean() -> None:
+    mean, half = mean_interval([88.0])
+    assert mean == 88 and math.isnan(half)
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
+
+
+def test_pairs_take_out_what_their_seeds_share() -> None:
+    """The seeds differ by tens, the pairs by 1 to 3 points."""
+    reference = [10.0, 50.0, 90.0]
+    mean, half = paired_difference([11.0, 52.0, 93.0], reference)
+    assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)
+    assert half < mean_interval(reference)[1] / 10
+    with pytest.raises(ValueError):
+        paired_difference([1.0], reference)
