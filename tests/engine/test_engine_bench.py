@@ -1,0 +1,66 @@
+"""tools/bench/search_step.py: its columns, its JSON and its counting; no time decides a test."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "tools/bench/search_step.py"
+    spec = importlib.util.spec_from_file_location("search_step", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_table_and_its_json(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--models", "convnet", "--rounds", "2", "--device", "cpu", "--json", str(tmp_path / "step.json")]
+    assert bench.main(arguments) == 0
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert set(found) == {"hardware", "versions", "rows"} and "torch" in found["versions"]
+    assert [(row["model"], row["mode"]) for row in found["rows"]] == [("convnet", "default"), ("convnet", "paper")]
+    for row in found["rows"]:
+        assert row["low"] <= row["ratio"] <= row["high"] and row["memory_ratio"] > 1
+        # Nought would mean that what is to be timed or counted is no longer called under the name that is watched.
+        assert all(row[name] > 0 for name in ("augmentation", "data", "weights_update", "policy_update"))
+    default, paper = found["rows"]
+    assert default["rewards_per_step"] >= 16 and (paper["rewards_per_step"], paper["baseline"]) == (1, "none")
+    header, *lines = capsys.readouterr().out.splitlines()[1:4]
+    assert header.split() == list(bench.COLUMNS) and [line.split()[:2] for line in lines] == [["convnet", "default"],
+                                                                                             ["convnet", "paper"]]
+
+
+def test_settings_are_changed_by_name(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shape = ["--models", "convnet", "--modes", "default", "--rounds", "1", "--device", "cpu"]
+    assert bench.main([*shape, "--json", str(tmp_path / "step.json"), "--settings", "draws=1", "baseline=batch"]) == 0
+    (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert (row["mode"], row["baseline"]) == ("default draws=1 baseline=batch", "batch")
+    assert bench.main([*shape, "--settings", "drawz=1"]) == 2
+    assert "search has no entry drawz" in capsys.readouterr().err
+
+
+def test_peak_bytes_are_those_alive_at_once(bench: ModuleType) -> None:
+    case = bench.build("convnet", "paper", [], torch.device("cpu"))
+
+    def run(number: int) -> None:
+        first = torch.empty(3_000_000, dtype=torch.uint8)
+        del first
+        pair = torch.empty(1_000_000, dtype=torch.uint8), torch.empty(1_000_000, dtype=torch.uint8)
+        del pair
+
+    held = sum(tensor.nbytes for tensor in (*case.searcher.parameters(), *case.searcher.buffers()))
+    assert bench.peak_bytes(case, run) - held == pytest.approx(3_000_000, rel=0.01)
+
+
+@pytest.mark.parametrize(("n", "ends"), [(1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (12, (3, 10)), (25, (8, 18))])
+def test_the_interval_of_a_median(n: int, ends: tuple[int, int], bench: ModuleType) -> None:
+    """The places of the order statistics in the table of the sign test at 5 %."""
+    assert bench.interval(list(range(n, 0, -1))) == ends

@@ -1,0 +1,257 @@
+"""What a step of the search costs: a whole step over a plain forward+backward of the same model and batch.
+
+    python tools/bench/search_step.py --models wide_resnet40_2 resnet50 --modes default paper
+    python tools/bench/search_step.py --modes default --settings draws=1 baseline=batch --json step.json
+
+Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
+flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process; plain passes and steps take
+turns, one of each a round. The images are random: no kernel's time depends on them.
+
+ratio             (step - the weights' own update) / plain, the median over rounds; low, high: its 95 % interval
+weights_update    SGD and clipping over plain, which plain training pays too; policy_update (Adam) is part of the ratio
+augmentation      the policies' operations as a share of the step; data: crops, flips and noise as a share of it
+memory_ratio      peak bytes of a step over those of plain training (forward, backward, the weights' update), weights and
+                  optimiser state included: CUDA's max_memory_allocated; on the CPU what torch's allocator has handed out
+                  and not got back, by the profiler's record (so without fragmentation and without Python itself)
+rewards_per_step  images that got a reward of their own; baseline: what is subtracted from it
+"""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from math import comb
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a machine without a GPU an error
+
+import torch
+from mmengine.optim import OptimWrapperDict
+from torch.nn import functional as F
+
+from dada_det.augment.space import SearchSpace
+from dada_det.commands.common import positive
+from dada_det.data.memory import MemoryImages
+from dada_det.engine.launch import read_config
+from dada_det.engine.search import MARGIN, optimizers
+from dada_det.engine.search_loop import SearchBatches
+from dada_det.engine.searcher import Searcher
+from dada_det.errors import UserError
+from dada_det.files import write_json
+from dada_det.models.backbone import IMAGENET
+from dada_det.models.classifiers import build_classifier
+from dada_det.search import dada, estimators
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MODELS = {"wide_resnet40_2": ("search_cifar10", 10, 32, 32), "resnet50": ("search_imagenet", 120, 128, 8),
+          "convnet": ("search_imagenet", 10, 16, 32)}  # config, classes, side in pixels, batch
+COLUMNS = {"model": "15", "mode": "20", "ratio": "6.2f", "low": "6.2f", "high": "6.2f", "memory_ratio": "13.2f",
+           "rewards_per_step": "17d", "baseline": ">12", "augmentation": "13.1%", "data": "6.1%", "weights_update": "15.2f",
+           "policy_update": "14.2f", "plain_ms": "9.1f"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model in one mode, with the batches and the optimisers that the search stage makes for it."""
+
+    searcher: Searcher
+    batches: SearchBatches
+    wrappers: OptimWrapperDict
+    device: torch.device
+
+    def step(self, number: int) -> None:
+        """A whole step of the search, its data included, after the warm-up epochs."""
+        batch = self.batches.batch(0, number % len(self.batches))
+        self.searcher.search_step(batch, self.wrappers, epoch=self.searcher.settings.warmup_epochs)
+
+    def plain(self, number: int) -> Callable[[], None]:
+        """Plain forward+backward on a batch made ready beforehand."""
+        batch = self.batches.batch(0, number % len(self.batches))
+        images = self.searcher.normalise(batch.images_BCHW)
+        return lambda: F.cross_entropy(self.searcher.network(images), batch.labels_B).backward()
+
+    def plain_training(self, number: int) -> None:
+        """Plain forward+backward and the weights' update."""
+        self.plain(number)()
+        self.wrappers["weights"].step()
+        self.wrappers["weights"].zero_grad()
+
+
+def build(model: str, mode: str, changes: Sequence[str], device: torch.device) -> Case:
+    """The searcher of configs/search_*.py with `changes` (name=value) of its search settings, on random images."""
+    stem, classes, size, batch_size = MODELS[model]
+    config = read_config(str(CONFIGS / f"{stem}{'_paper' if mode == 'paper' else ''}.py"),
+                         [f"search.{change}" for change in changes])
+    config.batch_size = batch_size
+    settings = dada.settings_for(**config.search)
+    space = SearchSpace(ranges=settings.ranges)
+    torch.manual_seed(0)
+    searcher = Searcher(build_classifier(model, classes, size), space, settings, IMAGENET["mean"], IMAGENET["std"])
+    padding = config.get("padding", 0)
+    side = size if padding else round(size * MARGIN)
+    halves = [MemoryImages(torch.randint(0, 256, (20 * batch_size, 3, side, side), dtype=torch.uint8).to(device),
+                           torch.randint(0, classes, (20 * batch_size,)).to(device)) for _ in range(2)]
+    batches = SearchBatches(*halves, image_size=size, padding=padding, mirror=config.mirror, batch_size=batch_size,
+                            val_batch_size=batch_size * settings.val_batches, draws=settings.draws,
+                            sub_policies=len(space), seed=0)
+    searcher.to(device).train()
+    return Case(searcher, batches, optimizers(searcher, config), device)
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """The numbers of one row; the first round warms up and is not counted."""
+    memory_ratio, ratios, plains, parts = 0.0, [], [], []
+    for number in range(rounds + 1):
+        plain = seconds(case.plain(number), case.device)
+        case.wrappers["weights"].zero_grad()
+        whole_step = partial(case.step, number)
+        step = seconds(whole_step, case.device)
+        with watched(case) as spent:  # of a step of its own: on a GPU each look at the clock waits for the device
+            spent["step"] = seconds(whole_step, case.device)
+        if number == 0:
+            memory_ratio = peak_bytes(case, case.step) / peak_bytes(case, case.plain_training)
+            continue
+        ratios.append((step - spent["weights_update"]) / plain)
+        plains.append(plain)
+        parts.append({**spent, "plain": plain})
+    low, high = interval(ratios)
+    share = {name: statistics.median(part[name] / part["step"] for part in parts) for name in ("augmentation", "data")}
+    updates = {name: statistics.median(part[name] / part["plain"] for part in parts)
+               for name in ("weights_update", "policy_update")}
+    return {"ratio": statistics.median(ratios), "low": low, "high": high, "memory_ratio": memory_ratio,
+            "rewards_per_step": int(parts[-1]["rewards"]), "baseline": case.searcher.settings.baseline, **share, **updates,
+            "plain_ms": 1000 * statistics.median(plains), "rounds": rounds}
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Wall time of `run`, until the device has done all of it."""
+    start = now(device)
+    run()
+    return now(device) - start
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@contextmanager
+def watched(case: Case) -> Iterator[dict[str, float]]:
+    """Seconds spent in the parts of a step, by name, and the number of "rewards"."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = now(case.device)
+            result = function(*arguments, **options)
+            spent[name] += now(case.device) - start
+            return result
+        return call
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(rewards: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            spent["rewards"] += len(rewards)
+            return function(rewards, *arguments, **options)
+        return call
+
+    weights, policy = case.wrappers["weights"], case.wrappers["policy"]
+    with (patch.object(dada, "apply_draws", timed("augmentation", dada.apply_draws)),
+          patch.object(weights, "step", timed("weights_update", weights.step)),
+          patch.object(policy, "step", timed("policy_update", policy.step)),
+          patch.object(SearchBatches, "batch", timed("data", SearchBatches.batch)),
+          # Both modes score every reward once for the magnitudes.
+          patch.object(estimators, "magnitude_score", counted(estimators.magnitude_score)),
+          patch.object(estimators, "straight_through_magnitude", counted(estimators.straight_through_magnitude))):
+        yield spent
+
+
+def peak_bytes(case: Case, run: Callable[[int], None]) -> int:
+    """Peak bytes while `run(0)` runs, what the searcher and its optimisers hold included."""
+    gc.collect()
+    if case.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(case.device)
+        run(0)
+        return torch.cuda.max_memory_allocated(case.device)
+    states = [value for wrapper in case.wrappers.values() for state in wrapper.optimizer.state.values()
+              for value in state.values() if isinstance(value, torch.Tensor)]
+    held = sum(tensor.nbytes for tensor in (*case.searcher.parameters(), *case.searcher.buffers(), *states))
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
+        run(0)
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now_held = peak = held
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now_held += event.nbytes()
+        peak = max(peak, now_held)
+    return peak
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median from the order statistics; of fewer than six values the smallest and the largest."""
+    n = len(values)
+    tails = [2 * sum(comb(n, i) for i in range(k)) / 2**n for k in range(1, n // 2 + 1)]
+    k = max([k for k, tail in enumerate(tails, 1) if tail <= 0.05], default=1)
+    return sorted(values)[k - 1], sorted(values)[n - k]
+
+
+def hardware(device: torch.device) -> str:
+    """The name of what ran, with the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["wide_resnet40_2", "resnet50"],
+                        help="(default: %(default)s)")
+    parser.add_argument("--modes", nargs="+", choices=dada.MODES, default=["default", "paper"],
+                        help="(default: %(default)s)")
+    parser.add_argument("--settings", nargs="+", default=[], metavar="name=value",
+                        help="changes of the modes' search settings")
+    parser.add_argument("--rounds", type=positive, default=12, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="of torch on the CPU (default: torch's own)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write hardware, versions and rows")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    print(f"{hardware(device)}, torch {torch.__version__}, {args.rounds} rounds")
+    widths = {name: max(len(name), int(form.lstrip("<>").partition(".")[0].rstrip("d"))) for name, form in COLUMNS.items()}
+    print("  ".join(f"{name:{'<' if name in ('model', 'mode') else '>'}{widths[name]}}" for name in COLUMNS))
+    rows = []
+    try:
+        for model in args.models:
+            for mode in args.modes:
+                row = {"model": model, "mode": " ".join([mode, *args.settings]),
+                       **measure(build(model, mode, args.settings, device), args.rounds)}
+                rows.append(row)
+                print("  ".join(f"{row[name]:{form}}".rjust(widths[name]) for name, form in COLUMNS.items()), flush=True)
+    except UserError as error:
+        print(f"search_step.py: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        write_json(args.json, {"hardware": hardware(device), "rows": rows, "versions": {
+            "python": platform.python_version(), **{name: version(name) for name in ("torch", "timm", "dada_det")}}})
+        print(f"search_step  done: {len(rows)} rows in {args.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
