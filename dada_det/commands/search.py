@@ -10,7 +10,8 @@ from dada_det.files import make_folder
 
 CONFIG = "configs/search_imagenet.py"
 NEEDED = {"kind": str, "data": dict, "classifier": dict, "search": dict, "weights_optimizer": dict, "policy_optimizer": dict,
-          "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int}
+          "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int,
+          "precision": str}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

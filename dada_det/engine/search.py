@@ -35,8 +35,8 @@ def run_search(config: Config, resume: bool) -> None:
     """Searches as `config` says, into config.work_dir: policy.json, search.json and checkpoints; prints a closing line.
 
     Keys: data (root, val_root, subset, images_per_class), kind ("imagenet" | "cifar10"), image_size, batch_size, epochs,
-    seed, mirror, classifier (name), operations, search (mode and changes), weights_optimizer (lr at base_batch_size),
-    policy_optimizer, clip_grad, work_dir. Raises UserError for a user's mistake.
+    seed, mirror, precision ("bfloat16", on a GPU, or "float32"), classifier (name), operations, search (mode and changes),
+    weights_optimizer (lr at base_batch_size), policy_optimizer, clip_grad, work_dir. Raises UserError for a user's mistake.
     """
     forbid_unsafe_loading()
     distributed = join_processes()
@@ -57,7 +57,10 @@ def run_search(config: Config, resume: bool) -> None:
         sub_policies=len(space), seed=config.seed)
     torch.manual_seed(config.seed)  # every process starts from the same weights
     network = build_classifier(config.classifier.name, len(classes), config.image_size)
-    searcher = Searcher(network, space, settings, IMAGENET["mean"], IMAGENET["std"])
+    low = torch.bfloat16 if config.precision == "bfloat16" and device.type == "cuda" else None
+    # TF32 keeps ten bits, too few for the difference of two nearly equal losses.
+    torch.backends.cudnn.allow_tf32 = False
+    searcher = Searcher(network, space, settings, IMAGENET["mean"], IMAGENET["std"], low)
     provenance = {"method": "dada", "mode": settings.mode, "config": Path(config.filename or "").stem,
                   "seed": config.seed, "data": data_hash}
     runner = SearchRunner(
@@ -117,7 +120,7 @@ def resume_point(config: Config, wanted: str) -> Path | None:
 def identity(config: Config, settings: Settings, space: SearchSpace, data_hash: str) -> str:
     """What a resumed search must share with the one that wrote the checkpoint."""
     return (f"{config.classifier.name}, {config.image_size} px, batch {config.batch_size}, {config.epochs} epochs, "
-            f"seed {config.seed}, mirror {config.mirror}, weights {dict(config.weights_optimizer)}, "
+            f"seed {config.seed}, mirror {config.mirror}, {config.precision}, weights {dict(config.weights_optimizer)}, "
             f"policy {dict(config.policy_optimizer)}, {settings}, {len(space.operations)} operations "
             f"{'/'.join(space.operations)}, data {data_hash[:12]}")
 

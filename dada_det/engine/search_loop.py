@@ -66,7 +66,8 @@ class SearchBatches:
         rows = torch.arange(len(noise.gumbel_BN)).view(self.draws, self.batch_size)[:, mine].flatten()
         return Batch(images[mine], self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val[val_mine]], self.image_size), self.val.labels_N[val[val_mine]],
-                     noise[rows], noise[:1])
+                     noise[rows], noise[:1],
+                     generator_for(self.seed, 2, step, world()[0]).initial_seed())
 
 
 def own_part(batch_size: int) -> slice:

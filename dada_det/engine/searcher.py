@@ -30,12 +30,13 @@ class Searcher(BaseModel):
     Args:
         network: takes normalised images [B,3,H,W] and gives logits [B,K].
         mean, std: of the RGB channels, in 0..255.
+        low: torch.bfloat16 runs the training and the validation pass under autocast; rewards stay in float32.
     """
 
     def __init__(self, network: nn.Module, space: SearchSpace, settings: Settings, mean: Sequence[float],
-                 std: Sequence[float]) -> None:
+                 std: Sequence[float], low: torch.dtype | None = None) -> None:
         super().__init__()
-        self.network, self.settings = network, settings
+        self.network, self.settings, self.low = network, settings, low
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
                                                spread=settings.spread)
         self.control_variate = ControlVariate(len(space))
@@ -68,11 +69,16 @@ class Searcher(BaseModel):
             policy.zero_grad()
 
         parts = Step(self.network, self.distribution, self.control_variate, self.settings, self.normalise,
-                     update_weights, update_policy)
+                     update_weights, update_policy, self.low)
         zeta = weights.get_lr()["lr"][0]
-        if self.settings.mode == "paper":
-            return paper_step(parts, batch, zeta)
-        return default_step(parts, batch, zeta, learn=epoch >= self.settings.warmup_epochs)
+        # Dropout draws from torch's global generator, which no checkpoint keeps.
+        seeding = self.network.register_forward_pre_hook(lambda *_: torch.manual_seed(batch.network_seed) and None)
+        try:
+            if self.settings.mode == "paper":
+                return paper_step(parts, batch, zeta)
+            return default_step(parts, batch, zeta, learn=epoch >= self.settings.warmup_epochs)
+        finally:
+            seeding.remove()
 
 
 @HOOKS.register_module()

@@ -19,9 +19,10 @@ from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradie
 from dada_det.search.estimators import ControlVariate
 from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 
-ESTIMATORS = ("relax", "score", "gumbel")
+ESTIMATORS = ("marginal", "score", "relax", "gumbel")
 PAPER_ENTRIES = ["ranges", "estimator", "temperature"]  # all else is as printed
-BASELINES = ("unaugmented", "second_draw", "batch", "none")
+PAPER_ESTIMATORS = ("relax", "score", "gumbel")  # of a logit; "marginal" scores drawn magnitudes too
+BASELINES = ("unaugmented", "half", "second_draw", "batch", "none")
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ class Settings:
     val_batches: int  # images of a validation batch over those of a training batch
     normalise: bool  # divide the rewards by their spread
     warmup_epochs: int  # epochs that train the weights alone
-    estimator: str = "relax"
+    estimator: str
     temperature: float = 0.5
 
 
 MODES = {
-    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=2,
-                        baseline="unaugmented", val_batches=2, normalise=True, warmup_epochs=1),
+    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
+                        baseline="unaugmented", val_batches=1, normalise=True, warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
-                      baseline="none", val_batches=1, normalise=False, warmup_epochs=0),
+                      baseline="none", val_batches=1, normalise=False, warmup_epochs=0, estimator="relax"),
 }
 
 
@@ -59,7 +60,7 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
     if unknown:
         raise UserError(f"search has no entry {unknown[0]} in the mode {mode}; entries: {', '.join(known)}")
     settings = replace(MODES[mode], **changes)  # type: ignore[arg-type]
-    for entry, value, choices in (("estimator", settings.estimator, ESTIMATORS),
+    for entry, value, choices in (("estimator", settings.estimator, PAPER_ESTIMATORS if mode == "paper" else ESTIMATORS),
                                   ("baseline", settings.baseline, BASELINES),
                                   ("ranges", settings.ranges, ("strength", "autoaugment"))):
         if value not in choices:
@@ -72,8 +73,8 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
         value = getattr(settings, entry)
         if not isinstance(value, int | float) or not value > 0:
             raise UserError(f"search.{entry} is {value!r}; give a number above 0")
-    if settings.baseline == "second_draw" and settings.draws < 2:
-        raise UserError("search.baseline='second_draw' needs search.draws of at least 2")
+    if settings.baseline in ("second_draw", "half") and settings.draws < 2:
+        raise UserError(f"search.baseline={settings.baseline!r} needs search.draws of at least 2")
     return settings
 
 
@@ -85,7 +86,8 @@ class Batch:
     """What one step works on: uint8 images, labels, and the noise of its draws.
 
     noise has D * B rows, draw by draw; shared_noise one row, the same on all processes: in paper mode it draws the
-    sub-policy of the whole batch, while signs and centres stay those of each image.
+    sub-policy of the whole batch, while signs and centres stay those of each image. network_seed is what a network with
+    dropout draws from: every pass of the step from the same, so that a finite difference sees one network, not two.
     """
 
     images_BCHW: Tensor
@@ -94,6 +96,7 @@ class Batch:
     val_labels_V: Tensor
     noise: Noise
     shared_noise: Noise
+    network_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Step:
     normalise: Callable[[Tensor], Tensor]  # uint8 images -> what the network takes
     update_weights: Callable[[Weights], None]  # takes the gradient of L_train
     update_policy: Callable[[], None]  # the gradients stand in the parameters' .grad
+    low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient; rewards stay in float32
 
 
 def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
@@ -120,30 +124,29 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
     draws = settings.draws if learn else 1
     labels = batch.labels_B.repeat(draws)
     images = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), sample, batch.noise)
-    gradient, losses_B = alignment.training_gradient(network, images[:n], labels[:n])
+    gradient, losses_B = alignment.training_gradient(network, images[:n], labels[:n], parts.low)
     gradient = mean_weights(gradient)
     log = {"loss": losses_B.mean()}
     if learn:
         weights = alignment.weights_of(network)
         virtual = alignment.step(weights, gradient, -zeta)
         v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW),
-                                               batch.val_labels_V))
-        rewards = alignment.rewards(network, weights, v, images, labels)
+                                               batch.val_labels_V, parts.low))
+        del virtual  # as large as the network, and the rewards need room for one more
+        # The training pass has left the losses at w, unless more was drawn than it saw or it ran in bfloat16.
+        known_B = losses_B if draws == 1 and parts.low is None else None
+        rewards = alignment.rewards(network, weights, v, images, labels, losses_B=known_B)
         if settings.baseline == "unaugmented":
-            clean = alignment.rewards(network, weights, v, parts.normalise(batch.images_BCHW), batch.labels_B)
-            rewards = rewards - clean.repeat(draws)
+            clean = parts.normalise(batch.images_BCHW)
+            at_w_B = None if parts.low else alignment.losses_at(network, weights, clean, batch.labels_B).detach()
+            rewards = rewards - alignment.rewards(network, weights, v, clean, batch.labels_B, losses_B=at_w_B).repeat(draws)
         else:
             rewards = subtract_baseline(rewards, settings.baseline, draws)
         mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
         spread = (square - mean.square()).clamp_min(0).sqrt()
         if settings.normalise:
             rewards = rewards / (spread + 1e-12)
-        policy_gradient, variance = estimate(parts, rewards, sample, batch.noise)
-        means = parts.distribution.magnitude_logits_N2().detach()
-        assert settings.spread is not None
-        magnitudes = estimators.magnitude_score(rewards, means, settings.spread, sample.c_B, sample.b_B2,
-                                                sample.logit_m_B2)
-        apply_policy_gradient(parts, PolicyGradient(*policy_gradient, magnitudes), variance)
+        apply_policy_gradient(parts, *policy_gradient(parts, rewards, sample, batch.noise))
         log |= {"advantage": mean, "spread": spread}
     parts.update_weights(gradient)
     return log
@@ -197,8 +200,24 @@ def subtract_baseline(rewards: Tensor, baseline: str, draws: int) -> Tensor:
     if baseline == "second_draw":
         groups = rewards.view(draws, -1)
         return ((groups - groups.mean(0)) * (draws / (draws - 1))).flatten()
+    if baseline == "half":  # near the best whether rewards differ between images or within them
+        return (subtract_baseline(rewards, "batch", draws) + subtract_baseline(rewards, "second_draw", draws)) / 2
     n = len(rewards) * world()[1]
     return (rewards - mean_over_ranks([rewards.mean()])[0]) * (n / (n - 1))
+
+
+def policy_gradient(parts: Step, rewards: Tensor, sample: Sample, noise: Noise) -> tuple[PolicyGradient, Tensor | None]:
+    """The estimate for everything that the default mode learns, and for RELAX what its control variate is trained on."""
+    distribution, settings = parts.distribution, parts.settings
+    means_N2 = distribution.magnitude_logits_N2().detach()
+    assert settings.spread is not None
+    if settings.estimator == "marginal":
+        return PolicyGradient(*estimators.marginal_score(
+            rewards, distribution.logits_N().detach(), distribution.flag_logits_N2().detach(), means_N2, settings.spread,
+            distribution.pairs_N2, sample)), None
+    gradient, variance = estimate(parts, rewards, sample, noise)
+    return PolicyGradient(*gradient, estimators.magnitude_score(rewards, means_N2, settings.spread, sample.c_B, sample.b_B2,
+                                                                sample.logit_m_B2)), variance
 
 
 def estimate(parts: Step, rewards: Tensor, sample: Sample, noise: Noise) -> tuple[estimators.Gradient, Tensor | None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dada_det.search.distribution import Noise
+from dada_det.search.distribution import Noise, Sample
 
 Gradient = tuple[Tensor, Tensor]
 
@@ -20,6 +20,35 @@ def score_function(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, 
     """REINFORCE: R_i times the gradient of log p(q_i) (Williams, 1992). Unbiased; subtract a baseline from R first."""
     logits_BN, flags_BN2 = scores(logits_N, flag_logits_N2, c_B, b_B2)
     return rewards_B[:, None] * logits_BN, rewards_B[:, None, None] * flags_BN2
+
+
+def marginal_score(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, means_N2: Tensor, spread: float,
+                   pairs_N2: Tensor, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+    """The score function with the sub-policy summed out: R_i times the gradient of log p(what acted on image i).
+
+    An image sees which operations acted (A) and how strongly (m), not which sub-policy brought them, so
+
+        grad log p(A, m) = sum_s r_s grad log [p(s) p(A | s) p(m | A, s)],    r_s = p(s | A, m)
+
+    has the mean of the plain score and, by Rao and Blackwell, never more variance: one operation that acted alone is
+    credited to all sub-policies that hold it. pairs_N2: the operations of each sub-policy (long); means_N2, spread: of the
+    magnitudes' normal on the logit. Returns means over B for the logits [N], the flags' logits [N,2], the means [N,2].
+    """
+    operations_B2 = torch.where(sample.b_B2, pairs_N2[sample.c_B], -1)
+    # [B,N,2,2]: whether slot k of sub-policy s is what acted in slot j of image i
+    matches = pairs_N2[None, :, :, None] == operations_B2[:, None, None, :]
+    flags_BN2 = matches.any(3)
+    explains_BN = flags_BN2.sum(2) == sample.b_B2.sum(1)[:, None]
+    logit_m_BN2 = (matches * sample.logit_m_B2[:, None, None, :]).sum(3)
+    deviations_BN2 = flags_BN2 * (logit_m_BN2 - means_N2) / spread
+    log_joint_BN = (logits_N.log_softmax(0) + F.logsigmoid(torch.where(flags_BN2, flag_logits_N2, -flag_logits_N2)).sum(2)
+                    - deviations_BN2.square().sum(2) / 2)
+    responsibilities_BN = log_joint_BN.masked_fill(~explains_BN, -torch.inf).softmax(1)
+    weighted_BN = rewards_B[:, None] * responsibilities_BN
+    n = len(rewards_B)
+    return ((weighted_BN - rewards_B[:, None] * logits_N.softmax(0)).sum(0) / n,
+            (weighted_BN[:, :, None] * (flags_BN2.to(logits_N.dtype) - flag_logits_N2.sigmoid())).sum(0) / n,
+            (weighted_BN[:, :, None] * deviations_BN2).sum(0) / (n * spread))
 
 
 def gumbel_softmax(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, c_B: Tensor, b_B2: Tensor, noise: Noise,

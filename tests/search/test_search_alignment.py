@@ -1,6 +1,7 @@
-"""The reward of each image against autograd through the enumerated virtual step, in float64 on a net without BatchNorm."""
+"""The reward of each image against autograd, through the enumerated virtual step too, in float64."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,42 +25,44 @@ def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
             torch.randint(0, 5, (n,), generator=generator))
 
 
-def test_hypergradient_equals_autograd_through_the_enumerated_virtual_step() -> None:
-    """Three policies of probability p_k, each with its own augmented batch: d L_val(w') / d p = -zeta R_k exactly."""
-    net = small_net()
-    weights = alignment.weights_of(net)
-    batches = [images(6, seed) for seed in (1, 2, 3)]
-    val_images, val_labels = images(8, 4)
-    logits = torch.tensor([0.2, -0.4, 0.7], dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize(("mode", "tolerance"), [("forward", 1e-6), ("central", 1e-6)])
+def test_hypergradient_of_each_image_equals_autograd_through_the_enumerated_virtual_step(
+        problem: Callable, mode: str, tolerance: float) -> None:
+    """Every image with a policy of its own: d L_val(w') / d policy_i = -zeta d E_q[R_i] / d policy_i, image by image."""
+    small = problem("mild")
+    leaves = [tensor.expand(len(small.labels_M), *tensor.shape).clone().requires_grad_() for tensor in small.parameters]
+    weights = {name: tensor.clone().requires_grad_() for name, tensor in small.weights.items()}
+    loss = (small.probabilities(*leaves) * small.losses(weights)).sum((1, 2, 3)).mean()
+    gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    virtual = {name: small.weights[name] - small.zeta * g for name, g in zip(weights, gradients, strict=True)}
+    val_loss = alignment.losses_at(small.network, virtual, small.val_images, small.val_labels_V).mean()
+    exact = torch.autograd.grad(val_loss, leaves)
 
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
-    losses = torch.stack([alignment.losses_at(net, leaves, *batch).mean() for batch in batches])
-    gradients = torch.autograd.grad((logits.softmax(0) * losses).sum(), list(leaves.values()), create_graph=True)
-    virtual = {name: weights[name] - ZETA * g for name, g in zip(leaves, gradients, strict=True)}
-    (exact,) = torch.autograd.grad(alignment.losses_at(net, virtual, val_images, val_labels).mean(), logits)
-
-    detached = {name: tensor.detach() for name, tensor in virtual.items()}
-    v = alignment.gradient_at(net, detached, val_images, val_labels)
-    for mode, tolerance in (("forward", 1e-6), ("central", 1e-4)):
-        if mode == "forward":
-            rewards = [alignment.rewards_forward_mode(net, weights, v, *batch).mean() for batch in batches]
-        else:
-            rewards = [alignment.rewards(net, weights, v, *batch, relative_step=1e-4).mean() for batch in batches]
-        (reward_gradient,) = torch.autograd.grad((logits.softmax(0) * torch.stack(rewards)).sum(), logits)
-        torch.testing.assert_close(-ZETA * reward_gradient, exact, rtol=tolerance, atol=1e-12)
+    v = alignment.gradient_at(small.network, {name: tensor.detach() for name, tensor in virtual.items()},
+                              small.val_images, small.val_labels_V)
+    arguments = (small.network, small.weights, v, *small.outcomes())
+    rewards = (alignment.rewards_forward_mode(*arguments) if mode == "forward" else
+               alignment.rewards(*arguments, relative_step=1e-4))
+    expected = (small.probabilities(*leaves) * rewards.view_as(small.rewards)).sum((1, 2, 3)).mean()
+    for got, want in zip(torch.autograd.grad(expected, leaves), exact, strict=True):
+        error_M = (-small.zeta * got - want).flatten(1).norm(dim=1)
+        assert (error_M < tolerance * want.flatten(1).norm(dim=1)).all(), error_M
 
 
-def test_reward_of_an_image_is_the_inner_product_of_its_gradient_with_v() -> None:
-    net = small_net()
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_reward_of_an_image_is_the_inner_product_of_its_gradient_with_v(batch_norm: bool) -> None:
+    """Also with BatchNorm, where the loss of an image depends on the whole batch."""
+    net = small_net(batch_norm)
     weights = alignment.weights_of(net)
     batch = images(5, 1)
     v = alignment.gradient_at(net, weights, *images(8, 4))
-    own = [alignment.gradient_at(net, weights, batch[0][i:i + 1], batch[1][i:i + 1]) for i in range(5)]
-    exact = torch.stack([sum(((g[name] * v[name]).sum() for name in v), torch.zeros(())) for g in own])
-    torch.testing.assert_close(alignment.rewards_forward_mode(net, weights, v, *batch), exact)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    losses_B = alignment.losses_at(net, leaves, *batch)
+    own = [torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for loss in losses_B]
+    exact = torch.stack([torch.stack([(g * v[name]).sum() for name, g in zip(leaves, gs, strict=True)]).sum() for gs in own])
+    torch.testing.assert_close(alignment.rewards_forward_mode(net, weights, v, *batch), exact, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(alignment.rewards(net, weights, v, *batch, relative_step=1e-4), exact, rtol=1e-6, atol=1e-8)
-    losses = alignment.losses_at(net, weights, *batch).detach()
-    one_sided = alignment.rewards(net, weights, v, *batch, relative_step=1e-4, losses_B=losses)
+    one_sided = alignment.rewards(net, weights, v, *batch, relative_step=1e-4, losses_B=losses_B.detach())
     torch.testing.assert_close(one_sided, exact, rtol=1e-3, atol=1e-5)
 
 
@@ -80,6 +83,8 @@ def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
     weights = alignment.weights_of(net)
     v = alignment.gradient_at(net, alignment.step(weights, gradient, -ZETA), *images(8, 2))
     alignment.rewards(net, weights, v, x, y)
+    alignment.rewards(net, weights, v, x, y, losses_B=losses)
+    alignment.rewards(net, weights, v, *images(4, 3))  # a baseline: other images, and another number of them
     alignment.rewards_forward_mode(net, weights, v, x, y)
     alignment.losses_and_pixel_sums(net, weights, x, y)
 
@@ -91,4 +96,4 @@ def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
     for (name, parameter), other in zip(net.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(parameter, other), name
         assert torch.equal(gradient[name], other.grad), name
-    assert int(net[1].num_batches_tracked) == 1
+    assert int(net[1].num_batches_tracked) == 1 and net[1].running_mean.abs().sum() > 0
