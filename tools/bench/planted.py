@@ -1,103 +1,180 @@
-"""Planted policies: validation images transformed by one operation, which the search must put first.
+"""Planted policies: validation images transformed by one operation, which the search must put first, and what it is worth.
 
-    python tools/bench/planted.py --operations Rotate Invert --seeds 2 --modes default paper
+    python tools/bench/planted.py --operations Rotate Invert --seeds 2 --modes default paper --processes 2
+    python tools/bench/planted.py --data DIR --image-size 64        # any folder <class>/* of images
 
-The images are scikit-learn's digits, enlarged to 16 px and tinted: 600 train, 600 are transformed and validate. Each search
-runs through tools/search_imagenet.sh's own command (--val-data). Columns: auc, the ranking AUC of the sub-policies that hold
-the planted operation over all 105 preferences; rank of the operation among the fifteen by probability of use.
+A third of the images trains, a third is transformed and validates, a third is transformed the same way and is seen by
+nobody. The search runs through its own command (--val-data); then a network is trained from scratch with the policy as
+saved and tested on the last third, beside none, random, one-op and the oracle (the planted operation at its magnitude,
+probability 1/2), all with the same seed.
+
+gap   accuracy of the oracle minus that of none, in points; an operation whose mean gap is below 10 is not counted
+auc   how well the preferences of all 105 sub-policies rank those that hold the planted operation (0.5 is chance)
+rank  of the planted operation among the fifteen by probability of use; way: share of the gap that the policy closes
 """
 
 import argparse
 import contextlib
 import io
 import json
-import platform
+import os
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
-from torch.nn import functional as F
 
-from dada_det.augment import apply_operation
+from dada_det.augment.named import TrivialAugment, resolve_policy
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.policy import Policy
 from dada_det.commands.search import main as search
+from dada_det.data.planted import SIDE, oracle, plant, write_folders
+from dada_det.engine.trial import Recipe, hardware, run_trial
 from dada_det.files import write_json
+from dada_det.report.statistics import mean_interval, paired_difference
 
-STRENGTH = {"Solarize": 0.8}  # 0.95 would invert everything; all others are planted at 0.95 of their range
-TRAIN = 600
+BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
+COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find
 PAPER = ["search.mode=paper", "policy_optimizer.lr=0.005"]
-ALL = ["Rotate", "TranslateX", "Invert", "Solarize", "Equalize"]
+CONTROLS = ("none", "random", "one_op", "oracle")
+COLUMNS = {"mode": "8", "operation": "13", "seed": "4d", "gap": "5.1f", "auc": "5.3f", "rank": "4d", "accuracy": "8.1f",
+           **{f"accuracy_{name}": f"{len(name) + 9}.1f" for name in CONTROLS}}
 
 
-def write_planted(root: Path, operation: str, seed: int) -> Path:
-    """root/train/<digit>/*.png and, transformed by `operation` with a random sign, root/val/<digit>/*.png."""
-    generator = torch.Generator().manual_seed(seed)
-    digits = load_digits()
-    images = F.interpolate(torch.tensor(digits.images)[:, None].float() / 16, 16, mode="bilinear")
-    labels = torch.tensor(digits.target)
-    tint = 0.4 + 0.6 * torch.rand(len(images), 3, 1, 1, generator=generator)
-    images = (images * tint + 0.15 * torch.rand(len(images), 3, 1, 1, generator=generator)).clamp(0, 1)
-    order = torch.randperm(len(images), generator=generator)[:2 * TRAIN]
-    images, labels = (images[order] * 255).round().byte(), labels[order]
-    signs = (torch.rand(TRAIN, generator=generator) < 0.5).float() * 2 - 1
-    strength = torch.full((TRAIN,), STRENGTH.get(operation, 0.95))
-    moved = apply_operation(images[TRAIN:], operation, strength, signs, ranges="strength", generator=generator)
-    for part, pixels, names in (("train", images[:TRAIN], labels[:TRAIN]), ("val", moved, labels[TRAIN:])):
-        for index, (image, label) in enumerate(zip(pixels, names.tolist(), strict=True)):
-            path = root / part / str(label) / f"{index:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    return root
+@dataclass(frozen=True)
+class Task:
+    operation: str
+    seed: int
+    modes: tuple[str, ...]
+    epochs: int
+    folder: Path | None
+    image_size: int
+    options: tuple[str, ...]  # config entries changed in the default mode
 
 
-def run(mode: str, operation: str, seed: int, epochs: int) -> dict:
-    """One row of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = write_planted(Path(folder, "data"), operation, seed)
-        options = ["mirror=False", *(PAPER if mode == "paper" else [])]
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = search(["--config", "configs/debug/search.py", "--data", str(data), "--val-data", str(data / "val"),
-                           "--image-size", "14", "--batch-size", "50", "--epochs", str(epochs), "--seed", str(seed),
-                           "--work-dir", f"{folder}/search", "--cfg-options", *options])
-        if code != 0:
-            raise SystemExit(code)
-        found = json.loads(Path(folder, "search/search.json").read_text())
-    names = [entry["name"] for entry in found["operations"]]
-    holds = [any(o["name"] == operation for o in s["operations"]) for s in found["sub_policies"]]
-    preferences = torch.tensor([s["preference"] for s in found["sub_policies"]])
-    ours, others = preferences[torch.tensor(holds)], preferences[~torch.tensor(holds)]
-    wins = (ours[:, None] > others).double() + 0.5 * (ours[:, None] == others)
-    return {"mode": mode, "operation": operation, "seed": seed, "auc": wins.mean().item(),
-            "rank": names.index(operation) + 1, "use": found["operations"][names.index(operation)]["use"]}
+def run(task: Task) -> list[dict]:
+    """A row a mode; the controls are trained once and stand in each."""
+    torch.set_num_threads(1)
+    side = SIDE if task.folder is None else task.image_size * 8 // 7
+    train, val, unseen = plant(task.operation, task.seed, task.folder, side)
+    recipe = Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=task.image_size, epochs=task.epochs,
+                    batch_size=BATCH, lr=LR, weight_decay=2e-4, mirror=task.folder is not None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_folders(folder / "data", train=train, val=val)
+
+        def accuracy(policy: Policy | TrivialAugment | None) -> float:
+            return run_trial(train, unseen, policy=policy, recipe=recipe, seed=task.seed, work_dir=folder / "trial",
+                             quiet=True)["top1"]
+
+        policies = {"none": None, "random": resolve_policy("random", task.seed), "one_op": resolve_policy("one-op"),
+                    "oracle": oracle(task.operation)}
+        controls = {f"accuracy_{name}": accuracy(policy) for name, policy in policies.items()}
+        rows = []
+        for mode in task.modes:
+            found = searched(folder, mode, task, mirror=recipe.mirror)
+            names = [entry["name"] for entry in found["operations"]]
+            rows.append({"mode": mode, "operation": task.operation, "seed": task.seed,
+                         "gap": controls["accuracy_oracle"] - controls["accuracy_none"],
+                         "auc": ranking_auc(found["sub_policies"], task.operation), "rank": names.index(task.operation) + 1,
+                         "first": names[0], "accuracy": accuracy(Policy.load(folder / "search/policy.json")), **controls})
+    return rows
+
+
+def searched(folder: Path, mode: str, task: Task, mirror: bool) -> dict:
+    """search.json of the search command on folder/data."""
+    options = [f"mirror={mirror}", *(PAPER if mode == "paper" else task.options)]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = search(["--config", "configs/debug/search.py", "--data", f"{folder}/data", "--val-data", f"{folder}/data/val",
+                       "--image-size", str(task.image_size), "--batch-size", str(BATCH), "--epochs", str(task.epochs),
+                       "--seed", str(task.seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
+    if code != 0:
+        raise SystemExit(said.getvalue())
+    return json.loads((folder / "search/search.json").read_text())
+
+
+def ranking_auc(sub_policies: list[dict], operation: str) -> float:
+    holds = torch.tensor([any(o["name"] == operation for o in s["operations"]) for s in sub_policies])
+    preferences = torch.tensor([s["preference"] for s in sub_policies], dtype=torch.float64)
+    ours, others = preferences[holds][:, None], preferences[~holds]
+    return ((ours > others).double() + 0.5 * (ours == others)).mean().item()
+
+
+def results(tasks: list[Task], processes: int) -> Iterator[list[dict]]:
+    """The rows of each task as it ends."""
+    if processes == 1:
+        yield from map(run, tasks)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, task) for task in tasks]):
+            yield future.result()
+
+
+def summary(rows: list[dict]) -> list[str]:
+    """A line a mode over the operations that count, with 95 % intervals over runs."""
+    gaps: dict[str, list[float]] = {}
+    for row in rows:
+        gaps.setdefault(row["operation"], []).append(row["gap"])
+    small = sorted(name for name, own in gaps.items() if sum(own) / len(own) < COUNTED_GAP)
+    lines = [f"not counted, mean gap below {COUNTED_GAP:.0f} points: {', '.join(small)}"] if small else []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        own = [row for row in rows if row["mode"] == mode and row["operation"] not in small]
+        if not own:
+            continue
+        auc, half = mean_interval([row["auc"] for row in own])
+        ways = {name: mean_interval([(row["accuracy"] - row["accuracy_none"]) / row["gap"] for row in own
+                                     if row["operation"] == name and row["gap"] > 0])[0]
+                for name in dict.fromkeys(row["operation"] for row in own)}
+        worst = min(ways, key=lambda name: ways[name])
+        lines.append(f"{mode}: mean AUC {auc:.3f} ± {half:.3f} (n = {len(own)}), first in "
+                     f"{sum(row['rank'] == 1 for row in own)} of {len(own)}; of the way from none to the oracle "
+                     f"{100 * sum(ways.values()) / len(ways):.0f} % on average, least {100 * ways[worst]:.0f} % ({worst})")
+        for control in ("random", "one_op"):
+            mean, half = paired_difference([row["accuracy"] for row in own], [row[f"accuracy_{control}"] for row in own])
+            lines.append(f"{mode}: accuracy minus {control} {mean:+.1f} ± {half:.1f} points")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operations", nargs="+", default=ALL, help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds 0 to n - 1 (default: %(default)s)")
-    parser.add_argument("--modes", nargs="+", default=["default", "paper"], help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=30, help="(default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write hardware, versions and rows")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder <class>/* (default: made images of 16 px)")
+    parser.add_argument("--image-size", type=int, help="pixels (default: 14, with --data 64)")
+    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATION_NAMES, metavar="NAME",
+                        help="(default: all fifteen)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--modes", nargs="+", choices=("default", "paper"), default=["default", "paper"])
+    parser.add_argument("--epochs", type=int, default=30, help="of the search and of the networks (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each (default: 1)")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
+                        help="config entries changed in the default mode, such as search.estimator=score")
+    parser.add_argument("--json", metavar="FILE", help="write hardware, versions and rows, after every run")
     args = parser.parse_args(argv)
-    rows = []
-    print(f"{'mode':8} {'operation':12} seed    auc  rank   use")
-    for mode in args.modes:
-        for operation in args.operations:
-            for seed in range(args.seeds):
-                row = run(mode, operation, seed, args.epochs)
-                rows.append(row)
-                print(f"{mode:8} {operation:12} {seed:4d}  {row['auc']:.3f}  {row['rank']:4d}  {row['use']:.2f}", flush=True)
-        own = [row for row in rows if row["mode"] == mode]
-        aucs = torch.tensor([row["auc"] for row in own], dtype=torch.float64)
-        spread = 1.96 * aucs.std().item() / len(aucs) ** 0.5 if len(aucs) > 1 else float("nan")
-        print(f"{mode:8} mean AUC {aucs.mean():.3f} ± {spread:.3f} (95 %, n = {len(own)}); first in "
-              f"{sum(row['rank'] == 1 for row in own)} of {len(own)}")
+    size = args.image_size or (SIDE - MARGIN if args.data is None else 64)
+    tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options))
+             for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
+    print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
+    rows: list[dict] = []
+    began = time.monotonic()
+    for done, new in enumerate(results(tasks, args.processes), 1):
+        rows += new
+        for row in new:
+            print("  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items()), flush=True)
+        left = (time.monotonic() - began) / done * (len(tasks) - done)
+        print(f"planted  {done}/{len(tasks)}  ETA {left / 60:.0f} min", file=sys.stderr, flush=True)
+        if args.json:
+            write_json(args.json, {"hardware": hardware(), "rows": rows,
+                                   "versions": {name: version(name) for name in ("torch", "dada_det")}})
+    print("\n".join(summary(rows)))
     if args.json:
-        write_json(args.json, {"hardware": platform.processor() or platform.machine(),
-                               "versions": {name: version(name) for name in ("torch", "dada_det")}, "rows": rows})
         print(f"planted  done: {len(rows)} rows in {args.json}")
     return 0
 

@@ -1,0 +1,112 @@
+"""Images with a planted shift: a third trains, a third is transformed by one operation and validates, a third is unseen.
+
+N images, C = 3 channels, S = 16 px. Images uint8 [N,3,S,S], labels long [N]. scikit-learn's digits need its package (dev).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from dada_det.augment import apply_operation
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.data.folders import scan_folder
+from dada_det.data.imagenet import decode, generator_for
+from dada_det.data.memory import MemoryImages
+
+SIDE = 16
+STRENGTH = {"Solarize": 0.8}  # 0.95 would invert everything; all others are planted at 0.95 of their range
+DARKER_ONLY = ("Contrast", "Brightness")  # planted at their low factor alone
+AUTOAUGMENT_LOW = 0.025  # the factor 1 - 0.9 * 0.95 in the ranges 0.1 + 1.8 m, where a sign changes nothing
+
+
+def digits(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Handwritten digits, enlarged to 16 px and tinted: the label is the shape."""
+    shapes_N1SS, labels_N = _shapes()
+    n = len(labels_N)
+    tints = 0.4 + 0.6 * torch.rand(n, 3, 1, 1, generator=generator)
+    return shapes_N1SS * tints + 0.15 * torch.rand(n, 3, 1, 1, generator=generator), labels_N
+
+
+def hues(generator: torch.Generator, classes: int = 8) -> tuple[Tensor, Tensor]:
+    """The same shapes in strong colours on grey: the label is the hue."""
+    shapes_N1SS, _ = _shapes()
+    n = len(shapes_N1SS)
+    labels_N = torch.randint(0, classes, (n,), generator=generator)
+    hue_N = (labels_N + 0.25 + 0.5 * torch.rand(n, generator=generator)) / classes
+    saturation_N, value_N = (low + (1 - low) * torch.rand(n, generator=generator) for low in (0.8, 0.6))
+    # HSV to RGB: channel c is V - V S clamp(min(k, 4 - k), 0, 1) with k = (c + 6 hue) mod 6, c = 5, 3, 1
+    k_N3 = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue_N[:, None]) % 6
+    colors_N3 = value_N[:, None] * (1 - saturation_N[:, None] * torch.minimum(k_N3, 4 - k_N3).clamp(0, 1))
+    grey = 0.5 * torch.rand(n, 1, 1, 1, generator=generator)
+    noise = 0.01 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    return shapes_N1SS * colors_N3[:, :, None, None] + (1 - shapes_N1SS) * grey + noise, labels_N
+
+
+def details(generator: torch.Generator, n: int = 1797) -> tuple[Tensor, Tensor]:
+    """One of four fine patterns, one or two pixels wide, on a smooth background: the label is the pattern."""
+    labels_N = torch.randint(0, 4, (n,), generator=generator)
+    smooth = F.interpolate(torch.rand(n, 3, 3, 3, generator=generator), SIDE, mode="bicubic") * 0.6 + 0.2
+    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    patterns = torch.stack([x, y, x + y, x // 2 + y // 2]) % 2 * 2.0 - 1
+    phases = torch.randint(0, 2, (n, 1, 1), generator=generator) * 2 - 1
+    amplitudes = 0.1 + 0.05 * torch.rand(n, 1, 1, generator=generator)
+    noise = 0.03 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    return smooth + (patterns[labels_N] * phases * amplitudes)[:, None] + noise, labels_N
+
+
+SETS: dict[str, Callable[[torch.Generator], tuple[Tensor, Tensor]]] = {"Color": hues, "Sharpness": details}  # else digits
+
+
+def _shapes() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return F.interpolate(torch.tensor(data.images)[:, None].float() / 16, SIDE, mode="bilinear"), torch.tensor(data.target)
+
+
+def images_for(operation: str, seed: int, folder: Path | None, side: int) -> tuple[Tensor, Tensor]:
+    """The untransformed images in a random order: made ones, or those of `folder` (<class>/*) at `side` px."""
+    generator = generator_for(seed, 11)
+    if folder is None:
+        pixels, labels_N = SETS.get(operation, digits)(generator)
+        images = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    else:
+        listed = scan_folder(folder)
+        images, labels_N = decode(listed, side, workers=1)[0], torch.tensor(listed.labels)
+    order = torch.randperm(len(labels_N), generator=generator)
+    return images[order], labels_N[order]
+
+
+def plant(operation: str, seed: int, folder: Path | None = None, side: int = SIDE) -> tuple[MemoryImages, ...]:
+    """(training third as it is, validation third transformed, unseen third transformed the same way)."""
+    images, labels_N = images_for(operation, seed, folder, side)
+    third, generator = len(images) // 3, generator_for(seed, 12)
+    signs_N = (torch.rand(len(images), generator=generator) < 0.5).float() * 2 - 1
+    if operation in DARKER_ONLY:
+        signs_N = -torch.ones(len(images))
+    strength = STRENGTH.get(operation, 0.95)
+    moved = apply_operation(images, operation, strength, signs_N, ranges="strength", generator=generator)
+    return tuple(MemoryImages(source[part * third:(part + 1) * third], labels_N[part * third:(part + 1) * third])
+                 for part, source in enumerate((images, moved, moved)))
+
+
+def oracle(operation: str) -> Policy:
+    """The planted operation at its magnitude with probability 1/2: what a perfect search could say."""
+    low = operation in DARKER_ONLY
+    magnitude = AUTOAUGMENT_LOW if low else STRENGTH.get(operation, 0.95)
+    only = SubPolicy(1.0, (Operation(operation, probability=0.5, magnitude=magnitude),))
+    return Policy("autoaugment" if low else "strength", (only,), {"source": "oracle"})
+
+
+def write_folders(root: Path, **parts: MemoryImages) -> Path:
+    """root/<part>/<label>/*.png, so that a command can read them."""
+    for part, images in parts.items():
+        for index, (image_CHW, label) in enumerate(zip(images.images_NCHW, images.labels_N.tolist(), strict=True)):
+            path = root / part / f"{label:03d}" / f"{index:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(path)
+    return root
