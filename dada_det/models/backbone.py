@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
 
 from dada_det.errors import UserError
 from dada_det.files import read_json, sha256_of, write_json, write_torch
@@ -67,6 +66,8 @@ def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor) -> No
 
     The file is loaded into torchvision's resnet50, an independent implementation. RuntimeError where they differ.
     """
+    from torchvision.models import resnet50  # takes seconds, and a search needs only IMAGENET from here
+
     fresh = resnet50(weights=None)
     fresh.load_state_dict({**fresh.state_dict(), **load_backbone(path)[0]})
     fresh.eval().to(images_BCHW.device)
@@ -85,6 +86,8 @@ def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor) -> No
 @cache
 def _shapes() -> dict[str, torch.Size]:
     """Name and shape of every tensor of a ResNet-50 without fc."""
+    from torchvision.models import resnet50
+
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in resnet50(weights=None).state_dict().items()
                 if not name.startswith("fc.")}

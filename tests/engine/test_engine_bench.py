@@ -40,9 +40,9 @@ def test_a_table_and_its_json(bench: ModuleType, tmp_path: Path, capsys: pytest.
 
 def test_settings_are_changed_by_name(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shape = ["--models", "convnet", "--modes", "default", "--rounds", "1", "--device", "cpu"]
-    assert bench.main([*shape, "--json", str(tmp_path / "step.json"), "--settings", "draws=1", "baseline=batch"]) == 0
+    assert bench.main([*shape, "--json", str(tmp_path / "step.json"), "--settings", "draws=2", "baseline=batch"]) == 0
     (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
-    assert (row["mode"], row["baseline"]) == ("default draws=1 baseline=batch", "batch")
+    assert (row["mode"], row["baseline"]) == ("default draws=2 baseline=batch", "batch")
     assert bench.main([*shape, "--settings", "drawz=1"]) == 2
     assert "search has no entry drawz" in capsys.readouterr().err
 

@@ -51,7 +51,7 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
                                                      "epoch": 2, "version": "0.1.0"}
     everything = json.loads((tmp_path / "search.json").read_text())
     preferences = [entry["preference"] for entry in everything["sub_policies"]]
-    assert len(preferences) == 105 and sum(preferences) == pytest.approx(1) and len(set(preferences)) > 50
+    assert len(preferences) == 105 and sum(preferences) == pytest.approx(1) and len(set(preferences)) > 20
     assert policy.sub_policies[0].weight == max(preferences)
     out = capsys.readouterr().out
     assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
@@ -69,8 +69,10 @@ def test_paper_mode_with_each_estimator(estimator: str, data: Path, tmp_path: Pa
 
 def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) -> None:
     """Each change gives another policy than all others."""
-    changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.baseline=second_draw"],
-               ["search.baseline=batch"], ["search.draws=1"], ["search.shared=False"], ["search.normalise=False"]]
+    two = "search.draws=2"
+    changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], [two],
+               [two, "search.baseline=second_draw"], [two, "search.baseline=half"], ["search.baseline=batch"],
+               ["search.shared=False"], ["search.normalise=False"]]
     found = set()
     for number, change in enumerate(changes):
         options = ["--cfg-options", *change] if change else []
@@ -131,7 +133,10 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--cfg-options", "search.mode=papper"], "search has no mode 'papper'; modes: default, paper"),
     (["--cfg-options", "search.estimater=relax"], "search has no entry estimater in the mode default"),
-    (["--cfg-options", "search.estimator=reinforce"], "search.estimator is 'reinforce'; choose one of relax, score, gumbel"),
+    (["--cfg-options", "search.estimator=reinforce"],
+     "search.estimator is 'reinforce'; choose one of marginal, score, relax, gumbel"),
+    (["--cfg-options", "search.mode=paper", "search.estimator=marginal"], "choose one of relax, score, gumbel"),
+    (["--cfg-options", "search.baseline=half"], "search.baseline='half' needs search.draws of at least 2"),
     (["--cfg-options", "search.baseline=second_draw", "search.draws=1"], "needs search.draws of at least 2"),
     (["--cfg-options", "search.mode=paper", "search.draws=2"], "search has no entry draws in the mode paper"),
     (["--cfg-options", "search.spread=None"], "search.spread is None; give a number above 0"),
@@ -179,7 +184,7 @@ def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsy
 def test_a_search_of_one_epoch_learns_too(data: Path, tmp_path: Path) -> None:
     assert search(data, tmp_path, "--epochs", "1") == 0
     table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
-    assert len({entry["preference"] for entry in table}) > 50
+    assert len({entry["preference"] for entry in table}) > 20
 
 
 def test_cifar10_has_no_validation_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -171,7 +171,8 @@ def watched(case: Case) -> Iterator[dict[str, float]]:
           patch.object(weights, "step", timed("weights_update", weights.step)),
           patch.object(policy, "step", timed("policy_update", policy.step)),
           patch.object(SearchBatches, "batch", timed("data", SearchBatches.batch)),
-          # Both modes score every reward once for the magnitudes.
+          # Each estimate of the magnitudes goes through one of these, with every reward once.
+          patch.object(estimators, "marginal_score", counted(estimators.marginal_score)),
           patch.object(estimators, "magnitude_score", counted(estimators.magnitude_score)),
           patch.object(estimators, "straight_through_magnitude", counted(estimators.straight_through_magnitude))):
         yield spent

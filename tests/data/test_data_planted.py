@@ -1,0 +1,45 @@
+"""Planted shifts: thirds that do not overlap, the operation applied to two of them, and an oracle that says just that."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dada_det.augment import PolicyTransform, apply_operation
+from dada_det.data.folders import scan_folder
+from dada_det.data.planted import images_for, oracle, plant, write_folders
+
+pytest.importorskip("sklearn")
+
+
+@pytest.mark.parametrize("operation", ["Invert", "Color", "Sharpness"])
+def test_the_thirds_are_one_set_and_two_of_them_are_transformed(operation: str) -> None:
+    images, labels = images_for(operation, 3, None, 16)
+    train, val, unseen = plant(operation, 3)
+    assert len(train) == len(val) == len(unseen) == 599
+    assert torch.equal(train.images_NCHW, images[:599]) and torch.equal(unseen.labels_N, labels[1198:1797])
+    assert not torch.equal(val.images_NCHW, images[599:1198])
+    assert not torch.equal(plant(operation, 4)[0].images_NCHW, train.images_NCHW)
+    if operation == "Invert":
+        assert torch.equal(unseen.images_NCHW, 255 - images[1198:1797])
+
+
+@pytest.mark.parametrize("operation", ["Brightness", "Contrast"])
+def test_the_oracle_of_a_low_factor_is_what_was_planted(operation: str) -> None:
+    """The factor 0.145 whatever the sign; the same pixels, where the flag is on."""
+    images, _ = images_for(operation, 0, None, 16)
+    moved = apply_operation(images[:64], operation, 0.95, -torch.ones(64), ranges="strength")
+    transform = PolicyTransform(oracle(operation))
+    draws = transform.draw(64, torch.Generator().manual_seed(0))
+    acted = draws.active_BK[:, 0]
+    assert 16 < acted.sum() < 48
+    assert torch.equal(transform.apply(images[:64], draws)[acted], moved[acted])
+    assert torch.equal(transform.apply(images[:64], draws)[~acted], images[:64][~acted])
+
+
+def test_a_folder_of_images_and_the_folders_written_for_the_search(tmp_path: Path) -> None:
+    train, val, _ = plant("Rotate", 0)
+    write_folders(tmp_path, train=train, val=val)
+    assert len(scan_folder(tmp_path / "train")) == 599
+    again = plant("Rotate", 1, tmp_path / "train", 16)
+    assert [len(part) for part in again] == [199, 199, 199] and again[0].images_NCHW.shape[1:] == (3, 16, 16)
