@@ -155,6 +155,17 @@ class AtomicCheckpoint(CheckpointHook):
             old.unlink()
 
 
+@HOOKS.register_module()
+class StampIdentity(Hook):
+    """Writes into every checkpoint which run it belongs to, so that --resume refuses another run's."""
+
+    def __init__(self, identity: str | dict[str, Any]) -> None:
+        self.identity = identity
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"]["identity"] = self.identity
+
+
 _runs = itertools.count()
 # What mmengine warns about in every run, whatever the user does.
 NOISE = ("Dataset ", "The prefix is not set in metric class", '"FileClient" will be', '"HardDiskBackend" is')

@@ -72,17 +72,6 @@ class WatchImages(Hook):
         self.named.update((images.root, name) for name in new)
 
 
-@HOOKS.register_module()
-class StampIdentity(Hook):
-    """Writes into every checkpoint which run it belongs to, so that --resume refuses another run's."""
-
-    def __init__(self, identity: str) -> None:
-        self.identity = identity
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"]["identity"] = self.identity
-
-
 def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bool) -> None:
     """Trains config.classifier on `train` with config.policy, into config.work_dir; `val` has the same classes.
 

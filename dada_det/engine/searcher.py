@@ -83,16 +83,10 @@ class Searcher(BaseModel):
 
 @HOOKS.register_module()
 class WritePolicy(Hook):
-    """After every epoch: policy.json, the 25 sub-policies with the largest preference, and search.json, all of them.
+    """After every epoch: policy.json, the 25 sub-policies with the largest preference, and search.json, all of them."""
 
-    `identity` says what a resumed search must share with this one; it goes into every checkpoint.
-    """
-
-    def __init__(self, provenance: dict, identity: str) -> None:
-        self.provenance, self.identity = provenance, identity
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        checkpoint["meta"]["identity"] = self.identity
+    def __init__(self, provenance: dict) -> None:
+        self.provenance = provenance
 
     def after_train_epoch(self, runner: Runner) -> None:
         if world()[0] != 0:

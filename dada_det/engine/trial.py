@@ -235,17 +235,14 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 @HOOKS.register_module()
 class TimedCheckpoint(AtomicCheckpoint):
-    """An AtomicCheckpoint at the first end of an epoch after each CHECKPOINT_SECONDS, stamped with the trial's identity.
+    """An AtomicCheckpoint at the first end of an epoch after each CHECKPOINT_SECONDS.
 
     None after the last epoch: the result follows at once.
     """
 
-    def __init__(self, identity: dict[str, Any]) -> None:
+    def __init__(self) -> None:
         super().__init__(keep=1)
-        self.identity, self.last = identity, time.monotonic()
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"]["identity"] = self.identity
+        self.last = time.monotonic()
 
     def after_train_epoch(self, runner: Runner) -> None:
         now = time.monotonic()
@@ -271,7 +268,7 @@ def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: 
     steps = recipe.epochs * len(train)
     network = {"name": recipe.model, "num_classes": recipe.classes, "image_size": recipe.image_size}
     on_gpu = torch.cuda.is_available()
-    hooks: list[dict[str, Any]] = [{"type": "StopAtNaN"}]
+    hooks: list[dict[str, Any]] = [{"type": "StopAtNaN"}, {"type": "StampIdentity", "identity": identity}]
     if not quiet:
         hooks.append({"type": "TrialProgress", "stage": f"trial  {work_dir.name}"})
     return TrialRunner(
@@ -283,8 +280,7 @@ def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: 
                                      "weight_decay": recipe.weight_decay}},
         param_scheduler={"type": "CosineAnnealingLR", "by_epoch": False, "T_max": steps, "end": steps},
         # Logger, timer and runtime_info note every step's loss, which waits for the GPU, and nobody reads their notes.
-        default_hooks={"logger": None, "timer": None, "runtime_info": None,
-                       "checkpoint": {"type": "TimedCheckpoint", "identity": identity}},
+        default_hooks={"logger": None, "timer": None, "runtime_info": None, "checkpoint": {"type": "TimedCheckpoint"}},
         custom_hooks=hooks, randomness={"seed": seed, "deterministic": not on_gpu},
         # mmengine sets the start method of processes, and a worker of a comparison has one already.
         env_cfg={"cudnn_benchmark": on_gpu, "mp_cfg": {"mp_start_method": multiprocessing.get_start_method()}},
