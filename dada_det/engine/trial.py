@@ -6,6 +6,7 @@ difference is the policy's. Shapes: B images of a batch, C = 3 channels, H x W p
 
 import contextlib
 import hashlib
+import logging
 import multiprocessing
 import platform
 import shutil
@@ -83,8 +84,9 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: Policy | Trivi
     runner.model.to(memory_format=torch.channels_last)  # convolutions take 1.2 (CPU) to 2 times (GPU) as long without
     runner.train()
     figures = {name: round(value, 4) for name, value in runner.test().items()}
-    for handler in runner.logger.handlers:
+    for handler in [handler for handler in runner.logger.handlers if isinstance(handler, logging.FileHandler)]:
         handler.close()  # a bench runs hundreds of trials, each with a log file
+        runner.logger.removeHandler(handler)  # mmengine would write to it as long as this logger is the current one
     write_json(work_dir / METRICS, {**figures, "identity": own, "hardware": hardware(),
                                     "versions": {name: version(name) for name in ("torch", "dada_det")}})
     clear(work_dir, but_metrics=True)

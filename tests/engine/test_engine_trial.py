@@ -1,11 +1,13 @@
 """A trial: determinism, pairs of seeds, resumption, and what it refuses."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from torch import nn
 
 from dada_det.augment.named import TrivialAugment, resolve_policy
@@ -43,6 +45,12 @@ def test_it_learns_and_writes_its_result_alone(tmp_path: Path) -> None:
     written = json.loads((tmp_path / METRICS).read_text())
     assert {name: written[name] for name in figures} == figures
     assert written["identity"]["epochs"] == 10 and written["hardware"] and written["versions"]["torch"]
+
+
+def test_no_closed_log_file_stays_with_the_current_logger(tmp_path: Path) -> None:
+    """mmengine's init_weights writes into every file of the current logger, whoever opened it."""
+    run(tmp_path, "none", recipe=replace(RECIPE, epochs=1))
+    assert not [handler for handler in MMLogger.get_current_instance().handlers if isinstance(handler, logging.FileHandler)]
 
 
 @pytest.fixture
