@@ -1,7 +1,10 @@
 """Fixtures that every room's tests share."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,3 +18,24 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"the real data of DADA_DET_SHARED is not at {folder}")
     return folder
+
+
+def load_bench(name: str) -> ModuleType:
+    """tools/bench/<name>.py as a module; tools/ is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/bench/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def planted() -> ModuleType:
+    pytest.importorskip("sklearn")
+    return load_bench("planted")
+
+
+@pytest.fixture(scope="session")
+def bench() -> ModuleType:
+    return load_bench("search_step")

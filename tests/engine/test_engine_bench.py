@@ -1,24 +1,11 @@
 """tools/bench/search_step.py: its columns, its JSON and its counting; no time decides a test."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools/bench/search_step.py"
-    spec = importlib.util.spec_from_file_location("search_step", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_table_and_its_json(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,25 +1,10 @@
 """tools/bench/planted.py: a planted policy through the commands themselves, found, saved, and worth its accuracy."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-pytest.importorskip("sklearn")
-
-
-@pytest.fixture(scope="module")
-def planted() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools/bench/planted.py"
-    spec = importlib.util.spec_from_file_location("planted", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_planted_operation_comes_out_on_top(planted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
