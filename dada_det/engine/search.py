@@ -79,7 +79,7 @@ def run_search(config: Config, resume: bool) -> None:
         experiment_name="search", cfg=config)
     runner.train()
     if world()[0] == 0:
-        used = ", ".join(f"{name} {value:.2f}" for name, value in list(usage(searcher.distribution.table()).items())[:3])
+        used = ", ".join(f"{name} {value:.2f}" for name, value in list(usage(searcher.found.table()).items())[:3])
         print(f"search  done: {min(25, len(space))} of {len(space)} sub-policies in {config.work_dir}/policy.json, all in "
               f"search.json beside it; most used: {used}")
 

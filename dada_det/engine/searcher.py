@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from mmengine.hooks import Hook
@@ -10,6 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from dada_det import __version__
 from dada_det.augment.operations import OPERATION_NAMES
@@ -40,6 +42,8 @@ class Searcher(BaseModel):
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
                                                spread=settings.spread)
         self.control_variate = ControlVariate(len(space))
+        # A copy of the distribution and a count of steps; part of the model, so that a checkpoint holds both.
+        self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.mean_C11: Tensor
         self.std_C11: Tensor
         self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -48,6 +52,18 @@ class Searcher(BaseModel):
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """uint8 images as the network takes them."""
         return (images_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
+
+    def average(self, step: int, steps: int) -> None:
+        """After step `step` (from 0) of `steps`: adds the policy's parameters to their mean, if it is one of the last."""
+        if self.averaged is not None and steps - step <= max(1, round(self.settings.average * steps)):
+            self.averaged.update_parameters(self.distribution)
+
+    @property
+    def found(self) -> PolicyDistribution:
+        """What the search has found so far: the mean of `settings.average`, or the last step's where that has not begun."""
+        if self.averaged is not None and self.averaged.n_averaged > 0:
+            return cast(PolicyDistribution, self.averaged.module)
+        return self.distribution
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor") -> Tensor:
         """Logits [B,K] of uint8 images; the Runner never asks for losses here, `search_step` has them."""
@@ -83,15 +99,22 @@ class Searcher(BaseModel):
 
 @HOOKS.register_module()
 class WritePolicy(Hook):
-    """After every epoch: policy.json, the 25 sub-policies with the largest preference, and search.json, all of them."""
+    """After every epoch: policy.json, the 25 sub-policies with the largest preference, and search.json, all of them.
+
+    What is written is `Searcher.found`; after every step it is told how far the search has come.
+    """
 
     def __init__(self, provenance: dict) -> None:
         self.provenance = provenance
 
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch | None = None,
+                         outputs: dict | None = None) -> None:
+        runner.model.average(runner.iter, runner.max_iters)
+
     def after_train_epoch(self, runner: Runner) -> None:
         if world()[0] != 0:
             return
-        distribution = runner.model.distribution
+        distribution = runner.model.found
         provenance = {**self.provenance, "epoch": runner.epoch + 1, "version": __version__}
         distribution.policy(POLICY_SIZE, provenance).save(f"{runner.work_dir}/policy.json")
         table = distribution.table()

@@ -102,3 +102,17 @@ def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Ten
     losses_B = losses_at(network, weights, images_BCHW, labels_B)
     (gradient_BCHW,) = torch.autograd.grad(losses_B.sum(), images_BCHW)
     return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))
+
+
+def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, labels_B: Tensor,
+                           relative_step: float = RELATIVE_STEP) -> tuple[Tensor, Tensor]:
+    """(R_i [B], the sum of its derivatives for the pixels of image i [B]) by a central difference.
+
+    Two passes, each forward and backward to the pixels; the second is the straight-through derivative of R_i for a
+    magnitude. With BatchNorm the sum is that of all rewards for the pixels of image i.
+    """
+    epsilon = relative_step / norm(direction).clamp_min(1e-12)
+    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, labels_B)
+            for sign in (1, -1)]
+    above, below = ends
+    return (above[0] - below[0]) / (2 * epsilon), (above[1] - below[1]) / (2 * epsilon)

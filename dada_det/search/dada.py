@@ -5,6 +5,7 @@ Upper problem: minimise L_val(w - zeta grad_w E_q[L_train(w, q)]); its gradient 
 (dada_det.search.alignment) is made large.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -33,7 +34,7 @@ class Settings:
     ranges: str  # of the magnitudes: "strength" | "autoaugment"
     unconstrained: bool  # logits, or numbers clamped to 0..1
     shared: bool  # preferences shared by all sub-policies that hold an operation
-    spread: float | None  # of the magnitude's normal on its logit; None: straight-through (Eq. 10)
+    spread: float | None  # of the magnitude's normal on its logit; None: the magnitude itself, straight-through (Eq. 10)
     draws: int  # of each image in a step
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
@@ -41,6 +42,8 @@ class Settings:
     warmup_epochs: int  # epochs that train the weights alone
     estimator: str
     temperature: float = 0.5
+    entropy: float = 0.0  # coefficient of the entropy of p(sub-policy) beside rewards whose spread is 1
+    average: float = 0.0  # share of the last steps whose mean parameters are the saved policy; 0: those of the last step
 
 
 MODES = {
@@ -69,10 +72,16 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
         value = getattr(settings, entry)
         if not isinstance(value, int) or value < least:
             raise UserError(f"search.{entry} is {value!r}; give a whole number of at least {least}")
-    for entry in ("temperature", "spread") if mode == "default" else ("temperature",):
-        value = getattr(settings, entry)
-        if not isinstance(value, int | float) or not value > 0:
-            raise UserError(f"search.{entry} is {value!r}; give a number above 0")
+    if not isinstance(settings.temperature, int | float) or not settings.temperature > 0:
+        raise UserError(f"search.temperature is {settings.temperature!r}; give a number above 0")
+    if settings.spread is not None and (not isinstance(settings.spread, int | float) or not settings.spread > 0):
+        raise UserError(f"search.spread is {settings.spread!r}; give a number above 0, or None for straight-through")
+    if not isinstance(settings.entropy, int | float) or not 0 <= settings.entropy < math.inf:
+        raise UserError(f"search.entropy is {settings.entropy!r}; give a number of at least 0")
+    if not isinstance(settings.average, int | float) or not 0 <= settings.average <= 1:
+        raise UserError(f"search.average is {settings.average!r}; give a share from 0 to 1")
+    if settings.spread is None and settings.estimator == "marginal":
+        raise UserError("search.spread=None needs search.estimator score, relax or gumbel: marginal scores drawn strengths")
     if settings.baseline in ("second_draw", "half") and settings.draws < 2:
         raise UserError(f"search.baseline={settings.baseline!r} needs search.draws of at least 2")
     return settings
@@ -133,9 +142,12 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
         v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW),
                                                batch.val_labels_V, parts.low))
         del virtual  # as large as the network, and the rewards need room for one more
-        # The training pass has left the losses at w, unless more was drawn than it saw or it ran in bfloat16.
-        known_B = losses_B if draws == 1 and parts.low is None else None
-        rewards = alignment.rewards(network, weights, v, images, labels, losses_B=known_B)
+        if settings.spread is None:
+            rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)
+        else:
+            # The training pass has left the losses at w, unless more was drawn than it saw or it ran in bfloat16.
+            known_B = losses_B if draws == 1 and parts.low is None else None
+            rewards, pixel_sums = alignment.rewards(network, weights, v, images, labels, losses_B=known_B), None
         if settings.baseline == "unaugmented":
             clean = parts.normalise(batch.images_BCHW)
             at_w_B = None if parts.low else alignment.losses_at(network, weights, clean, batch.labels_B).detach()
@@ -144,9 +156,9 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
             rewards = subtract_baseline(rewards, settings.baseline, draws)
         mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
         spread = (square - mean.square()).clamp_min(0).sqrt()
-        if settings.normalise:
-            rewards = rewards / (spread + 1e-12)
-        apply_policy_gradient(parts, *policy_gradient(parts, rewards, sample, batch.noise))
+        scale = spread + 1e-12 if settings.normalise else torch.ones_like(spread)
+        pixel_sums = None if pixel_sums is None else pixel_sums / scale
+        apply_policy_gradient(parts, *policy_gradient(parts, rewards / scale, pixel_sums, sample, batch.noise))
         log |= {"advantage": mean, "spread": spread}
     parts.update_weights(gradient)
     return log
@@ -206,18 +218,32 @@ def subtract_baseline(rewards: Tensor, baseline: str, draws: int) -> Tensor:
     return (rewards - mean_over_ranks([rewards.mean()])[0]) * (n / (n - 1))
 
 
-def policy_gradient(parts: Step, rewards: Tensor, sample: Sample, noise: Noise) -> tuple[PolicyGradient, Tensor | None]:
-    """The estimate for everything that the default mode learns, and for RELAX what its control variate is trained on."""
+def policy_gradient(parts: Step, rewards: Tensor, pixel_sums: Tensor | None, sample: Sample,
+                    noise: Noise) -> tuple[PolicyGradient, Tensor | None]:
+    """The estimate for everything that the default mode learns, and for RELAX what its control variate is trained on.
+
+    pixel_sums [D*B]: the straight-through derivative of each reward for a magnitude, where magnitudes are not drawn.
+    """
     distribution, settings = parts.distribution, parts.settings
-    means_N2 = distribution.magnitude_logits_N2().detach()
-    assert settings.spread is not None
+    means_N2, variance = distribution.magnitude_logits_N2().detach(), None
     if settings.estimator == "marginal":
-        return PolicyGradient(*estimators.marginal_score(
+        assert settings.spread is not None
+        logits_N, flags_N2, magnitudes_N2 = estimators.marginal_score(
             rewards, distribution.logits_N().detach(), distribution.flag_logits_N2().detach(), means_N2, settings.spread,
-            distribution.pairs_N2, sample)), None
-    gradient, variance = estimate(parts, rewards, sample, noise)
-    return PolicyGradient(*gradient, estimators.magnitude_score(rewards, means_N2, settings.spread, sample.c_B, sample.b_B2,
-                                                                sample.logit_m_B2)), variance
+            distribution.pairs_N2, sample)
+    else:
+        (logits_N, flags_N2), variance = estimate(parts, rewards, sample, noise)
+        if settings.spread is None:
+            assert pixel_sums is not None
+            m_N2 = means_N2.sigmoid()  # what is learned is its logit
+            magnitudes_N2 = m_N2 * (1 - m_N2) * estimators.straight_through_magnitude(pixel_sums, sample.c_B, sample.b_B2,
+                                                                                      len(m_N2))
+        else:
+            magnitudes_N2 = estimators.magnitude_score(rewards, means_N2, settings.spread, sample.c_B, sample.b_B2,
+                                                       sample.logit_m_B2)
+    if settings.entropy:
+        logits_N = logits_N + settings.entropy * distribution.entropy_gradient_N()
+    return PolicyGradient(logits_N, flags_N2, magnitudes_N2), variance
 
 
 def estimate(parts: Step, rewards: Tensor, sample: Sample, noise: Noise) -> tuple[estimators.Gradient, Tensor | None]:

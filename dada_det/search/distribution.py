@@ -112,6 +112,13 @@ class PolicyDistribution(nn.Module):
         return self.magnitudes_N2 if self.unconstrained else self.magnitudes_N2.clamp(1e-6, 1 - 1e-6).logit()
 
     @torch.no_grad()
+    def entropy_gradient_N(self) -> Tensor:
+        """The gradient of the entropy H of p(c) for its logits [N]: -p (log p + H)."""
+        log_p_N = self.logits_N().log_softmax(0)
+        p_N = log_p_N.exp()
+        return -p_N * (log_p_N - (p_N * log_p_N).sum())
+
+    @torch.no_grad()
     def sample(self, noise: Noise) -> Sample:
         """One policy for every row of `noise`."""
         c_B = (self.logits_N() + noise.gumbel_BN).argmax(1)

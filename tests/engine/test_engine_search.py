@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from dada_det.augment import Policy
 from dada_det.commands.search import main
 from dada_det.data.cifar import write_cifar10
+from dada_det.engine.searcher import Searcher
 
 CONFIG = "configs/debug/search.py"
 
@@ -72,7 +74,8 @@ def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) ->
     two = "search.draws=2"
     changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], [two],
                [two, "search.baseline=second_draw"], [two, "search.baseline=half"], ["search.baseline=batch"],
-               ["search.shared=False"], ["search.normalise=False"]]
+               ["search.shared=False"], ["search.normalise=False"], ["search.entropy=0.1"], ["search.average=0.5"],
+               ["search.spread=None", "search.estimator=score"]]
     found = set()
     for number, change in enumerate(changes):
         options = ["--cfg-options", *change] if change else []
@@ -88,9 +91,11 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(data: Path, 
     assert a == b and a != c
 
 
-@pytest.mark.parametrize("mode", ["default", "paper"])
-def test_a_resumed_search_ends_in_the_same_file(mode: str, data: Path, tmp_path: Path) -> None:
-    flags = ("--epochs", "3", "--cfg-options", f"search.mode={mode}")
+# The mean over the last five of nine steps has begun when the second epoch is saved.
+@pytest.mark.parametrize("options", [["search.mode=default"], ["search.mode=paper"], [
+    "search.average=0.5556", "search.entropy=0.1", "search.spread=None", "search.estimator=score"]])
+def test_a_resumed_search_ends_in_the_same_file(options: list[str], data: Path, tmp_path: Path) -> None:
+    flags = ("--epochs", "3", "--cfg-options", *options)
     assert search(data, tmp_path / "whole", *flags) == 0
     interrupted = tmp_path / "interrupted"
     interrupted.mkdir()
@@ -98,6 +103,31 @@ def test_a_resumed_search_ends_in_the_same_file(mode: str, data: Path, tmp_path:
     assert search(data, interrupted, "--resume", *flags) == 0
     for name in ("policy.json", "search.json"):
         assert (interrupted / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("average", "last"), [(1, 6), (0.5, 3), (0.01, 1)])
+def test_what_is_saved_is_the_mean_over_the_last_steps(average: float, last: int, data: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a mean kept by hand, of six steps in two epochs; without warm-up, so that every step moves the policy."""
+    states, distributions, step = [], [], Searcher.search_step
+
+    def watched_step(self: Searcher, *arguments: Any) -> dict[str, torch.Tensor]:
+        log = step(self, *arguments)
+        states.append({name: tensor.double() for name, tensor in self.distribution.state_dict().items()})
+        distributions.append(self.distribution)
+        return log
+
+    monkeypatch.setattr(Searcher, "search_step", watched_step)
+    assert search(data, tmp_path, "--cfg-options", f"search.average={average}", "search.warmup_epochs=0") == 0
+    assert len(states) == 6
+    mean = {name: torch.stack([state[name] for state in states[-last:]]).mean(0) for name in states[0]}
+    distributions[0].double().load_state_dict(mean)
+    saved = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    for ours, wanted in zip(saved, distributions[0].table(), strict=True):
+        assert ours["preference"] == pytest.approx(wanted["preference"], rel=1e-5)
+        for key in ("probability", "magnitude"):
+            assert [o[key] for o in ours["operations"]] == pytest.approx([o[key] for o in wanted["operations"]], rel=1e-5)
+    assert Policy.load(tmp_path / "policy.json").sub_policies[0].weight == max(entry["preference"] for entry in saved)
 
 
 def test_resume_without_a_checkpoint_starts_afresh_and_says_so(data: Path, tmp_path: Path,
@@ -139,7 +169,11 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
     (["--cfg-options", "search.baseline=half"], "search.baseline='half' needs search.draws of at least 2"),
     (["--cfg-options", "search.baseline=second_draw", "search.draws=1"], "needs search.draws of at least 2"),
     (["--cfg-options", "search.mode=paper", "search.draws=2"], "search has no entry draws in the mode paper"),
-    (["--cfg-options", "search.spread=None"], "search.spread is None; give a number above 0"),
+    (["--cfg-options", "search.spread=0"], "search.spread is 0; give a number above 0, or None for straight-through"),
+    (["--cfg-options", "search.spread=None"], "search.spread=None needs search.estimator score, relax or gumbel"),
+    (["--cfg-options", "search.entropy=-1"], "search.entropy is -1; give a number of at least 0"),
+    (["--cfg-options", "search.average=2"], "search.average is 2; give a share from 0 to 1"),
+    (["--cfg-options", "search.mode=paper", "search.average=0.5"], "search has no entry average in the mode paper"),
     (["--cfg-options", "search.draws=0"], "search.draws is 0; give a whole number of at least 1"),
     (["--cfg-options", "search=foo"], "has 'foo' for `search`, which this stage needs as dict"),
     (["--cfg-options", "kind=foo"], "the config's kind is 'foo'"),

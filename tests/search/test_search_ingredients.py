@@ -1,0 +1,95 @@
+"""Options of the default step against autograd in float64: straight-through magnitudes and the entropy of p(sub-policy)."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dada_det.augment.space import SearchSpace
+from dada_det.search import alignment, dada
+from dada_det.search.distribution import PolicyDistribution, PolicyGradient, draw_noise
+from dada_det.search.estimators import ControlVariate
+
+B, SIZE, CLASSES, ZETA = 8, 10, 3, 0.1
+OPERATIONS = ("Rotate", "Solarize", "Brightness")
+
+
+def case(**changes: Any) -> tuple[dada.Step, dada.Batch]:
+    """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
+    torch.manual_seed(0)
+    settings = dada.settings_for("default", **changes)
+    distribution = PolicyDistribution(SearchSpace(OPERATIONS), shared=settings.shared, spread=settings.spread).double()
+    for parameter in distribution.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, CLASSES)).double()
+    images = torch.randint(0, 256, (2, B, 3, SIZE, SIZE), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (2, B))
+    noise = draw_noise(settings.draws * B, len(distribution.space), torch.Generator().manual_seed(1))
+    batch = dada.Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
+    return dada.Step(network, distribution, ControlVariate(len(distribution.space)).double(), settings,
+                     lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None), batch
+
+
+def gradient_of(parts: dada.Step, batch: dada.Batch) -> dict[str, Tensor]:
+    """What the step hands to the policy's optimiser, turned round: it minimises."""
+    dada.default_step(parts, batch, ZETA, learn=True)
+    return {name: -parameter.grad for name, parameter in parts.distribution.named_parameters()}
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_straight_through_magnitudes_equal_autograd_through_the_pixel_sum(draws: int) -> None:
+    """Eq. 10: m joins every pixel of the images that its operation acted on, with the value 0 and the derivative 1."""
+    parts, batch = case(spread=None, estimator="score", normalise=False, draws=draws)
+    sample, network = parts.distribution.sample(batch.noise), parts.network
+    torch.testing.assert_close(sample.logit_m_B2, parts.distribution.magnitudes_N2.detach()[sample.c_B])  # not drawn
+    images, labels = dada.augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), sample, batch.noise), \
+        batch.labels_B.repeat(draws)
+    weights = alignment.weights_of(network)
+    gradient = alignment.gradient_at(network, weights, images[:B], labels[:B])
+    v = alignment.gradient_at(network, alignment.step(weights, gradient, -ZETA), parts.normalise(batch.val_images_VCHW),
+                              batch.val_labels_V)
+    leaf_N2 = parts.distribution.magnitudes_N2.detach().clone().requires_grad_()
+    m_B2 = leaf_N2.sigmoid()[sample.c_B]
+    moved = images + ((m_B2 - m_B2.detach()) * sample.b_B2).sum(1)[:, None, None, None]
+    rewards = torch.func.jvp(lambda w: alignment.losses_at(network, w, moved, labels), (weights,), (v,))[1]
+    (exact,) = torch.autograd.grad(rewards.mean(), leaf_N2)
+    got = gradient_of(parts, batch)["magnitudes_N2"]
+    assert exact.abs().max() > 1e-4 and 0 < sample.b_B2.sum() < sample.b_B2.numel()
+    torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("changes", [{}, {"spread": None, "estimator": "score"}])
+def test_dividing_by_the_spread_divides_every_gradient(changes: dict[str, Any]) -> None:
+    """The pixels' sums with the rewards, so that no option changes their weight against each other."""
+    parts, batch = case(**changes)
+    plain = gradient_of(replace(parts, settings=replace(parts.settings, normalise=False)), batch)
+    spread = dada.default_step(parts, batch, ZETA, learn=True)["spread"]
+    assert abs(spread.item() - 1) > 0.1
+    for name, gradient in gradient_of(parts, batch).items():
+        torch.testing.assert_close(gradient, plain[name] / spread)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_entropys_gradient_equals_autograd(shared: bool) -> None:
+    distribution = case(shared=shared)[0].distribution
+    log_p_N = distribution.logits_N().log_softmax(0)
+    wanted = torch.autograd.grad(-(log_p_N.exp() * log_p_N).sum(), list(distribution.parameters()), allow_unused=True)
+    zeros_N2 = torch.zeros_like(distribution.flags_N2)
+    distribution.backward(PolicyGradient(distribution.entropy_gradient_N(), zeros_N2, zeros_N2))
+    for parameter, exact in zip(distribution.parameters(), wanted, strict=True):
+        torch.testing.assert_close(-parameter.grad, zeros_N2 if exact is None else exact)
+
+
+@pytest.mark.parametrize("estimator", dada.ESTIMATORS)
+def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> None:
+    """The same draws with and without it: the difference is the coefficient times the entropy's gradient."""
+    parts, batch = case(estimator=estimator, shared=False)
+    plain = gradient_of(parts, batch)
+    found = gradient_of(replace(parts, settings=replace(parts.settings, entropy=0.3)), batch)
+    exact = parts.distribution.entropy_gradient_N()
+    assert exact.abs().max() > 0.01
+    for name in plain:
+        added = 0.3 * exact if name == "preferences_N" else torch.zeros_like(plain[name])
+        torch.testing.assert_close(found[name] - plain[name], added, rtol=1e-9, atol=1e-12)
