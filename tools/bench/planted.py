@@ -14,18 +14,11 @@ rank  of the planted operation among the fifteen by probability of use; way: sha
 """
 
 import argparse
-import contextlib
-import io
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -33,10 +26,10 @@ import torch
 from dada_det.augment.named import TrivialAugment, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
-from dada_det.commands.search import main as search
+from dada_det.commands.bench import run_search, side_by_side, write_rows
 from dada_det.data.planted import SIDE, oracle, plant, write_folders
-from dada_det.engine.trial import Recipe, hardware, run_trial
-from dada_det.files import write_json
+from dada_det.engine.trial import Recipe, run_trial
+from dada_det.errors import UserError
 from dada_det.report.statistics import mean_interval, paired_difference
 
 BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
@@ -60,7 +53,6 @@ class Task:
 
 def run(task: Task) -> list[dict]:
     """A row a mode; the controls are trained once and stand in each."""
-    torch.set_num_threads(1)
     side = SIDE if task.folder is None else task.image_size * 8 // 7
     train, val, unseen = plant(task.operation, task.seed, task.folder, side)
     recipe = Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=task.image_size, epochs=task.epochs,
@@ -90,13 +82,9 @@ def run(task: Task) -> list[dict]:
 def searched(folder: Path, mode: str, task: Task, mirror: bool) -> dict:
     """search.json of the search command on folder/data."""
     options = [f"mirror={mirror}", *(PAPER if mode == "paper" else task.options)]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = search(["--config", "configs/debug/search.py", "--data", f"{folder}/data", "--val-data", f"{folder}/data/val",
-                       "--image-size", str(task.image_size), "--batch-size", str(BATCH), "--epochs", str(task.epochs),
-                       "--seed", str(task.seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
-    if code != 0:
-        raise SystemExit(said.getvalue())
+    run_search(["--config", "configs/debug/search.py", "--data", f"{folder}/data", "--val-data", f"{folder}/data/val",
+                "--image-size", str(task.image_size), "--batch-size", str(BATCH), "--epochs", str(task.epochs),
+                "--seed", str(task.seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
     return json.loads((folder / "search/search.json").read_text())
 
 
@@ -105,17 +93,6 @@ def ranking_auc(sub_policies: list[dict], operation: str) -> float:
     preferences = torch.tensor([s["preference"] for s in sub_policies], dtype=torch.float64)
     ours, others = preferences[holds][:, None], preferences[~holds]
     return ((ours > others).double() + 0.5 * (ours == others)).mean().item()
-
-
-def results(tasks: list[Task], processes: int) -> Iterator[list[dict]]:
-    """The rows of each task as it ends."""
-    if processes == 1:
-        yield from map(run, tasks)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run, task) for task in tasks]):
-            yield future.result()
 
 
 def summary(rows: list[dict]) -> list[str]:
@@ -164,15 +141,18 @@ def main(argv: list[str] | None = None) -> int:
     print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
     rows: list[dict] = []
     began = time.monotonic()
-    for done, new in enumerate(results(tasks, args.processes), 1):
-        rows += new
-        for row in new:
-            print("  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items()), flush=True)
-        left = (time.monotonic() - began) / done * (len(tasks) - done)
-        print(f"planted  {done}/{len(tasks)}  ETA {left / 60:.0f} min", file=sys.stderr, flush=True)
-        if args.json:
-            write_json(args.json, {"hardware": hardware(), "rows": rows,
-                                   "versions": {name: version(name) for name in ("torch", "dada_det")}})
+    try:
+        for done, (_, new) in enumerate(side_by_side(run, tasks, args.processes), 1):
+            rows += new
+            for row in new:
+                print("  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items()), flush=True)
+            left = (time.monotonic() - began) / done * (len(tasks) - done)
+            print(f"planted  {done}/{len(tasks)}  ETA {left / 60:.0f} min", file=sys.stderr, flush=True)
+            if args.json:
+                write_rows(args.json, rows)
+    except UserError as error:
+        print(f"planted.py: error: {error}", file=sys.stderr)
+        return 2
     print("\n".join(summary(rows)))
     if args.json:
         print(f"planted  done: {len(rows)} rows in {args.json}")

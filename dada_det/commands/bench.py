@@ -1,0 +1,66 @@
+"""What the measurements in tools/bench share: a silent search, tasks side by side, and the file of their rows."""
+
+import contextlib
+import io
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from dada_det.commands.search import main as search
+from dada_det.engine.trial import hardware
+from dada_det.engine.trials import end_with_parent
+from dada_det.errors import UserError
+from dada_det.files import write_json
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def run_search(argv: Sequence[str]) -> None:
+    """Runs the search command (tools/search_imagenet.sh) with the flags `argv` in this process, without its output.
+
+    Raises UserError with the command's own sentence where it fails.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = search(argv)
+    if code == 130:
+        raise KeyboardInterrupt  # the command has caught it, and the measurement must end too
+    if code != 0:
+        raise UserError(said.getvalue().strip().splitlines()[-1])
+
+
+def side_by_side(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> Iterator[tuple[T, R]]:
+    """(task, work(task)) as each task ends, in `processes` processes of one thread each; 1 is this process.
+
+    `work` and the tasks are pickled. The first error of a task is raised here, and no further task starts.
+    """
+    torch.set_num_threads(1)  # here too, so that no result depends on `processes`
+    if processes == 1:
+        for task in tasks:
+            yield task, work(task)
+        return
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker)
+    try:
+        futures = {pool.submit(work, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def write_rows(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
+    """{"hardware", "versions", "rows"} as JSON."""
+    write_json(path, {"hardware": hardware(), "rows": rows,
+                      "versions": {name: version(name) for name in ("torch", "dada_det")}})

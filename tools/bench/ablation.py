@@ -1,0 +1,177 @@
+"""What each ingredient of the default search is worth: planted policies (planted.py) with one ingredient changed a row.
+
+A third of the images trains, a third is transformed by one operation and validates; only the search runs, no network is
+trained from scratch. All rows share their images, first weights and batches seed by seed, so differences are paired.
+
+auc         how well the preferences of all 105 sub-policies rank those that hold the planted operation (0.5 is chance)
+difference  of each run's AUC to that of the row named behind it, with the same operation and seed
+first       runs in which the planted operation is used most among the fifteen; seconds: of a search, its data included
+
+Intervals are of 95 % over the runs (operations x seeds). Rows that --json already holds are not run again, so the same
+command goes on where it was stopped; after a change of the search itself, give another file.
+"""
+
+import argparse
+import importlib.util
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import planted  # beside this file
+
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.commands import common
+from dada_det.commands.bench import side_by_side, write_rows
+from dada_det.data.planted import SIDE, plant, write_folders
+from dada_det.errors import UserError
+from dada_det.files import make_folder, read_json
+from dada_det.report.statistics import mean_interval, paired_difference
+
+DEFAULT = "default"
+PLAIN = "plain score"
+ROWS = {  # name: config entries changed
+    DEFAULT: [],
+    PLAIN: ["search.estimator=score"],
+    "relax": ["search.estimator=relax"],
+    "gumbel": ["search.estimator=gumbel"],
+    "straight-through": ["search.spread=None", "search.estimator=score"],  # there is no marginal of strengths not drawn
+    "no baseline": ["search.baseline=none"],
+    "second draw as baseline": ["search.draws=2", "search.baseline=second_draw"],
+    "2 draws": ["search.draws=2"],
+    "own preferences only": ["search.shared=False"],
+    "rewards not divided by their spread": ["search.normalise=False"],
+    "ranges autoaugment": ["search.ranges=autoaugment"],
+    "no warm-up": ["search.warmup_epochs=0"],
+    "warm-up 5": ["search.warmup_epochs=5"],
+    "entropy 0.1": ["search.entropy=0.1"],
+    "average over the last third": ["search.average=0.3333"],
+    "policy lr 0.01": ["policy_optimizer.lr=0.01"],
+    "2 validation batches": ["search.val_batches=2"],
+}
+AGAINST = {"straight-through": PLAIN}  # of what a row differs in one ingredient, where that is not the default
+OPERATIONS = ["Rotate", "TranslateX", "Invert", "Solarize", "Color", "Contrast", "Sharpness"]
+
+
+@dataclass(frozen=True)
+class Task:
+    row: str  # of ROWS
+    operation: str
+    seed: int
+    epochs: int
+
+    def entries(self) -> dict[str, Any]:
+        """What says in a row of the file which search it is of."""
+        return {"row": self.row, "options": ROWS[self.row], "operation": self.operation, "seed": self.seed,
+                "epochs": self.epochs}
+
+
+def run(task: Task) -> dict[str, Any]:
+    """The row of one search."""
+    began = time.monotonic()
+    size = SIDE - planted.MARGIN
+    search = planted.Task(task.operation, task.seed, ("default",), task.epochs, None, size, tuple(ROWS[task.row]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train, val, _ = plant(task.operation, task.seed)
+        write_folders(folder / "data", train=train, val=val)
+        found = planted.searched(folder, "default", search, mirror=False)
+    names = [entry["name"] for entry in found["operations"]]
+    return {**task.entries(), "auc": planted.ranking_auc(found["sub_policies"], task.operation),
+            "rank": names.index(task.operation) + 1, "first": names[0], "seconds": round(time.monotonic() - began, 1)}
+
+
+def rows_in(path: Path | None, epochs: int) -> dict[Task, dict[str, Any]]:
+    """The searches that `path` holds; UserError where it is of another ablation."""
+    if path is None or not path.exists():
+        return {}
+    content = read_json(path, "ablation")
+    try:
+        tasks = {Task(row["row"], row["operation"], row["seed"], row["epochs"]): row for row in content["rows"]}
+        for task, row in tasks.items():
+            if task.epochs != epochs or any(row[name] != value for name, value in task.entries().items()):
+                raise UserError(f"{path} holds the row {task.row!r} of {task.epochs} epochs with {row['options']}, which is "
+                                "not what this command runs; give its own flags, or another --json")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what this command writes; give another --json") from error
+    return tasks
+
+
+def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The table: a line for each row of ROWS that has run, in their order."""
+    runs: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["row"], {})[row["operation"], row["seed"]] = row
+    width = max(map(len, ROWS))
+    lines = [f"{'row':{width}}    n    auc          difference          to         first  seconds"]
+    for name in ROWS:
+        if name not in runs:
+            continue
+        own, against = runs[name], AGAINST.get(name, DEFAULT)
+        reference = runs.get(against, {})
+        pairs = [key for key in own if key in reference] if name != against else []
+        difference = "-"
+        if pairs:
+            mean, half = paired_difference([own[key]["auc"] for key in pairs], [reference[key]["auc"] for key in pairs])
+            difference = with_interval(mean, half, "+.3f")
+        n, first = len(own), sum(row["rank"] == 1 for row in own.values())
+        lines.append(f"{name:{width}}  {n:3d}  {with_interval(*mean_interval([row['auc'] for row in own.values()])):13}  "
+                     f"{difference:14}  {against if pairs else '-':11}  {f'{first}/{n}':>7}  "
+                     f"{sum(row['seconds'] for row in own.values()) / n:7.1f}")
+    return lines
+
+
+def with_interval(mean: float, half: float, form: str = ".3f") -> str:
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def body(args: argparse.Namespace) -> None:
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError("the digits come with scikit-learn, which is not installed; run `pip install scikit-learn`")
+    done = rows_in(args.json, args.epochs)
+    if args.json is not None:
+        make_folder(args.json.parent)
+    # Seed by seed, so that what is there when a measurement is cut short is paired.
+    wanted = [Task(row, operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
+              for operation in dict.fromkeys(args.operations) for row in dict.fromkeys(args.rows)]
+    left = [task for task in wanted if task not in done]
+    if len(left) < len(wanted):
+        print(f"ablation  {len(wanted) - len(left)} of {len(wanted)} searches are in {args.json} already", file=sys.stderr)
+    began = time.monotonic()
+    for number, (task, row) in enumerate(side_by_side(run, left, args.processes), 1):
+        done[task] = row
+        if args.json is not None:
+            write_rows(args.json, list(done.values()))
+        eta = timedelta(seconds=round((time.monotonic() - began) / number * (len(left) - number)))
+        print(f"ablation  {number}/{len(left)}  {task.row}, {task.operation}, seed {task.seed}: auc {row['auc']:.3f}, "
+              f"rank {row['rank']}  ETA {eta}", file=sys.stderr, flush=True)
+    print("\n".join(summary(done.values())))
+    print(f"ablation  done: {len(done)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for("ablation.py", __doc__ or "", "python tools/bench/ablation.py --rows default 'no baseline' "
+                               "--operations Rotate Invert --seeds 5 --processes 2 --json results/ablation.json")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW",
+                        help=f"(default: all) {'; '.join(ROWS)}")
+    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATIONS, metavar="NAME",
+                        help=f"planted (default: {' '.join(OPERATIONS)})")
+    parser.add_argument("--seeds", type=common.positive, default=2, metavar="n", help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=common.positive, default=30, metavar="N",
+                        help="of the search (default: %(default)s)")
+    parser.add_argument("--processes", type=common.positive, default=1, metavar="N",
+                        help="searches side by side, one thread each (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write hardware, versions and rows after every search; rows that it holds are not run again")
+    return common.run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
