@@ -23,6 +23,7 @@ from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 ESTIMATORS = ("marginal", "score", "relax", "gumbel")
 PAPER_ENTRIES = ["ranges", "estimator", "temperature"]  # all else is as printed
 PAPER_ESTIMATORS = ("relax", "score", "gumbel")  # of a logit; "marginal" scores drawn magnitudes too
+VAL_STATISTICS = ("batch", "running")
 BASELINES = ("unaugmented", "half", "second_draw", "batch", "none")
 
 
@@ -38,6 +39,7 @@ class Settings:
     draws: int  # of each image in a step
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
+    val_statistics: str  # BatchNorm's in the validation pass: its own "batch", or "running" as in the network's later use
     normalise: bool  # divide the rewards by their spread
     warmup_epochs: int  # epochs that train the weights alone
     estimator: str
@@ -48,9 +50,11 @@ class Settings:
 
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
-                        baseline="unaugmented", val_batches=1, normalise=True, warmup_epochs=1, estimator="marginal"),
+                        baseline="unaugmented", val_batches=1, val_statistics="batch", normalise=True,
+                        warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
-                      baseline="none", val_batches=1, normalise=False, warmup_epochs=0, estimator="relax"),
+                      baseline="none", val_batches=1, val_statistics="batch", normalise=False,
+                      warmup_epochs=0, estimator="relax"),
 }
 
 
@@ -65,6 +69,7 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
     settings = replace(MODES[mode], **changes)  # type: ignore[arg-type]
     for entry, value, choices in (("estimator", settings.estimator, PAPER_ESTIMATORS if mode == "paper" else ESTIMATORS),
                                   ("baseline", settings.baseline, BASELINES),
+                                  ("val_statistics", settings.val_statistics, VAL_STATISTICS),
                                   ("ranges", settings.ranges, ("strength", "autoaugment"))):
         if value not in choices:
             raise UserError(f"search.{entry} is {value!r}; choose one of {', '.join(choices)}")
@@ -139,8 +144,10 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
     if learn:
         weights = alignment.weights_of(network)
         virtual = alignment.step(weights, gradient, -zeta)
+        network.train(settings.val_statistics == "batch")
         v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW),
                                                batch.val_labels_V, parts.low))
+        network.train()
         del virtual  # as large as the network, and the rewards need room for one more
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)

@@ -1,5 +1,6 @@
-"""Options of the default step against autograd in float64: straight-through magnitudes and the entropy of p(sub-policy)."""
+"""Options of the default step against autograd in float64: straight-through magnitudes, entropy, validation statistics."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -93,3 +94,33 @@ def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> Non
     for name in plain:
         added = 0.3 * exact if name == "preferences_N" else torch.zeros_like(plain[name])
         torch.testing.assert_close(found[name] - plain[name], added, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(statistics: str,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd through a copy at w' in train or eval mode; the step leaves the network in train mode."""
+    parts, batch = case(val_statistics=statistics)
+    network = nn.Sequential(nn.BatchNorm2d(3), *parts.network).double()
+    directions = []
+    kept = alignment.rewards
+
+    def rewards(network: nn.Module, weights: alignment.Weights, direction: alignment.Weights, *rest: Any,
+                **more: Any) -> Tensor:
+        directions.append(direction)
+        return kept(network, weights, direction, *rest, **more)
+
+    monkeypatch.setattr(alignment, "rewards", rewards)
+    parts = replace(parts, network=network)
+    images = dada.augment(parts, batch.images_BCHW, parts.distribution.sample(batch.noise), batch.noise)
+    moved = copy.deepcopy(network)
+    gradient, _ = alignment.training_gradient(moved, images, batch.labels_B)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            parameter -= ZETA * gradient[name]
+    moved.train(statistics == "batch")
+    loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW)), batch.val_labels_V)
+    wanted = dict(zip(gradient, torch.autograd.grad(loss, list(moved.parameters())), strict=True))
+    dada.default_step(parts, batch, ZETA, learn=True)
+    assert network.training and directions
+    torch.testing.assert_close(directions[0], wanted)

@@ -53,6 +53,7 @@ ROWS = {  # name: config entries changed
     "average over the last third": ["search.average=0.3333"],
     "policy lr 0.01": ["policy_optimizer.lr=0.01"],
     "2 validation batches": ["search.val_batches=2"],
+    "validation with running statistics": ["search.val_statistics=running"],
 }
 AGAINST = {"straight-through": PLAIN}  # of what a row differs in one ingredient, where that is not the default
 OPERATIONS = ["Rotate", "TranslateX", "Invert", "Solarize", "Color", "Contrast", "Sharpness"]
