@@ -60,7 +60,7 @@ def start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def write_rows(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
-    """{"hardware", "versions", "rows"} as JSON."""
-    write_json(path, {"hardware": hardware(), "rows": rows,
+def write_rows(path: Path | str, rows: Sequence[dict[str, Any]], settings: dict[str, Any] | None = None) -> None:
+    """{"hardware", "versions", "rows"} as JSON, and "settings" where rows of other ones must not be added later."""
+    write_json(path, {"hardware": hardware(), "rows": rows, **({"settings": settings} if settings else {}),
                       "versions": {name: version(name) for name in ("torch", "dada_det")}})

@@ -7,14 +7,21 @@ from types import ModuleType
 import pytest
 
 
-def test_the_planted_operation_comes_out_on_top(planted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_planted_operation_comes_out_on_top(planted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "planted.json"
-    assert planted.main(["--operations", "Invert", "--seeds", "1", "--modes", "default", "--epochs", "12", "--json",
-                         str(table)]) == 0
+    command = ["--operations", "Invert", "--seeds", "1", "--modes", "default", "--epochs", "12", "--json", str(table)]
+    assert planted.main(command) == 0
     (row,) = json.loads(table.read_text())["rows"]
     assert row["rank"] == 1 and row["auc"] > 0.9, row
     assert row["gap"] > planted.COUNTED_GAP and row["accuracy"] > row["accuracy_none"] + 0.5 * row["gap"], row
-    assert "default: mean AUC" in capsys.readouterr().out
+    once = capsys.readouterr().out
+    assert "default: mean AUC" in once
+    monkeypatch.setattr(planted, "run", lambda task: pytest.fail(f"{task} was run again"))
+    assert planted.main(command) == 0  # the same table from the file
+    assert capsys.readouterr().out == once
+    assert planted.main([*command, "--cfg-options", "search.estimator=score"]) == 2
+    assert f"{table} was not measured with" in capsys.readouterr().err
 
 
 def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleType) -> None:

@@ -30,6 +30,7 @@ from dada_det.commands.bench import run_search, side_by_side, write_rows
 from dada_det.data.planted import SIDE, oracle, plant, write_folders
 from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
+from dada_det.files import read_json
 from dada_det.report.statistics import mean_interval, paired_difference
 
 BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
@@ -95,6 +96,21 @@ def ranking_auc(sub_policies: list[dict], operation: str) -> float:
     return ((ours > others).double() + 0.5 * (ours == others)).mean().item()
 
 
+def rows_in(path: Path | None, settings: dict) -> list[dict]:
+    """The rows that `path` holds already; UserError where it was measured with other settings."""
+    if path is None or not path.exists():
+        return []
+    found = read_json(path, "table")
+    if not isinstance(found, dict) or found.get("settings") != settings or not isinstance(found.get("rows"), list):
+        raise UserError(f"{path} was not measured with {settings}; give its own flags, or another --json")
+    return found["rows"]
+
+
+def print_rows(rows: list[dict]) -> None:
+    for row in rows:
+        print("  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items()), flush=True)
+
+
 def summary(rows: list[dict]) -> list[str]:
     """A line a mode over the operations that count, with 95 % intervals over runs."""
     gaps: dict[str, list[float]] = {}
@@ -133,23 +149,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each (default: 1)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
                         help="config entries changed in the default mode, such as search.estimator=score")
-    parser.add_argument("--json", metavar="FILE", help="write hardware, versions and rows, after every run")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write hardware, versions and rows after every run; runs that it holds are not run again")
     args = parser.parse_args(argv)
     size = args.image_size or (SIDE - MARGIN if args.data is None else 64)
     tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options))
              for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
+    settings = {"epochs": args.epochs, "image_size": size, "data": args.data.name if args.data else None,
+                "options": args.cfg_options}
     print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
-    rows: list[dict] = []
     began = time.monotonic()
     try:
-        for done, (_, new) in enumerate(side_by_side(run, tasks, args.processes), 1):
+        rows = rows_in(args.json, settings)
+        known = {(row["operation"], row["seed"], row["mode"]) for row in rows}
+        left = [task for task in tasks if any((task.operation, task.seed, mode) not in known for mode in task.modes)]
+        rows = [row for row in rows if all((row["operation"], row["seed"]) != (task.operation, task.seed) for task in left)]
+        print_rows(rows)
+        for done, (_, new) in enumerate(side_by_side(run, left, args.processes), 1):
             rows += new
-            for row in new:
-                print("  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items()), flush=True)
-            left = (time.monotonic() - began) / done * (len(tasks) - done)
-            print(f"planted  {done}/{len(tasks)}  ETA {left / 60:.0f} min", file=sys.stderr, flush=True)
+            print_rows(new)
+            eta = (time.monotonic() - began) / done * (len(left) - done)
+            print(f"planted  {done}/{len(left)}  ETA {eta / 60:.0f} min", file=sys.stderr, flush=True)
             if args.json:
-                write_rows(args.json, rows)
+                write_rows(args.json, rows, settings)
     except UserError as error:
         print(f"planted.py: error: {error}", file=sys.stderr)
         return 2
