@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import is_main_process
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from numpy._core import multiarray
@@ -74,6 +75,23 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
         named = work_dir / Path(pointer.read_text(encoding="utf-8").strip()).name
         found = [path for path in found if path == named] + [path for path in found if path != named]
     return next((path for path in found if is_whole(path)), None)
+
+
+def resume_point(work_dir: str | Path, identity: str, stage: str) -> tuple[Path | None, int]:
+    """(the checkpoint that --resume goes on from, its epochs); (None, 0), after one line, where there is none yet.
+
+    identity: what StampIdentity has written into it. Raises UserError where the checkpoint is of another run.
+    """
+    checkpoint = find_checkpoint(work_dir)
+    if checkpoint is None:
+        if is_main_process():
+            print(f"{stage}  --resume: no checkpoint in {work_dir} yet, starting afresh", flush=True)
+        return None, 0
+    meta = check_checkpoint(checkpoint).get("meta", {})
+    if meta.get("identity") != identity:
+        raise UserError(f"{checkpoint} is of another run ({meta.get('identity') or 'none of ours'} instead of "
+                        f"{identity}); resume with the flags of that run, or give another --work-dir")
+    return checkpoint, meta["epoch"]
 
 
 def age(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from dada_det.augment.named import image_transform, resolve_policy
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder, check_broken
 from dada_det.engine import classifier, preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
-from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
+from dada_det.engine.checkpoint import forbid_unsafe_loading, resume_point
 from dada_det.engine.hooks import QuietRunner
 from dada_det.engine.launch import join_processes
 from dada_det.errors import UserError
@@ -85,7 +85,7 @@ def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bo
     began = time.monotonic()
     policy = resolve_policy(config.policy, config.seed)
     identity = identity_of(config, policy, len(train), len(train.classes))
-    checkpoint, epochs_done = resume_point(config, identity) if resume else (None, 0)
+    checkpoint, epochs_done = resume_point(config.work_dir, identity, "pretrain") if resume else (None, 0)
     runner = build_runner(config, loaders(config, train, val, policy), identity, checkpoint, distributed)
     try:
         runner.train()
@@ -167,20 +167,6 @@ def identity_of(config: Config, policy: Any, images: int, classes: int) -> str:
     return (f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
             f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
             f"policy {hashed[:12] if hashed else config.policy}")
-
-
-def resume_point(config: Config, identity: str) -> tuple[Path | None, int]:
-    """The checkpoint that --resume goes on from, and its epochs; (None, 0), after one line, where there is none yet."""
-    checkpoint = find_checkpoint(config.work_dir)
-    if checkpoint is None:
-        if is_main_process():
-            print(f"pretrain  --resume: no checkpoint in {config.work_dir} yet, starting afresh", flush=True)
-        return None, 0
-    meta = check_checkpoint(checkpoint).get("meta", {})
-    if meta.get("identity") != identity:
-        raise UserError(f"{checkpoint} is of another run ({meta.get('identity')} instead of {identity}); resume with "
-                        "the flags of that run, or give another --work-dir")
-    return checkpoint, meta["epoch"]
 
 
 def finish(runner: Runner, config: Config, policy: Any, val: ImageList, began: float) -> None:

@@ -16,12 +16,11 @@ from dada_det.data.cifar import load_cifar10
 from dada_det.data.folders import search_lists
 from dada_det.data.imagenet import decode, generator_for
 from dada_det.data.memory import MemoryImages
-from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
+from dada_det.engine.checkpoint import forbid_unsafe_loading, resume_point
 from dada_det.engine.hooks import QuietRunner
 from dada_det.engine.launch import join_processes
 from dada_det.engine.search_loop import SearchBatches
 from dada_det.engine.searcher import Searcher, usage
-from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET
 from dada_det.models.classifiers import build_classifier
 from dada_det.search.dada import Settings, settings_for
@@ -47,7 +46,7 @@ def run_search(config: Config, resume: bool) -> None:
         settings = replace(settings, warmup_epochs=config.epochs - 1)
     train, val, classes, data_hash = LOADERS[config.kind](config)
     own = identity(config, settings, space, data_hash)
-    checkpoint = resume_point(config, own) if resume else None
+    checkpoint = resume_point(config.work_dir, own, "search")[0] if resume else None
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     batches = SearchBatches(
         MemoryImages(train.images_NCHW.to(device), train.labels_N.to(device)),
@@ -101,20 +100,6 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     adam = torch.optim.Adam(groups, **config.policy_optimizer)
     return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}),
                             policy=OptimWrapper(adam))
-
-
-def resume_point(config: Config, wanted: str) -> Path | None:
-    """The checkpoint that --resume goes on from; None, said in one line, where there is none yet."""
-    checkpoint = find_checkpoint(config.work_dir)
-    if checkpoint is None:
-        if world()[0] == 0:
-            print(f"search  --resume: no checkpoint in {config.work_dir} yet, starting afresh")
-        return None
-    found = check_checkpoint(checkpoint).get("meta", {}).get("identity")
-    if found != wanted:
-        raise UserError(f"{checkpoint} is of another search ({found or 'none of ours'} instead of {wanted}); "
-                        "give its own flags, or another --work-dir")
-    return checkpoint
 
 
 def identity(config: Config, settings: Settings, space: SearchSpace, data_hash: str) -> str:

@@ -212,7 +212,7 @@ def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsy
     assert search(data, tmp_path, "--epochs", "1") == 0
     for change in (["--seed", "5"], ["--epochs", "3"], ["--cfg-options", "operations=[Invert,Rotate,Cutout]"]):
         assert search(data, tmp_path, "--epochs", "1", "--resume", *change) == 2
-        assert "is of another search" in capsys.readouterr().err
+        assert "is of another run" in capsys.readouterr().err
 
 
 def test_a_search_of_one_epoch_learns_too(data: Path, tmp_path: Path) -> None:
