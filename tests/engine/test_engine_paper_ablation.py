@@ -54,8 +54,6 @@ def test_each_arm_searches_its_set_and_trains_on_all(ablation: ModuleType, tmp_p
         trained.append((len(train), getattr(options["policy"], "sha256", None)))
         return run_trial(train, test, **options)
 
-    monkeypatch.setattr(ablation, "DIGITS_TRAIN", 300)
-    monkeypatch.setattr(ablation, "DIGITS", replace(ablation.DIGITS, reduced=120))
     monkeypatch.setattr(ablation, "run_search", search)
     monkeypatch.setattr(ablation, "run_trial", trial)
     file = tmp_path / "ablation.json"
