@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +30,18 @@ def load_bench(name: str) -> ModuleType:
     sys.modules[name] = module  # where dataclass looks its module up
     spec.loader.exec_module(module)
     return module
+
+
+def write_noise(root: Path, classes: int, images: int, side: int, spread: float, seed: int = 0) -> Path:
+    """root/class<k>/*.png: noise of standard deviation `spread` around a brightness of each class."""
+    generator = np.random.default_rng(seed)
+    for label in range(classes):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True)
+        for index in range(images):
+            pixels = generator.normal(60 + 70 * label, spread, (side, side, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root
 
 
 @pytest.fixture(scope="session")

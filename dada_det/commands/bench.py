@@ -61,6 +61,6 @@ def start_worker() -> None:
 
 
 def write_rows(path: Path | str, rows: Sequence[dict[str, Any]], settings: dict[str, Any] | None = None) -> None:
-    """{"hardware", "versions", "rows"} as JSON, and "settings" where rows of other ones must not be added later."""
+    """{"hardware", "versions", "rows"} as JSON, and "settings": what the rows were measured with."""
     write_json(path, {"hardware": hardware(), "rows": rows, **({"settings": settings} if settings else {}),
-                      "versions": {name: version(name) for name in ("torch", "dada_det")}})
+                      "versions": {name: version(name) for name in ("torch", "timm", "dada_det")}})

@@ -18,6 +18,7 @@ from dada_det.commands.compare_policies import main, named_policies
 from dada_det.engine import trials
 from dada_det.errors import UserError
 from dada_det.report.comparison import summarise, table
+from tests.conftest import write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,14 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/<class>/*.png and val/<class>/*.png: noise around a brightness of each of three classes."""
     root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for part, images in (("train", 10), ("val", 8)):
-        for label in range(3):
-            folder = root / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for index in range(images):
-                pixels = generator.normal(60 + 70 * label, 90, (20, 20, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
+    write_noise(root / "train", classes=3, images=10, side=20, spread=90)
+    write_noise(root / "val", classes=3, images=8, side=20, spread=90, seed=1)
     return root
 
 

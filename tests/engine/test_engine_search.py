@@ -5,29 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dada_det.augment import Policy
 from dada_det.commands.search import main
 from dada_det.data.cifar import write_cifar10
 from dada_det.engine.searcher import Searcher
+from tests.conftest import write_noise
 
 CONFIG = "configs/debug/search.py"
 
 
 def write_images(root: Path, classes: int = 3, images: int = 8) -> Path:
-    """root/<class>/*.png: noise around a colour of each class."""
-    generator = np.random.default_rng(0)
-    for label in range(classes):
-        folder = root / f"class{label}"
-        folder.mkdir(parents=True)
-        for index in range(images):
-            pixels = generator.normal(60 + 70 * label, 40, (24, 24, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{index}.png")
-    return root
+    return write_noise(root, classes, images, side=24, spread=40)
 
 
 @pytest.fixture(scope="module")

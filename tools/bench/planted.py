@@ -32,6 +32,7 @@ from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.statistics import mean_interval, paired_difference
+from dada_det.search.dada import settings_for
 
 BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
 COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options))
              for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
     settings = {"epochs": args.epochs, "image_size": size, "data": args.data.name if args.data else None,
-                "options": args.cfg_options}
+                "options": args.cfg_options, "default": str(settings_for())}  # no rows of another default beside these
     print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
     began = time.monotonic()
     try:

@@ -19,7 +19,6 @@ rewards_per_step  images that got a reward of their own; baseline: what is subtr
 import argparse
 import gc
 import os
-import platform
 import statistics
 import sys
 import time
@@ -28,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -37,18 +35,18 @@ from unittest.mock import patch
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a machine without a GPU an error
 
 import torch
-from mmengine.optim import OptimWrapperDict
 from torch.nn import functional as F
 
 from dada_det.augment.space import SearchSpace
+from dada_det.commands.bench import write_rows
 from dada_det.commands.common import positive
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.launch import read_config
 from dada_det.engine.search import MARGIN, optimizers
 from dada_det.engine.search_loop import SearchBatches
 from dada_det.engine.searcher import Searcher
+from dada_det.engine.trial import hardware
 from dada_det.errors import UserError
-from dada_det.files import write_json
 from dada_det.models.backbone import IMAGENET
 from dada_det.models.classifiers import build_classifier
 from dada_det.search import dada, estimators
@@ -67,7 +65,7 @@ class Case:
 
     searcher: Searcher
     batches: SearchBatches
-    wrappers: OptimWrapperDict
+    wrappers: Any  # what engine.search.optimizers gives
     device: torch.device
 
     def step(self, number: int) -> None:
@@ -208,15 +206,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return sorted(values)[k - 1], sorted(values)[n - k]
 
 
-def hardware(device: torch.device) -> str:
-    """The name of what ran, with the number of threads on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["wide_resnet40_2", "resnet50"],
@@ -233,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    print(f"{hardware(device)}, torch {torch.__version__}, {args.rounds} rounds")
+    print(f"{hardware()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds")
     widths = {name: max(len(name), int(form.lstrip("<>").partition(".")[0].rstrip("d"))) for name, form in COLUMNS.items()}
     print("  ".join(f"{name:{'<' if name in ('model', 'mode') else '>'}{widths[name]}}" for name in COLUMNS))
     rows = []
@@ -248,8 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"search_step.py: error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        write_json(args.json, {"hardware": hardware(device), "rows": rows, "versions": {
-            "python": platform.python_version(), **{name: version(name) for name in ("torch", "timm", "dada_det")}}})
+        write_rows(args.json, rows, {"device": str(device), "threads": torch.get_num_threads(), "rounds": args.rounds})
         print(f"search_step  done: {len(rows)} rows in {args.json}")
     return 0
 
