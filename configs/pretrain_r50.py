@@ -13,6 +13,7 @@ image_size = 224
 batch_size = 256  # over all processes
 epochs = 100
 seed = 0
+policy_on = "workers"  # "device": the preprocessor applies the policy, batch by batch; the same images either way
 workers = None  # loader processes of each training process; None: its share of the cores, at most 16; one on the CPU
 classifier = dict(name="resnet50")  # any of timm's; r50.pth is written for resnet50 only
 base_batch_size = 256  # optimizer.lr is for this batch and scales with --batch-size

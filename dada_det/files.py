@@ -25,7 +25,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --work-dir") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,7 +38,7 @@ def make_folder(folder: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another --work-dir") from error
+        raise UserError(f"cannot write into {folder}: {error.strerror or error}; choose another place") from error
     return folder
 
 

@@ -1,30 +1,38 @@
 """Policies by name: the released ones, and the fixed ones that a search is held against."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.augment.policy import Operation, Policy, SubPolicy, printable
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Images, PolicyTransform, random_numbers
 from dada_det.errors import UserError
 
 PUBLISHED = Path(__file__).with_name("published")
-FIXED = ("none", "random", "uniform", "one-op", "trivial", "cutout")
+FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand", "cutout")
 RANDOM_SUB_POLICIES = 25  # as many as a search writes
 
 
-class TrivialAugment:
-    """torchvision's TrivialAugmentWide as it is (Müller and Hutter, ICCV 2021), called like a PolicyTransform."""
+class TorchvisionAugment:
+    """A transform of torchvision as it is, with its defaults, called like a PolicyTransform.
+
+    name: what `--policy` calls it; transform: its name in torchvision.transforms. Images of a batch go one by one.
+    """
+
+    name: ClassVar[str]
+    transform: ClassVar[str]
 
     def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
-        from torchvision.transforms import TrivialAugmentWide  # 1 s to import, needed by this one policy
+        from torchvision import transforms  # 1 s to import, needed by these policies only
 
-        augment = TrivialAugmentWide()
+        augment = getattr(transforms, self.transform)()
         seed = int(random_numbers(torch.rand, (1,), generator) * 2**24)  # all 24 bits that a float32 draw has
         # torchvision reads the global generator only, so that one is lent out and given back.
         state = torch.get_rng_state()
@@ -35,26 +43,42 @@ class TrivialAugment:
             torch.set_rng_state(state)
 
 
+class TrivialAugment(TorchvisionAugment):
+    """TrivialAugmentWide (Müller and Hutter, ICCV 2021): one of fourteen operations, its strength uniform."""
+
+    name, transform = "trivial", "TrivialAugmentWide"
+
+
+class RandAugment(TorchvisionAugment):
+    """RandAugment (Cubuk et al., CVPR Workshops 2020): two of fourteen operations, each at 9 of 30."""
+
+    name, transform = "rand", "RandAugment"
+
+
+AnyPolicy = Policy | TorchvisionAugment | None  # what `--policy` stands for; None is crop and flip alone
+
+
 def published_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
 
 
-def resolve_policy(text: str, seed: int = 0) -> Policy | TrivialAugment | None:
-    """What `--policy text` means: a name of FIXED or published_names(), else a file; None is crop and flip alone.
+def resolve_policy(text: str, seed: int = 0) -> AnyPolicy:
+    """What `--policy text` means: a name of FIXED or published_names(), else a file.
 
     seed: chooses the 25 sub-policies of `random`. UserError lists the names where `text` is neither name nor file.
     """
     if text == "none":
         return None
-    if text == "trivial":
-        return TrivialAugment()
+    for borrowed in (TrivialAugment, RandAugment):
+        if text == borrowed.name:
+            return borrowed()
     if text in FIXED:
         return _fixed(text, seed)
     if text in published_names():
         return Policy.load(PUBLISHED / f"{text}.json")
-    if not Path(text).exists():
+    if not os.path.exists(text):  # Path.exists raises where a name is too long
         names = ", ".join((*FIXED, *published_names()))
-        raise UserError(f"the policy {text} is neither a file nor a name; names are {names}")
+        raise UserError(f"the policy {printable(text)} is neither a file nor a name; names are {names}")
     return Policy.load(text)
 
 
@@ -77,7 +101,7 @@ def _fixed(name: str, seed: int) -> Policy:
     return Policy(space.ranges, tuple(sub_policies), provenance, uniform_strength=True)
 
 
-def image_transform(policy: Policy | TrivialAugment | None) -> Callable[..., Image.Image | Tensor]:
+def image_transform(policy: AnyPolicy) -> Callable[..., Image.Image | Tensor]:
     """The policy as a callable (images, generator=None) on one PIL image or a uint8 batch; None is the identity."""
     if policy is None:
         return _identity

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--val-data", metavar="DIR", help="folder <class>/* to test on, instead of DIR/val")
     parser.add_argument("--policies", required=True, nargs="+", metavar="[NAME=]P",
                         help="a policy.json, a published name such as dada-imagenet, or none, random, uniform, one-op, "
-                        "trivial, cutout; {seed} in a file's name is the seed; NAME is what the row is called")
+                        "trivial, rand, cutout; {seed} in a file's name is the seed; NAME is what the row is called")
     parser.add_argument("--model", required=True, metavar="M", help="timm's name, wide_resnet40_2 or convnet")
     parser.add_argument("--epochs", required=True, type=common.positive, metavar="E")
     parser.add_argument("--seeds", type=common.positive, default=5, metavar="n", help="(default: %(default)s)")

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tools/pretrain_r50.sh --policy work_dirs/search_imagenet/policy.json --data data/imagenet")
     parser.add_argument("--policy", required=True, metavar="P",
                         help="a policy.json, a published name such as dada-imagenet, or none, random, uniform, one-op, "
-                        "trivial, cutout")
+                        "trivial, rand, cutout")
     common.add_stage_flags(parser, CONFIG)
     return common.run(check, parser, argv) or common.run(body, parser, argv, module="dada_det.commands.pretrain")
 

@@ -18,13 +18,14 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from dada_det.augment import Policy
-from dada_det.augment.named import image_transform, resolve_policy
+from dada_det.augment.named import AnyPolicy, TorchvisionAugment, image_transform, resolve_policy
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder, check_broken
-from dada_det.engine import classifier, preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
+from dada_det.engine import classifier  # noqa: F401 (registers Classifier, TopK)
 from dada_det.engine.checkpoint import forbid_unsafe_loading, resume_point
 from dada_det.engine.hooks import QuietRunner
 from dada_det.engine.launch import join_processes
+from dada_det.engine.preprocessor import DrawnImages
 from dada_det.errors import UserError
 from dada_det.files import make_folder, write_json
 from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, verify_export
@@ -76,7 +77,7 @@ def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bo
     """Trains config.classifier on `train` with config.policy, into config.work_dir; `val` has the same classes.
 
     Writes checkpoints, metrics.json ({"top1", "top5"} in percent) and, for resnet50, r50.pth and r50.json; prints a
-    closing line. Keys: policy, image_size, batch_size (over all processes), epochs, seed,
+    closing line. Keys: policy, policy_on ("workers" or "device"), image_size, batch_size (over all processes), epochs, seed,
     workers, classifier (name), optimizer (lr at base_batch_size), base_batch_size, warmup_epochs, label_smoothing,
     precision, work_dir. Raises UserError for a user's mistake.
     """
@@ -99,8 +100,25 @@ def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bo
     barrier()
 
 
-def loaders(config: Config, train: ImageList, val: ImageList, policy: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Loaders of this rank's share; the policy is applied in their worker processes, image by image."""
+def training_images(config: Config, images: ImageList, policy: AnyPolicy) -> ImageFolder:
+    """Cropped, flipped, then under the policy; with policy_on = "device" the samples only hold what the policy draws.
+
+    The preprocessor then applies it, before it normalises: the order and the images are the same either way.
+    UserError where policy_on is unknown, or this policy cannot be applied there.
+    """
+    place = config.get("policy_on", "workers")
+    if place not in ("workers", "device"):
+        raise UserError(f"policy_on is {place!r}; write policy_on = 'workers' or policy_on = 'device'")
+    if place == "workers" or policy is None:
+        return ImageFolder(images, config.image_size, train=True, transform=image_transform(policy), seed=config.seed)
+    if isinstance(policy, TorchvisionAugment):
+        raise UserError(f"the policy {policy.name} is torchvision's code for one image at a time and cannot be applied on "
+                        "the device; write policy_on = 'workers'")
+    return DrawnImages(images, config.image_size, policy, config.seed)
+
+
+def loaders(config: Config, train: ImageList, val: ImageList, policy: AnyPolicy) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Loaders of this rank's share; their worker processes make the images one by one."""
     processes = get_world_size()
     workers = config.workers
     if workers is None:
@@ -109,7 +127,7 @@ def loaders(config: Config, train: ImageList, val: ImageList, policy: Any) -> tu
         workers = min(MAX_WORKERS, max(1, cores))
     options: dict[str, Any] = {"batch_size": config.batch_size // processes, "num_workers": workers,
                                "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-    train_set = ImageFolder(train, config.image_size, train=True, transform=image_transform(policy), seed=config.seed)
+    train_set = training_images(config, train, policy)
     val_set = ImageFolder(val, config.image_size, train=False)
     return (DataLoader(train_set, sampler=DefaultSampler(train_set, shuffle=True, seed=config.seed),
                        drop_last=len(train) >= config.batch_size, **options),
@@ -157,19 +175,19 @@ def schedule(config: Config, steps_per_epoch: int) -> list[dict[str, Any]]:
     return [ramp, cosine]
 
 
-def policy_hash(policy: Any) -> str | None:
+def policy_hash(policy: AnyPolicy) -> str | None:
     return policy.sha256 if isinstance(policy, Policy) else None
 
 
-def identity_of(config: Config, policy: Any, images: int, classes: int) -> str:
-    """What a run must share with the one whose checkpoint it goes on from."""
+def identity_of(config: Config, policy: AnyPolicy, images: int, classes: int) -> str:
+    """What a run must share with the one whose checkpoint it goes on from; not policy_on: both give the same images."""
     hashed = policy_hash(policy)
     return (f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
             f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
             f"policy {hashed[:12] if hashed else config.policy}")
 
 
-def finish(runner: Runner, config: Config, policy: Any, val: ImageList, began: float) -> None:
+def finish(runner: Runner, config: Config, policy: AnyPolicy, val: ImageList, began: float) -> None:
     """Writes the backbone and the metrics of the trained network and prints the closing line."""
     model = runner.model.module if dist.is_initialized() else runner.model
     figures = {name: round(runner.message_hub.get_scalar(f"val/{name}").current(), 4) for name in ("top1", "top5")}

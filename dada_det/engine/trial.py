@@ -23,7 +23,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from dada_det.augment.named import TrivialAugment, image_transform
+from dada_det.augment.named import AnyPolicy, image_transform
 from dada_det.augment.policy import Policy
 from dada_det.data.imagenet import generator_for
 from dada_det.data.memory import MemoryImages, center_crop, epoch_order, random_crop
@@ -59,7 +59,7 @@ class Recipe:
     precision: str = "float32"
 
 
-def run_trial(train: MemoryImages, test: MemoryImages, *, policy: Policy | TrivialAugment | None, recipe: Recipe, seed: int,
+def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, recipe: Recipe, seed: int,
               work_dir: Path | str, resume: bool = False, quiet: bool = False) -> dict[str, float]:
     """{"top1", "top5"} in percent on `test`, of recipe.model trained from scratch on `train` with `policy`.
 
@@ -113,9 +113,9 @@ def data_hash(train: MemoryImages, test: MemoryImages) -> str:
     return digest.hexdigest()
 
 
-def identity_of(data: str, policy: Policy | TrivialAugment | None, recipe: Recipe, seed: int) -> dict[str, Any]:
+def identity_of(data: str, policy: AnyPolicy, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What makes a trial this one and no other, as JSON values; data: from `data_hash`."""
-    name = "none" if policy is None else policy.sha256[:16] if isinstance(policy, Policy) else "trivial"
+    name = "none" if policy is None else policy.sha256[:16] if isinstance(policy, Policy) else policy.name
     return {**asdict(recipe), "seed": seed, "policy": name, "data": data[:16]}
 
 
@@ -168,7 +168,7 @@ def hardware() -> str:
 class TrainBatches:
     """The training batches of one epoch after another, each a function of (seed, epoch, index) and the policy."""
 
-    def __init__(self, images: MemoryImages, recipe: Recipe, policy: Policy | TrivialAugment | None, seed: int) -> None:
+    def __init__(self, images: MemoryImages, recipe: Recipe, policy: AnyPolicy, seed: int) -> None:
         self.dataset, self.recipe, self.seed = images, recipe, seed
         self.transform: Callable[..., Any] = image_transform(policy)
         self.epoch = 0

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dada_det.augment.named import TrivialAugment
-from dada_det.augment.policy import Policy
+from dada_det.augment.named import AnyPolicy
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.trial import Recipe, data_hash, finished, identity_of, run_trial
 from dada_det.errors import UserError
@@ -25,7 +24,7 @@ class Run:
 
     label: str
     seed: int
-    policy: Policy | TrivialAugment | None
+    policy: AnyPolicy
 
     def folder(self, work_dir: Path) -> Path:
         return work_dir / "runs" / f"{self.label}-s{self.seed}"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from dada_det.augment import OPERATION_NAMES, Policy, PolicyTransform
 from dada_det.augment.named import FIXED, image_transform, published_names, resolve_policy
@@ -13,15 +14,16 @@ from dada_det.errors import UserError
 
 
 def test_released_policies_are_the_papers(shared):
-    assert published_names() == ("dada-cifar10", "dada-cifar100", "dada-imagenet", "dada-svhn")
-    for name in published_names():
+    names = ("dada-cifar10", "dada-cifar100", "dada-imagenet", "dada-svhn")
+    assert set(published_names()) == {*names, "autoaugment-cifar10", "autoaugment-imagenet", "autoaugment-svhn"}
+    for name in names:
         policy = resolve_policy(name)
         facts = json.loads((shared / "reference" / "policies" / f"{name.replace('-', '_')}.json").read_text())
         assert policy.ranges == facts["ranges"] == "autoaugment" and len(policy.sub_policies) == 25
         assert {sub_policy.weight for sub_policy in policy.sub_policies} == {1.0}
         assert [[[operation.name, operation.probability, operation.magnitude] for operation in sub_policy.operations]
                 for sub_policy in policy.sub_policies] == facts["sub_policies"]
-        assert "ECCV 2020" in policy.provenance["source"]
+        assert "ECCV 2020" in policy.provenance["source"] and policy.provenance["dataset"] == facts["dataset"]
 
 
 def test_random_is_25_of_the_105_by_seed():
@@ -46,7 +48,7 @@ def test_uniform_and_one_op_and_cutout():
 
 
 def test_controls_survive_a_file(tmp_path):
-    for name in set(FIXED) - {"none", "trivial"} | set(published_names()):
+    for name in set(FIXED) - {"none", "trivial", "rand"} | set(published_names()):
         policy = resolve_policy(name)
         policy.save(tmp_path / "policy.json")
         assert resolve_policy(str(tmp_path / "policy.json")) == policy == Policy.load(tmp_path / "policy.json")
@@ -57,25 +59,36 @@ def test_none_leaves_images_alone():
     assert resolve_policy("none") is None and image_transform(None)(image, generator=None) is image
 
 
-def test_trivial_is_torchvisions_and_leaves_the_global_generator_alone():
-    trivial = image_transform(resolve_policy("trivial"))
+@pytest.mark.parametrize(("name", "torchvisions"), [("trivial", transforms.TrivialAugmentWide),
+                                                    ("rand", transforms.RandAugment)])
+def test_trivial_and_rand_are_torchvisions_and_leave_the_global_generator_alone(name, torchvisions):
+    policy = resolve_policy(name)
+    transform = image_transform(policy)
+    assert policy.name == name and transform is policy
     batch = torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8)
     state = torch.get_rng_state()
-    first = trivial(batch, generator=torch.Generator().manual_seed(1))
+    first = transform(batch, generator=torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.dtype == torch.uint8 and first.shape == batch.shape and not torch.equal(first, batch)
-    assert torch.equal(first, trivial(batch, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(first, transform(batch, generator=torch.Generator().manual_seed(1)))
     picture = Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3))
-    results = {trivial(picture, generator=torch.Generator().manual_seed(seed)).tobytes() for seed in range(8)}
+    results = set()
+    for seed in range(8):
+        result = transform(picture, generator=torch.Generator().manual_seed(seed)).tobytes()
+        lent = int(torch.rand(1, generator=torch.Generator().manual_seed(seed)) * 2**24)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(lent)
+            assert result == torchvisions()(picture).tobytes()
+        results.add(result)
     assert len(results) > 3
 
 
 def test_a_name_that_is_none_lists_the_choices(tmp_path):
     with pytest.raises(UserError, match=r"the policy dada-coco is neither a file nor a name; names are none, random, "
-                                        r"uniform, one-op, trivial, cutout, dada-cifar10, .*dada-svhn"):
+                                        r"uniform, one-op, trivial, rand, cutout, autoaugment-cifar10, .*dada-svhn"):
         resolve_policy("dada-coco")
     (tmp_path / "broken.json").write_text("no")
     with pytest.raises(UserError, match=r"broken\.json is no JSON"):
         resolve_policy(str(tmp_path / "broken.json"))
-
-
+    with pytest.raises(UserError, match=r"the policy x{147}\.\.\.x{150} is neither a file nor a name"):
+        resolve_policy("x" * 10_000)

@@ -192,7 +192,7 @@ def test_names_that_do_not_do(texts: list[str], sentence: str) -> None:
     (["--data", "{tmp}"], "has no folder train/<class>/"), (["--val-data", "{tmp}/missing"], "missing does not exist"),
     (["--batch-size", "31"], "--batch-size 31 does not fit: give at least 8 px, and 2 to 30 images"),
     (["--image-size", "7"], "--image-size 7"), (["--model", "nonet"], "there is no classifier 'nonet'"),
-    (["--work-dir", "{data}/train/class0/0.png"], "choose another --work-dir")])
+    (["--work-dir", "{data}/train/class0/0.png"], "choose another place")])
 def test_mistakes_get_one_sentence_before_any_image_is_decoded(flags: list[str], sentence: str, data: Path, tmp_path: Path,
                                                                capsys: pytest.CaptureFixture,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoints(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runner, "save_checkpoint", fail_late)
-    with pytest.raises(UserError, match=r"cannot write .*epoch_3.pth: No space left on device; choose another --work-dir"):
+    with pytest.raises(UserError, match=r"cannot write .*epoch_3.pth: No space left on device; choose another place"):
         runner.train()
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"

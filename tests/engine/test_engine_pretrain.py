@@ -13,7 +13,6 @@ from dada_det.commands.pretrain import main
 from dada_det.engine import pretrain
 from dada_det.engine.checkpoint import check_checkpoint
 from dada_det.engine.classifier import TopK
-from dada_det.engine.preprocessor import ImagePreprocessor
 from dada_det.models.backbone import load_backbone
 
 CLASSES, PER_CLASS = 3, 8
@@ -62,14 +61,6 @@ def test_top_1_and_top_5_are_percentages_of_all_images():
     assert metric.evaluate(1) == {"top1": 0.0, "top5": 100.0}
 
 
-def test_images_are_normalised_on_the_0_to_255_scale():
-    batch = {"image": torch.full((2, 3, 1, 1), 10, dtype=torch.uint8), "label": torch.tensor([0, 1]), "broken": ["", ""]}
-    result = ImagePreprocessor(mean=[10, 0, 20], std=[1, 2, 5])(batch)
-    assert set(result) == {"images", "labels"} and result["images"].dtype == torch.float32
-    assert result["images"][0].flatten().tolist() == [0, 5, -2]
-    assert not ImagePreprocessor().state_dict()
-
-
 def test_equal_seeds_give_equal_weights_with_any_number_of_workers(images, tmp_path, capsys):
     assert main(flags(images, tmp_path / "a")) == 0
     assert main(flags(images, tmp_path / "b", options=["workers=2"])) == 0
@@ -83,18 +74,57 @@ def test_equal_seeds_give_equal_weights_with_any_number_of_workers(images, tmp_p
                      rf"{images}/val \(2 epochs, policy one-op, 0:00:\d\d\)$", output, re.MULTILINE)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp_path, monkeypatch, capsys):
+DEVICE = ["policy_on=device"]
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Runs the command with these arguments until Ctrl-C at the end of the first epoch."""
+    def run(arguments):
+        original = pretrain.WatchImages.before_train_epoch
+
+        def stop(self, runner):
+            if runner.epoch == 1:
+                raise KeyboardInterrupt
+            original(self, runner)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain.WatchImages, "before_train_epoch", stop)
+            assert main(arguments) == 130
+    return run
+
+
+def test_the_policy_on_the_device_gives_the_weights_that_it_gives_in_the_workers(images, tmp_path, interrupted):
+    assert main(flags(images, tmp_path / "workers")) == 0
+    assert main(flags(images, tmp_path / "none", policy="none")) == 0
+    assert main(flags(images, tmp_path / "device", options=DEVICE)) == 0
+    assert main(flags(images, tmp_path / "two", options=[*DEVICE, "workers=2"])) == 0
+    assert_equal(weights(tmp_path / "workers"), weights(tmp_path / "device"))
+    assert_equal(weights(tmp_path / "workers"), weights(tmp_path / "two"))
+    assert not torch.equal(*(next(iter(weights(tmp_path / name).values())) for name in ("none", "device")))
+    assert main(flags(images, tmp_path / "none-device", policy="none", options=DEVICE)) == 0
+    assert_equal(weights(tmp_path / "none"), weights(tmp_path / "none-device"))
+
+    # A resume goes on as if nothing had happened, in the other place too.
+    for name, before, after in (("parts", DEVICE, DEVICE), ("mixed", [], DEVICE)):
+        interrupted(flags(images, tmp_path / name, options=before))
+        assert main(flags(images, tmp_path / name, "--resume", options=after)) == 0
+        assert_equal(weights(tmp_path / "workers"), weights(tmp_path / name))
+
+
+def test_policies_that_the_device_cannot_apply_are_refused(images, tmp_path, capsys):
+    for policy in ("trivial", "rand"):
+        assert main(flags(images, tmp_path / "w", policy=policy, options=DEVICE)) == 2
+        assert (f"error: the policy {policy} is torchvision's code for one image at a time and cannot be applied on the "
+                "device; write policy_on = 'workers'\n") in capsys.readouterr().err
+    assert main(flags(images, tmp_path / "w", options=["policy_on=gpu"])) == 2
+    assert "error: policy_on is 'gpu'; write policy_on = 'workers' or policy_on = 'device'\n" in capsys.readouterr().err
+    assert main(flags(images, tmp_path / "w", "--epochs", "1", policy="rand")) == 0
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp_path, interrupted, capsys):
     assert main(flags(images, tmp_path / "whole")) == 0
-    original = pretrain.WatchImages.before_train_epoch
-
-    def stop(self, runner):
-        if runner.epoch == 1:
-            raise KeyboardInterrupt
-        original(self, runner)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain.WatchImages, "before_train_epoch", stop)
-        assert main(flags(images, tmp_path / "parts")) == 130
+    interrupted(flags(images, tmp_path / "parts"))
     assert not (tmp_path / "parts" / "metrics.json").exists()
     assert main(flags(images, tmp_path / "parts", "--resume")) == 0
     assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
@@ -186,7 +216,7 @@ def test_mistakes_are_told_in_one_sentence(images, tmp_path, capsys):
     assert "there is no classifier 'convent'; give one of timm.list_models()" in error_of(
         *flags(images, tmp_path / "w", options=["classifier.name=convent"]))
     (tmp_path / "file").write_text("")
-    assert f"cannot write into {tmp_path}/file/w: Not a directory; choose another --work-dir" in error_of(
+    assert f"cannot write into {tmp_path}/file/w: Not a directory; choose another place" in error_of(
         *flags(images, tmp_path / "file" / "w"))
     (images / "val" / "class1").rename(images / "val" / "stranger")
     assert "classes that the training images lack, such as 'stranger'" in error_of(*flags(images, tmp_path / "w"))
@@ -207,7 +237,7 @@ def test_help_shows_an_example(capsys):
 def test_resnet_50_is_exported_with_what_belongs_to_it(images, tmp_path):
     work_dir = tmp_path / "w"
     arguments = flags(images, work_dir, "--config", "configs/debug/pretrain.py", "--image-size", "32", "--epochs", "1",
-                      policy="dada-imagenet", options=["classifier.name=resnet50"])
+                      policy="dada-imagenet", options=["classifier.name=resnet50", *DEVICE])
     assert main(arguments) == 0
     tensors, meta = load_backbone(work_dir / "r50.pth")
     assert meta["classes"] == ["class0", "class1", "class2"] and meta["channel_order"] == "RGB"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from dada_det.augment.named import TrivialAugment, resolve_policy
+from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.commands.bench import run_search, side_by_side, write_rows
@@ -63,7 +63,7 @@ def run(task: Task) -> list[dict]:
         folder = Path(name)
         write_folders(folder / "data", train=train, val=val)
 
-        def accuracy(policy: Policy | TrivialAugment | None) -> float:
+        def accuracy(policy: AnyPolicy) -> float:
             return run_trial(train, unseen, policy=policy, recipe=recipe, seed=task.seed, work_dir=folder / "trial",
                              quiet=True)["top1"]
 
