@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +20,7 @@ from dada_det.augment.pil import apply_operation_pil
 from dada_det.augment.policy import Operation, Policy
 
 Images = TypeVar("Images", Tensor, Image.Image)
+Slot = tuple[int, float, float, tuple[float, float]]  # operation, magnitude, sign and Cutout's centre
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +42,23 @@ class Draws:
     def __getitem__(self, rows: slice | Tensor) -> Draws:
         return Draws(*(tensor[rows] for tensor in self._tensors()))
 
+    def active_slots(self) -> list[list[Slot]]:
+        """What each image gets, in its active slots only, as Python numbers; draws on a device are waited for."""
+        images = zip(*(tensor.tolist() for tensor in self._tensors()), strict=True)
+        return [[(operation, magnitude, sign, center)
+                 for operation, active, magnitude, sign, center in zip(*slots, strict=True) if active] for slots in images]
+
     def to(self, device: torch.device | str) -> Draws:
         return Draws(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
 
 
 def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
-    """uint8 [B,3,H,W] -> uint8 [B,3,H,W], every image with its own operations; `draws` lie on the images' device.
+    """uint8 [B,3,H,W] -> a new uint8 [B,3,H,W], every image with its own operations.
+
+    A channels_last batch gives a channels_last one; any other, contiguous or not, gives a contiguous one. `draws` lie on the
+    images' device or on the CPU. On a GPU nothing waits for the device either way; draws on the CPU say without asking it
+    which images need which kernel, which saves most of the work. On the CPU few or large images go through PIL one by
+    one, many small ones through the GPU's kernels, whichever is faster; the pixels are the same.
 
     Raises ValueError for images of another type or shape, or another number of them than draws.
     """
@@ -53,25 +66,65 @@ def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
         raise ValueError(f"images must be uint8 [B,3,H,W], not {images_BCHW.dtype} {list(images_BCHW.shape)}")
     if len(images_BCHW) != len(draws):
         raise ValueError(f"{len(images_BCHW)} images but {len(draws)} draws")
-    operations_BK = torch.where(draws.active_BK, draws.operations_BK, -1)
-    values_BK = value_of(draws.operations_BK, draws.magnitudes_BK.double(), draws.signs_BK.double(),
-                         check_ranges(ranges))
-    centers_BK2 = draws.centers_BK2.double()
-    for slot in range(operations_BK.shape[1]):
-        images_BCHW = apply_operations(images_BCHW, operations_BK[:, slot], values_BK[:, slot], centers_BK2[:, slot])
+    check_ranges(ranges)
+    channels_last = not images_BCHW.is_contiguous() and images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if one_by_one_pays(images_BCHW):
+        return _apply_one_by_one(images_BCHW.clone(memory_format=memory_format), draws, ranges)
+    operations_BK = draws.operations_BK.masked_fill(~draws.active_BK, -1)
+    values_BK = value_of(draws.operations_BK, draws.magnitudes_BK.double(), draws.signs_BK.double(), ranges)
+    applied_BCHW = apply_operations(images_BCHW, operations_BK, values_BK, draws.centers_BK2.double())
+    return applied_BCHW.contiguous(memory_format=memory_format)
+
+
+def one_by_one_pays(images_BCHW: Tensor) -> bool:
+    """Measured on one core: the kernels' fixed cost, some 5 ms, is that of 60 small images through PIL."""
+    return images_BCHW.device.type == "cpu" and (len(images_BCHW) <= 64 or images_BCHW[0, 0].numel() >= 64 * 64)
+
+
+def _apply_one_by_one(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
+    """`images_BCHW`, contiguous or channels_last on the CPU, with every image overwritten by what PIL makes of it."""
+    for image_CHW, slots in zip(images_BCHW.numpy(), draws.active_slots(), strict=True):
+        if slots:
+            _write(_apply_slots(_picture(image_CHW), slots, ranges), image_CHW)
     return images_BCHW
+
+
+def _picture(image_CHW: np.ndarray) -> Image.Image:
+    """A uint8 RGB image, contiguous or channels_last, as a PIL image."""
+    import cv2
+
+    height, width = image_CHW.shape[1:]
+    image_HWC = image_CHW.transpose(1, 2, 0)
+    if image_HWC.flags.c_contiguous:
+        return Image.frombytes("RGB", (width, height), image_HWC)
+    # Four bytes a pixel, as Pillow stores RGB: numpy's own way from planes to pixels takes five times as long.
+    return Image.frombytes("RGB", (width, height), cv2.merge([*image_CHW, image_CHW[0]]), "raw", "RGBX")
+
+
+def _write(picture: Image.Image, image_CHW: np.ndarray) -> None:
+    """`image_CHW`, contiguous or channels_last, overwritten by the picture."""
+    import cv2
+
+    image_HWC = image_CHW.transpose(1, 2, 0)
+    if image_HWC.flags.c_contiguous:
+        image_HWC[:] = np.asarray(picture)
+    else:
+        pixels = np.frombuffer(picture.tobytes("raw", "RGBX"), np.uint8).reshape(picture.height, picture.width, 4)
+        cv2.split(pixels, [*image_CHW, np.empty_like(image_CHW[0])])
 
 
 def apply_draws_pil(image: Image.Image, draws: Draws, ranges: str) -> Image.Image:
     """The same on one PIL image (converted to RGB where it is not) with draws of length 1."""
     if len(draws) != 1:
         raise ValueError(f"one PIL image needs one draw, not {len(draws)}")
-    check_ranges(ranges)
     image = image if image.mode == "RGB" else image.convert("RGB")
-    slots = zip(*(tensor[0].tolist() for tensor in draws._tensors()), strict=True)
-    for operation, active, magnitude, sign, center in slots:
-        if active:
-            image = apply_operation_pil(image, operation, value_of(operation, magnitude, sign, ranges), center)
+    return _apply_slots(image, draws.active_slots()[0], check_ranges(ranges))
+
+
+def _apply_slots(image: Image.Image, slots: list[Slot], ranges: str) -> Image.Image:
+    for operation, magnitude, sign, center in slots:
+        image = apply_operation_pil(image, operation, value_of(operation, magnitude, sign, ranges), center)
     return image
 
 
@@ -146,7 +199,7 @@ class PolicyTransform:
         """What __call__ does, with draws made before: one PIL image with draws of length 1, or a batch."""
         if isinstance(images, Image.Image):
             return apply_draws_pil(images, draws, self.policy.ranges)
-        return apply_draws(images, draws.to(images.device), self.policy.ranges)
+        return apply_draws(images, draws, self.policy.ranges)
 
 
 _NOTHING = Operation("Cutout", probability=0.0, magnitude=0.0)  # fills the second slot of a single operation
