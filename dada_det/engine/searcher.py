@@ -18,6 +18,7 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.space import SearchSpace
 from dada_det.files import write_json
 from dada_det.search.alignment import Weights
+from dada_det.search.curvature import Curvature
 from dada_det.search.dada import Batch, Settings, Step, default_step, paper_step
 from dada_det.search.distribution import PolicyDistribution
 from dada_det.search.estimators import ControlVariate
@@ -42,6 +43,7 @@ class Searcher(BaseModel):
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
                                                spread=settings.spread)
         self.control_variate = ControlVariate(len(space))
+        self.curvature = Curvature(network) if settings.preconditioned else None
         # A copy of the distribution and a count of steps; part of the model, so that a checkpoint holds both.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.mean_C11: Tensor
@@ -85,7 +87,7 @@ class Searcher(BaseModel):
             policy.zero_grad()
 
         parts = Step(self.network, self.distribution, self.control_variate, self.settings, self.normalise,
-                     update_weights, update_policy, self.low)
+                     update_weights, update_policy, self.low, self.curvature)
         zeta = weights.get_lr()["lr"][0]
         # Dropout draws from torch's global generator, which no checkpoint keeps.
         seeding = self.network.register_forward_pre_hook(lambda *_: torch.manual_seed(batch.network_seed) and None)
@@ -117,12 +119,17 @@ class WritePolicy(Hook):
         distribution = runner.model.found
         provenance = {**self.provenance, "epoch": runner.epoch + 1, "version": __version__}
         distribution.policy(POLICY_SIZE, provenance).save(f"{runner.work_dir}/policy.json")
+        adam = runner.optim_wrapper["policy"].optimizer
+        group, averaged = adam.param_groups[0], runner.model.averaged
+        optimizer = {"steps": int(adam.state.get(runner.model.distribution.flags_N2, {}).get("step", 0)), "lr": group["lr"],
+                     "betas": list(group["betas"]), "averaged": 0 if averaged is None else int(averaged.n_averaged),
+                     "shared": distribution.operation_preferences_O is not None}
         table = distribution.table()
         use = usage(table)
         write_json(f"{runner.work_dir}/search.json", {
             "schema": 1, "ranges": distribution.space.ranges, "spread": distribution.spread,
             "operations": [{"name": name, "use": value} for name, value in use.items()],
-            "sub_policies": table, "provenance": provenance})
+            "optimizer": optimizer, "sub_policies": table, "provenance": provenance})
 
 
 def usage(table: list[dict]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from dada_det.augment.transform import apply_draws
 from dada_det.errors import UserError
 from dada_det.search import alignment, estimators
 from dada_det.search.alignment import Weights
+from dada_det.search.curvature import Curvature
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample
 from dada_det.search.estimators import ControlVariate
 from dada_det.search.ranks import mean_over_ranks, mean_weights, world
@@ -41,6 +42,7 @@ class Settings:
     val_batches: int  # images of a validation batch over those of a training batch
     val_statistics: str  # BatchNorm's in the validation pass: its own "batch", or "running" as in the network's later use
     normalise: bool  # divide the rewards by their spread
+    preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)
     warmup_epochs: int  # epochs that train the weights alone
     estimator: str
     temperature: float = 0.5
@@ -51,10 +53,10 @@ class Settings:
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
                         baseline="unaugmented", val_batches=1, val_statistics="batch", normalise=True,
-                        warmup_epochs=1, estimator="marginal"),
+                        preconditioned=True, warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
                       baseline="none", val_batches=1, val_statistics="batch", normalise=False,
-                      warmup_epochs=0, estimator="relax"),
+                      preconditioned=False, warmup_epochs=0, estimator="relax"),
 }
 
 
@@ -125,6 +127,7 @@ class Step:
     update_weights: Callable[[Weights], None]  # takes the gradient of L_train
     update_policy: Callable[[], None]  # the gradients stand in the parameters' .grad
     low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient; rewards stay in float32
+    curvature: Curvature | None = None  # of the network, where settings.preconditioned
 
 
 def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
@@ -140,6 +143,8 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
     images = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), sample, batch.noise)
     gradient, losses_B = alignment.training_gradient(network, images[:n], labels[:n], parts.low)
     gradient = mean_weights(gradient)
+    if parts.curvature is not None:
+        parts.curvature.update(gradient)
     log = {"loss": losses_B.mean()}
     if learn:
         weights = alignment.weights_of(network)
@@ -148,6 +153,8 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
         v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW),
                                                batch.val_labels_V, parts.low))
         network.train()
+        if parts.curvature is not None:
+            v = parts.curvature.precondition(v)
         del virtual  # as large as the network, and the rewards need room for one more
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)

@@ -20,7 +20,7 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[dada.Step, dada.Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    settings = dada.settings_for("default", **changes)
+    settings = dada.settings_for("default", **{"preconditioned": False, **changes})
     distribution = PolicyDistribution(SearchSpace(OPERATIONS), shared=settings.shared, spread=settings.spread).double()
     for parameter in distribution.parameters():
         nn.init.normal_(parameter, std=0.7)

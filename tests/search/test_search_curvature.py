@@ -1,0 +1,113 @@
+"""The curvature's diagonal against the implicit function theorem on a regression, and its place in the step.
+
+G groups of training examples, n examples of each, K features, weights w [K].
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dada_det.augment.space import SearchSpace
+from dada_det.search import alignment, dada
+from dada_det.search.curvature import DAMPING, Curvature
+from dada_det.search.distribution import PolicyDistribution, draw_noise
+from dada_det.search.estimators import ControlVariate
+
+
+@pytest.fixture(scope="module")
+def regression() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(features [G,n,K], targets [G,n], validation features [V,K], targets [V]); variances of features span 1 to 1,000."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    scales_K = torch.logspace(0, 1.5, 12, dtype=torch.float64)
+    true_GK = normal(12) + 0.3 * normal(6, 12)  # each group has weights of its own
+    x_GnK, x_VK = normal(6, 4000, 12) * scales_K, normal(500, 12) * scales_K
+    return (x_GnK, (x_GnK * true_GK[:, None]).sum(2) + 30 * normal(6, 4000), x_VK,
+            x_VK @ (true_GK[2] + 0.3 * normal(12)) + 30 * normal(500))
+
+
+def test_the_preconditioned_alignment_is_the_hypergradient_at_the_end_of_training(
+        regression: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x_GnK, y_Gn, x_VK, y_V = regression
+    shares_G = torch.full((6,), 1 / 6, dtype=torch.float64, requires_grad=True)
+    gram = torch.einsum("g,gnk,gnl->kl", shares_G, x_GnK, x_GnK)
+    end_K = torch.linalg.solve(gram, torch.einsum("g,gnk,gn->k", shares_G, x_GnK, y_Gn))  # where training ends
+    (exact_G,) = torch.autograd.grad(((x_VK @ end_K - y_V) ** 2).mean() / 2, shares_G)
+
+    end_K = end_K.detach()
+    gradients_GnK = x_GnK * (torch.einsum("gnk,k->gn", x_GnK, end_K) - y_Gn)[..., None]
+    v_K = (x_VK * (x_VK @ end_K - y_V)[:, None]).mean(0)
+    curvature = Curvature(nn.Linear(12, 1, bias=False)).double()
+    for batch_BK in gradients_GnK.transpose(0, 1).flatten(0, 1).split(48):
+        curvature.update({"weight": batch_BK.mean(0, keepdim=True)})
+    slope_GK = gradients_GnK.mean(1)
+    one_step_G = -slope_GK @ v_K
+    whole_G = -slope_GK @ curvature.precondition({"weight": v_K[None].clone()})["weight"][0]
+
+    def cosine(found_G: Tensor) -> float:  # of the differences between groups: the shares sum to one
+        return F.cosine_similarity(found_G - found_G.mean(), exact_G - exact_G.mean(), dim=0).item()
+
+    print(f"cosine to the hypergradient: one step {cosine(one_step_G):.2f}, preconditioned {cosine(whole_G):.2f}")
+    assert cosine(whole_G) > 0.95 > 0.8 > cosine(one_step_G)
+
+
+def test_a_weight_without_gradients_counts_at_most_as_the_damping_says() -> None:
+    curvature = Curvature(nn.Linear(4, 1, bias=False))
+    curvature.update({"weight": torch.tensor([[2.0, 2.0, 2.0, 0.0]])})
+    found = curvature.precondition({"weight": torch.ones(1, 4)})["weight"][0]
+    torch.testing.assert_close(found, torch.tensor([0.75 / (1 + 0.75 * DAMPING)] * 3 + [1 / DAMPING]))
+
+
+def test_the_scale_of_the_gradients_does_not_matter() -> None:
+    results = []
+    for scale in (1.0, 1000.0):
+        generator = torch.Generator().manual_seed(1)
+        curvature = Curvature(nn.Linear(5, 3))
+        for _ in range(4):
+            curvature.update({name: scale * torch.randn(square.shape, generator=generator)
+                              for name, square in curvature.squares().items()})
+        results.append(curvature.precondition({"weight": torch.ones(3, 5), "bias": torch.ones(3)}))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_the_step_rewards_along_the_preconditioned_direction() -> None:
+    """The step's policy gradient equals that of rewards by forward mode along the divided validation gradient."""
+    torch.manual_seed(0)
+    settings = dada.settings_for("default", baseline="none", normalise=False, estimator="score")
+    distribution = PolicyDistribution(SearchSpace(("Rotate", "Solarize", "Brightness")), spread=settings.spread).double()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3)).double()
+    images, labels = torch.randint(0, 256, (2, 8, 3, 10, 10), dtype=torch.uint8), torch.randint(0, 3, (2, 8))
+    noise = draw_noise(8, 3, torch.Generator().manual_seed(1))
+    batch = dada.Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
+    curvature = Curvature(network)
+    curvature.update(alignment.training_gradient(network, images[1].double() / 255, labels[1])[0])
+    seen: list[Tensor] = []
+
+    def run(curvature: Curvature | None) -> Tensor:
+        parts = dada.Step(network, distribution, ControlVariate(3).double(), settings,
+                          lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
+                          curvature=curvature)
+        if curvature is not None:
+            sample = distribution.sample(noise)
+            augmented = dada.augment(parts, batch.images_BCHW, sample, noise)
+            weights = alignment.weights_of(network)
+            gradient = alignment.training_gradient(network, augmented, labels[0])[0]
+            own = copy.deepcopy(curvature)
+            own.update(gradient)
+            v = own.precondition(alignment.gradient_at(network, alignment.step(weights, gradient, -0.1),
+                                                       parts.normalise(batch.val_images_VCHW), labels[1]))
+            rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
+            seen.append(dada.policy_gradient(parts, rewards, None, sample, noise)[0].logits_N)
+        dada.default_step(parts, batch, 0.1, learn=True)
+        assert distribution.preferences_N.grad is not None
+        return -distribution.preferences_N.grad.clone()
+
+    got, plain = run(curvature), run(None)
+    torch.testing.assert_close(got, seen[0], rtol=0.02, atol=1e-9)  # the step's rewards are one-sided differences
+    assert (got - plain).norm() > 0.5 * got.norm()
