@@ -58,5 +58,6 @@ class ImagePreprocessor(BaseDataPreprocessor):
         batch = self.cast_data({"images": data["image"], "labels": data["label"]})
         images_BCHW = batch["images"]
         if "draws" in data:
-            images_BCHW = apply_draws(images_BCHW, Draws(**self.cast_data(data["draws"])), data["ranges"][0])
+            # The draws stay on the CPU, where apply_draws can see without waiting which rows each kernel needs.
+            images_BCHW = apply_draws(images_BCHW, Draws(**data["draws"]), data["ranges"][0])
         return {"images": (images_BCHW.float() - self.mean) / self.std, "labels": batch["labels"]}

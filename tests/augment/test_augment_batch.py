@@ -1,10 +1,24 @@
 """A batch in which every image has its own operations: equal to one at a time, without waiting for the device."""
 
+from itertools import cycle
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from dada_det.augment import OPERATION_NAMES, RANGES, Draws, SearchSpace, apply_draws, apply_operation, kernels
+from dada_det.augment import (
+    OPERATION_NAMES,
+    RANGES,
+    Draws,
+    SearchSpace,
+    apply_draws,
+    apply_draws_pil,
+    apply_operation,
+    transform,
+)
 from dada_det.errors import UserError
 
 
@@ -19,51 +33,128 @@ def random_batch(count, height=24, width=20, seed=0):
     return images, draws
 
 
-@pytest.fixture
-def device_road(monkeypatch):
-    """The road that a GPU takes: every kernel on every row."""
-    monkeypatch.setattr(kernels, "members", lambda mask_B: slice(None))
+def through_pil(images, draws, ranges):
+    pictures = [apply_draws_pil(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), draws[index:index + 1], ranges)
+                for index, image in enumerate(images)]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("ranges", RANGES)
-def test_all_sub_policies_in_one_batch_equal_one_at_a_time(ranges):
+def test_all_sub_policies_in_one_batch_equal_one_at_a_time(ranges, road):
     images, draws = random_batch(210)
     before = images.clone()
     together = apply_draws(images, draws, ranges)
     assert torch.equal(images, before)
     assert together.dtype == torch.uint8 and together.shape == images.shape
-    alone = [apply_draws(images[i:i + 1], draws[i:i + 1], ranges) for i in range(len(images))]
-    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together, through_pil(images, draws, ranges))
 
 
-@pytest.mark.parametrize("ranges", RANGES)
-def test_the_device_road_gives_the_same_pixels(ranges, monkeypatch):
-    images, draws = random_batch(105, seed=1)
-    on_cpu_road = apply_draws(images, draws, ranges)
-    monkeypatch.setattr(kernels, "members", lambda mask_B: slice(None))
-    assert torch.equal(apply_draws(images, draws, ranges), on_cpu_road)
+def test_a_batch_of_one_equals_the_image_in_a_larger_batch(road):
+    images, draws = random_batch(105, height=9, width=11)
+    alone = [apply_draws(images[i:i + 1], draws[i:i + 1], "strength") for i in range(0, 105, 7)]
+    assert torch.equal(torch.cat(alone), apply_draws(images, draws, "strength")[::7])
+
+
+@pytest.mark.parametrize(("count", "side", "one_by_one"), [(64, 16, True), (65, 16, False), (65, 63, False), (65, 64, True)])
+def test_few_or_large_images_on_the_cpu_go_through_pil_one_by_one(count, side, one_by_one, monkeypatch):
+    assert transform.one_by_one_pays(torch.empty(count, 3, side, side, dtype=torch.uint8)) == one_by_one
+    assert not transform.one_by_one_pays(torch.empty(count, 3, side, side, dtype=torch.uint8, device="meta"))
+    images, draws = random_batch(count, side, side)
+    expected = apply_draws(images, draws, "strength")
+    monkeypatch.setattr(transform, "one_by_one_pays", lambda images_BCHW: not one_by_one)
+    assert torch.equal(apply_draws(images, draws, "strength"), expected)
+
+
+@pytest.mark.parametrize("name", OPERATION_NAMES)
+def test_kernels_equal_pil_at_every_size_and_magnitude(name, road):
+    """What test_augment_parity.py holds against Pillow for the PIL road, held for the kernels against that road."""
+    generator = torch.Generator().manual_seed(1)
+    magnitudes = torch.cat([torch.tensor([0.0, 1.0, 0.5, 0.25, 0.75, 0.1, 0.3, 0.62]), torch.rand(7, generator=generator)])
+    count = 2 * len(magnitudes)
+    sizes = [(33, 17), (50, 64), (1, 40), (1, 40), (40, 1), (40, 1), (1, 1), (2, 2), (3, 3), (224, 224)]
+    for (height, width), ranges in zip(sizes, cycle(RANGES)):
+        noise = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
+        images = torch.where(torch.arange(count)[:, None, None, None] % 3 == 0, noise // 64 * 64, noise)
+        images[1::3] = images[1::3, :, :1, :1]  # noise, a few levels, one level
+        draws = Draws(torch.full((count, 1), OPERATION_NAMES.index(name)), torch.ones(count, 1, dtype=torch.bool),
+                      magnitudes.repeat(2)[:, None], torch.tensor([1.0, -1.0]).repeat_interleave(len(magnitudes))[:, None],
+                      torch.rand(count, 1, 2, generator=generator))
+        if height == 224:
+            images, draws = images[5:8], draws[5:8]
+        got, expected = apply_draws(images, draws, ranges), through_pil(images, draws, ranges)
+        assert torch.equal(got, expected), f"{height}x{width}"
+
+
+def layouts(images):
+    """The same images as they may lie in memory."""
+    wide = torch.zeros(2 * len(images), *images.shape[1:2], images.shape[2] + 3, images.shape[3] + 2, dtype=torch.uint8)
+    slices = wide[::2, :, 1:-2, 2:]
+    slices.copy_(images)
+    return {"contiguous": images, "channels_last": images.contiguous(memory_format=torch.channels_last), "slices": slices,
+            "turned": images.transpose(2, 3).contiguous().transpose(2, 3)}
+
+
+@pytest.mark.parametrize("count", [0, 1, 70])
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (1, 7), (7, 1), (1, 1)])
+def test_every_memory_format_gives_the_same_pixels(count, height, width):
+    """70 images take the kernels, one takes the PIL road."""
+    images, draws = random_batch(count, height, width)
+    expected = through_pil(images, draws, "strength") if count else images
+    for name, laid in layouts(images).items():
+        before = laid.clone()
+        got = apply_draws(laid, draws, "strength")
+        assert got.dtype == torch.uint8 and torch.equal(got, expected), name
+        assert torch.equal(laid, before)
+        assert not count or got.data_ptr() != laid.data_ptr()
+        channels_last = name == "channels_last" and not laid.is_contiguous()
+        assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format), name
 
 
 class Launches(TorchDispatchMode):
-    """Names of all tensor operations that run inside."""
+    """Names of all tensor operations on a device that run inside; where one meets a tensor on the CPU, also in `meetings`.
+
+    The device is torch's "meta", which has no values at all: reading one, or making a shape from values, raises.
+    """
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.meetings = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)}
+        if "meta" in devices:
+            self.names.append(func.overloadpacket.__name__)
+        if devices == {"meta", "cpu"}:
+            self.meetings.append((func.overloadpacket.__name__, (kwargs or {}).get("non_blocking")))
+        return result
 
 
-def test_the_device_road_never_waits_and_does_not_grow_with_the_batch(device_road):
+WAITS = {"item": lambda tensor: tensor.amax().item(), "mask": lambda tensor: tensor[tensor > 0],
+         "nonzero": lambda tensor: tensor.nonzero(), "cpu": lambda tensor: tensor.cpu(),
+         "tolist": lambda tensor: tensor[0, 0, 0].tolist(), "unique": lambda tensor: tensor.unique(),
+         "if": lambda tensor: 1 if tensor.amax() > 0 else 0, "bincount": lambda tensor: tensor.flatten().bincount()}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_the_meta_device_refuses_whatever_would_wait(wait):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        wait(torch.empty(2, 3, 4, 4, dtype=torch.uint8, device="meta"))
+
+
+@pytest.mark.parametrize("draws_on", ["cpu", "meta"])
+def test_a_device_never_waits_and_its_launches_do_not_grow_with_the_batch(draws_on):
     counts = []
-    for size in (2, 64):
-        images, draws = random_batch(size)
-        apply_draws(images, draws, "strength")  # fills the tables that are kept on the device
+    for size in (210, 840):
+        images, draws = random_batch(210)
+        repeated = draws[torch.arange(size) % 210].to(draws_on)
+        on_device = torch.empty(size, *images.shape[1:], dtype=torch.uint8, device="meta")
+        apply_draws(on_device, repeated, "strength")  # fills the tables that are kept on the device
         with Launches() as launches:
-            apply_draws(images, draws, "strength")
-        assert not {"_local_scalar_dense", "nonzero", "_unique2", "masked_select", "bincount"} & set(launches.names)
+            result = apply_draws(on_device, repeated, "strength")
+        assert result.device.type == "meta" and result.shape == on_device.shape and result.dtype == torch.uint8
+        # From the CPU come the draws and the rows of each kernel, and nobody waits for them; nothing goes to it.
+        assert set(launches.meetings) == ({("_to_copy", True)} if draws_on == "cpu" else set())
         counts.append(len(launches.names))
     assert counts[0] == counts[1]
 
@@ -73,12 +164,6 @@ def test_slots_that_are_off_change_nothing():
     off = Draws(draws.operations_BK, torch.zeros_like(draws.active_BK), draws.magnitudes_BK, draws.signs_BK,
                 draws.centers_BK2)
     assert torch.equal(apply_draws(images, off, "strength"), images)
-
-
-def test_an_empty_batch():
-    images, draws = random_batch(3)
-    none = draws[torch.zeros(0, dtype=torch.long)]
-    assert apply_draws(images[:0], none, "strength").shape == (0, 3, 24, 20)
 
 
 def test_draws_are_sliced_indexed_and_moved():

@@ -56,16 +56,24 @@ def test_uniform_strength():
     assert magnitudes.std(0).tolist() == pytest.approx([12**-0.5] * 2, abs=0.02)
 
 
+@pytest.mark.parametrize("count", [40, 100])
 @pytest.mark.parametrize("policy", [POLICY, resolve_policy("dada-cifar10"), resolve_policy("random")])
-def test_a_batch_equals_its_pil_images(policy):
-    images = torch.randint(0, 256, (40, 3, 18, 23), generator=seeded(), dtype=torch.uint8)
+def test_a_batch_equals_its_pil_images(policy, count):
+    """40 images take the PIL road, 100 take the kernels."""
+    images = torch.randint(0, 256, (count, 3, 18, 23), generator=seeded(), dtype=torch.uint8)
     transform = PolicyTransform(policy)
-    draws = transform.draw(40, seeded(1))
+    draws = transform.draw(count, seeded(1))
     batch = transform.apply(images, draws)
     for index, image in enumerate(images):
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         alone = np.array(transform.apply(picture, draws[index:index + 1]))
         assert torch.equal(torch.from_numpy(alone).permute(2, 0, 1), batch[index])
+
+
+def test_a_batch_on_a_device_takes_draws_from_the_cpu():
+    images = torch.empty(6, 3, 18, 23, dtype=torch.uint8, device="meta")
+    result = PolicyTransform(resolve_policy("dada-imagenet"))(images, seeded())
+    assert result.device == images.device and result.shape == images.shape and result.dtype == torch.uint8
 
 
 def test_equal_generators_give_equal_results_and_none_is_the_global_one():
