@@ -10,12 +10,12 @@ matrix, from the squares of the gradients at hand, costs no pass.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dada_det.search.alignment import Weights
 
 DECAY = 0.95  # of the running mean: the last twenty batches
-DAMPING = 0.01  # of the mean square: no weight counts more than a hundred times the mean one
+DAMPING = 0.1  # of the mean square: no weight counts more than ten times the mean one
 
 
 class Curvature(nn.Module):
@@ -36,13 +36,26 @@ class Curvature(nn.Module):
             square.lerp_(gradient[name].square().to(square.dtype), 1 - DECAY)
 
     @torch.no_grad()
-    def precondition(self, direction: Weights) -> Weights:
-        """direction * s / (S + DAMPING s), weight by weight; S are the squares, s is their mean over all weights.
+    def precondition(self, direction: Weights, gradient: Weights) -> Weights:
+        """H^-1 direction up to a factor, with H = diag(S + DAMPING s) + rho g g^T and rho without bound.
 
-        Changes `direction` in place, so that the step holds no further copy of the weights.
+        S are the squares, s is their mean over all weights, g is L_train's gradient. By Sherman and Morrison's formula the
+        second term takes out of the direction what agrees with g: every step of the training goes there, whatever the
+        policy, and with it the mean reward of the batch that g is of becomes 0. Changes `direction` in place, so that the
+        step holds no further copy of the weights.
         """
         squares = self.squares()
         mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
+
+        def divided(name: str, tensor: Tensor) -> Tensor:
+            return tensor * (mean / (squares[name] + DAMPING * mean).clamp_min(1e-30))
+
+        along, length = [], []
         for name, tensor in direction.items():
-            tensor.mul_(mean / (squares[name] + DAMPING * mean).clamp_min(1e-30))
+            divided_gradient = divided(name, gradient[name])
+            along.append((divided_gradient * tensor).sum())
+            length.append((divided_gradient * gradient[name]).sum())
+        share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
+        for name, tensor in direction.items():
+            tensor.copy_(divided(name, tensor - share * gradient[name]))
         return direction

@@ -24,7 +24,7 @@ from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 ESTIMATORS = ("marginal", "score", "relax", "gumbel")
 PAPER_ENTRIES = ["ranges", "estimator", "temperature"]  # all else is as printed
 PAPER_ESTIMATORS = ("relax", "score", "gumbel")  # of a logit; "marginal" scores drawn magnitudes too
-VAL_STATISTICS = ("batch", "running")
+VAL_STATISTICS = ("batch", "running", "both")
 BASELINES = ("unaugmented", "half", "second_draw", "batch", "none")
 
 
@@ -40,7 +40,7 @@ class Settings:
     draws: int  # of each image in a step
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
-    val_statistics: str  # BatchNorm's in the validation pass: its own "batch", or "running" as in the network's later use
+    val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both"
     normalise: bool  # divide the rewards by their spread
     preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)
     warmup_epochs: int  # epochs that train the weights alone
@@ -52,7 +52,7 @@ class Settings:
 
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
-                        baseline="unaugmented", val_batches=1, val_statistics="batch", normalise=True,
+                        baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
                         preconditioned=True, warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
                       baseline="none", val_batches=1, val_statistics="batch", normalise=False,
@@ -149,12 +149,9 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
     if learn:
         weights = alignment.weights_of(network)
         virtual = alignment.step(weights, gradient, -zeta)
-        network.train(settings.val_statistics == "batch")
-        v = mean_weights(alignment.gradient_at(network, virtual, parts.normalise(batch.val_images_VCHW),
-                                               batch.val_labels_V, parts.low))
-        network.train()
+        v = validation_gradient(parts, virtual, batch)
         if parts.curvature is not None:
-            v = parts.curvature.precondition(v)
+            v = parts.curvature.precondition(v, gradient)
         del virtual  # as large as the network, and the rewards need room for one more
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)
@@ -176,6 +173,32 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
         log |= {"advantage": mean, "spread": spread}
     parts.update_weights(gradient)
     return log
+
+
+def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
+    """v, the gradient of L_val at `weights`, a mean over the processes; leaves the network in train mode.
+
+    BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
+    ones it sees little else. "both": a half of the images by each, the two gradients brought to the same length.
+    """
+    statistics, n = parts.settings.val_statistics, len(batch.val_labels_V)
+    half = max(1, n // 2) if statistics == "both" else n
+    total: Weights = {}
+    for running, rows in ((False, slice(0, half)), (True, slice(n - half, n))):
+        if statistics == ("batch" if running else "running"):
+            continue
+        parts.network.train(not running)
+        v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW[rows]),
+                                               batch.val_labels_V[rows], parts.low))
+        if statistics == "both":
+            length = alignment.norm(v).clamp_min(1e-12)
+            for name, tensor in v.items():
+                tensor.div_(length)
+                if total:
+                    tensor.add_(total[name])
+        total = v
+    parts.network.train()
+    return total
 
 
 def paper_step(parts: Step, batch: Batch, zeta: float) -> dict[str, Tensor]:

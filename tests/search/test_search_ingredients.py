@@ -96,7 +96,7 @@ def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> Non
         torch.testing.assert_close(found[name] - plain[name], added, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("statistics", ["batch", "running"])
+@pytest.mark.parametrize("statistics", ["batch", "running", "both"])
 def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(statistics: str,
                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """Against autograd through a copy at w' in train or eval mode; the step leaves the network in train mode."""
@@ -118,9 +118,15 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             parameter -= ZETA * gradient[name]
-    moved.train(statistics == "batch")
-    loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW)), batch.val_labels_V)
-    wanted = dict(zip(gradient, torch.autograd.grad(loss, list(moved.parameters())), strict=True))
+    gradients = []
+    for running, rows in {"batch": [(False, slice(B))], "running": [(True, slice(B))],
+                          "both": [(False, slice(B // 2)), (True, slice(B // 2, B))]}[statistics]:
+        moved.train(not running)
+        loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_labels_V[rows])
+        own = torch.autograd.grad(loss, list(moved.parameters()))
+        length = torch.cat([tensor.flatten() for tensor in own]).norm() if statistics == "both" else 1.0
+        gradients.append([tensor / length for tensor in own])
+    wanted = dict(zip(gradient, (sum(parts_of) for parts_of in zip(*gradients, strict=True)), strict=True))
     dada.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)
