@@ -18,7 +18,7 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.space import SearchSpace
 from dada_det.files import write_json
 from dada_det.search.alignment import Weights
-from dada_det.search.curvature import Curvature
+from dada_det.search.curvature import SQUARES_DECAY, RunningMean
 from dada_det.search.dada import Batch, Settings, Step, default_step, paper_step
 from dada_det.search.distribution import PolicyDistribution
 from dada_det.search.estimators import ControlVariate
@@ -43,7 +43,8 @@ class Searcher(BaseModel):
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
                                                spread=settings.spread)
         self.control_variate = ControlVariate(len(space))
-        self.curvature = Curvature(network) if settings.preconditioned else None
+        self.squares = RunningMean(network, SQUARES_DECAY) if settings.preconditioned else None
+        self.v_mean = RunningMean(network, settings.v_decay) if settings.v_decay else None
         # A copy of the distribution and a count of steps; part of the model, so that a checkpoint holds both.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.mean_C11: Tensor
@@ -87,7 +88,7 @@ class Searcher(BaseModel):
             policy.zero_grad()
 
         parts = Step(self.network, self.distribution, self.control_variate, self.settings, self.normalise,
-                     update_weights, update_policy, self.low, self.curvature)
+                     update_weights, update_policy, self.low, self.squares, self.v_mean)
         zeta = weights.get_lr()["lr"][0]
         # Dropout draws from torch's global generator, which no checkpoint keeps.
         seeding = self.network.register_forward_pre_hook(lambda *_: torch.manual_seed(batch.network_seed) and None)

@@ -14,48 +14,51 @@ from torch import Tensor, nn
 
 from dada_det.search.alignment import Weights
 
-DECAY = 0.95  # of the running mean: the last twenty batches
 DAMPING = 0.1  # of the mean square: no weight counts more than ten times the mean one
+SQUARES_DECAY = 0.95  # the last twenty training batches
 
 
-class Curvature(nn.Module):
-    """A running mean of the squares of L_train's gradient, one buffer a weight; part of a search's checkpoints."""
+class RunningMean(nn.Module):
+    """An exponential running mean over steps, one buffer a weight, so that a search's checkpoints hold it.
 
-    def __init__(self, network: nn.Module) -> None:
+    It starts at 0; what is made of it here does not depend on its scale, so that nothing is to be corrected. decay: 0..1.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
+        self.decay = decay
         for name, parameter in network.named_parameters():
             self.register_buffer(name.replace(".", "/"), torch.zeros_like(parameter))
 
-    def squares(self) -> Weights:
+    @property
+    def means(self) -> Weights:
+        """The buffers by the weights' names."""
         return {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def update(self, gradient: Weights) -> None:
-        """Adds the gradient of one training batch; its scale does not matter, `precondition` divides by the mean."""
-        for name, square in self.squares().items():
-            square.lerp_(gradient[name].square().to(square.dtype), 1 - DECAY)
+    def update(self, values: Weights) -> None:
+        """mean <- decay * mean + (1 - decay) * value."""
+        for name, mean in self.means.items():
+            mean.lerp_(values[name], 1 - self.decay)
 
-    @torch.no_grad()
-    def precondition(self, direction: Weights, gradient: Weights) -> Weights:
-        """H^-1 direction up to a factor, with H = diag(S + DAMPING s) + rho g g^T and rho without bound.
 
-        S are the squares, s is their mean over all weights, g is L_train's gradient. By Sherman and Morrison's formula the
-        second term takes out of the direction what agrees with g: every step of the training goes there, whatever the
-        policy, and with it the mean reward of the batch that g is of becomes 0. Changes `direction` in place, so that the
-        step holds no further copy of the weights.
-        """
-        squares = self.squares()
-        mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
+@torch.no_grad()
+def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Weights:
+    """H^-1 direction up to a factor, with H = diag(S + DAMPING s) + rho g g^T and rho without bound; in new tensors.
 
-        def divided(name: str, tensor: Tensor) -> Tensor:
-            return tensor * (mean / (squares[name] + DAMPING * mean).clamp_min(1e-30))
+    squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights. gradient: g, that of
+    L_train. By Sherman and Morrison's formula the second term takes out of the direction what agrees with g: every step of
+    the training goes there, whatever the policy, and with it the mean reward of the batch that g is of becomes 0.
+    """
+    mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
 
-        along, length = [], []
-        for name, tensor in direction.items():
-            divided_gradient = divided(name, gradient[name])
-            along.append((divided_gradient * tensor).sum())
-            length.append((divided_gradient * gradient[name]).sum())
-        share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
-        for name, tensor in direction.items():
-            tensor.copy_(divided(name, tensor - share * gradient[name]))
-        return direction
+    def divided(name: str, tensor: Tensor) -> Tensor:
+        return tensor * (mean / (squares[name] + DAMPING * mean).clamp_min(1e-30))
+
+    along, length = [], []
+    for name, own in gradient.items():
+        divided_own = divided(name, own)
+        along.append((divided_own * direction[name]).sum())
+        length.append((divided_own * own).sum())
+    share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
+    return {name: divided(name, tensor - share * gradient[name]) for name, tensor in direction.items()}

@@ -16,7 +16,7 @@ from dada_det.augment.transform import apply_draws
 from dada_det.errors import UserError
 from dada_det.search import alignment, estimators
 from dada_det.search.alignment import Weights
-from dada_det.search.curvature import Curvature
+from dada_det.search.curvature import RunningMean, precondition
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample
 from dada_det.search.estimators import ControlVariate
 from dada_det.search.ranks import mean_over_ranks, mean_weights, world
@@ -42,6 +42,7 @@ class Settings:
     val_batches: int  # images of a validation batch over those of a training batch
     val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both"
     normalise: bool  # divide the rewards by their spread
+    v_decay: float  # of the running mean of the validation gradient over steps; 0: that of this step alone
     preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)
     warmup_epochs: int  # epochs that train the weights alone
     estimator: str
@@ -53,10 +54,10 @@ class Settings:
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
                         baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
-                        preconditioned=True, warmup_epochs=1, estimator="marginal"),
+                        v_decay=0.9, preconditioned=True, warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
                       baseline="none", val_batches=1, val_statistics="batch", normalise=False,
-                      preconditioned=False, warmup_epochs=0, estimator="relax"),
+                      v_decay=0.0, preconditioned=False, warmup_epochs=0, estimator="relax"),
 }
 
 
@@ -85,6 +86,8 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
         raise UserError(f"search.spread is {settings.spread!r}; give a number above 0, or None for straight-through")
     if not isinstance(settings.entropy, int | float) or not 0 <= settings.entropy < math.inf:
         raise UserError(f"search.entropy is {settings.entropy!r}; give a number of at least 0")
+    if not isinstance(settings.v_decay, int | float) or not 0 <= settings.v_decay < 1:
+        raise UserError(f"search.v_decay is {settings.v_decay!r}; give a number of at least 0 and below 1")
     if not isinstance(settings.average, int | float) or not 0 <= settings.average <= 1:
         raise UserError(f"search.average is {settings.average!r}; give a share from 0 to 1")
     if settings.spread is None and settings.estimator == "marginal":
@@ -127,7 +130,8 @@ class Step:
     update_weights: Callable[[Weights], None]  # takes the gradient of L_train
     update_policy: Callable[[], None]  # the gradients stand in the parameters' .grad
     low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient; rewards stay in float32
-    curvature: Curvature | None = None  # of the network, where settings.preconditioned
+    squares: RunningMean | None = None  # of L_train's gradient, where settings.preconditioned
+    v_mean: RunningMean | None = None  # of the validation gradient, where settings.v_decay
 
 
 def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
@@ -143,15 +147,18 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
     images = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), sample, batch.noise)
     gradient, losses_B = alignment.training_gradient(network, images[:n], labels[:n], parts.low)
     gradient = mean_weights(gradient)
-    if parts.curvature is not None:
-        parts.curvature.update(gradient)
+    if parts.squares is not None:
+        parts.squares.update({name: tensor.square() for name, tensor in gradient.items()})
     log = {"loss": losses_B.mean()}
     if learn:
         weights = alignment.weights_of(network)
         virtual = alignment.step(weights, gradient, -zeta)
         v = validation_gradient(parts, virtual, batch)
-        if parts.curvature is not None:
-            v = parts.curvature.precondition(v, gradient)
+        if parts.v_mean is not None:
+            parts.v_mean.update(v)
+            v = parts.v_mean.means
+        if parts.squares is not None:
+            v = precondition(v, parts.squares.means, gradient)
         del virtual  # as large as the network, and the rewards need room for one more
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)

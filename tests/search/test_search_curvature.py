@@ -3,8 +3,6 @@
 G groups of training examples, n examples of each, K features, weights w [K].
 """
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 
 from dada_det.augment.space import SearchSpace
 from dada_det.search import alignment, dada
-from dada_det.search.curvature import DAMPING, Curvature
+from dada_det.search.curvature import DAMPING, SQUARES_DECAY, RunningMean, precondition
 from dada_det.search.distribution import PolicyDistribution, draw_noise
 from dada_det.search.estimators import ControlVariate
 
@@ -43,13 +41,13 @@ def test_the_preconditioned_alignment_is_the_hypergradient_at_the_end_of_trainin
     end_K = end_K.detach()
     gradients_GnK = x_GnK * (torch.einsum("gnk,k->gn", x_GnK, end_K) - y_Gn)[..., None]
     v_K = (x_VK * (x_VK @ end_K - y_V)[:, None]).mean(0)
-    curvature = Curvature(nn.Linear(12, 1, bias=False)).double()
+    squares = RunningMean(nn.Linear(12, 1, bias=False).double(), SQUARES_DECAY)
     for batch_BK in gradients_GnK.transpose(0, 1).flatten(0, 1).split(48):
-        curvature.update({"weight": batch_BK.mean(0, keepdim=True)})
+        squares.update({"weight": batch_BK.mean(0, keepdim=True).square()})
     slope_GK = gradients_GnK.mean(1)
     one_step_G = -slope_GK @ v_K
     at_the_end = {"weight": torch.zeros(1, 12, dtype=torch.float64)}
-    whole_G = -slope_GK @ curvature.precondition({"weight": v_K[None].clone()}, at_the_end)["weight"][0]
+    whole_G = -slope_GK @ precondition({"weight": v_K[None]}, squares.means, at_the_end)["weight"][0]
 
     def cosine(found_G: Tensor) -> float:  # of the differences between groups: the shares sum to one
         return F.cosine_similarity(found_G - found_G.mean(), exact_G - exact_G.mean(), dim=0).item()
@@ -66,14 +64,14 @@ def test_it_solves_the_diagonal_and_the_gradient_s_own_direction() -> None:
                        for name, parameter in network.named_parameters()} for _ in range(7))
     found = []
     for scale in (1.0, 1000.0):
-        curvature = Curvature(network)
+        squares = RunningMean(network, SQUARES_DECAY)
         for batch in batches:
-            curvature.update({name: scale * tensor for name, tensor in batch.items()})
-        found.append(flat(curvature.precondition(dict(copy.deepcopy(v)), g)))
+            squares.update({name: (scale * tensor).square() for name, tensor in batch.items()})
+        found.append(flat(precondition(v, squares.means, g)))
     torch.testing.assert_close(found[0], found[1])
-    squares = flat(curvature.squares())
-    matrix = torch.diag(squares + DAMPING * squares.mean()) + 1e9 * squares.mean() * torch.outer(flat(g), flat(g))
-    solved = torch.linalg.solve(matrix, flat(v)) * squares.mean()
+    s = flat(squares.means)
+    matrix = torch.diag(s + DAMPING * s.mean()) + 1e9 * s.mean() * torch.outer(flat(g), flat(g))
+    solved = torch.linalg.solve(matrix, flat(v)) * s.mean()
     torch.testing.assert_close(found[0], solved, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close((found[0] * flat(g)).sum(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
 
@@ -83,46 +81,54 @@ def flat(weights: alignment.Weights) -> Tensor:
 
 
 def test_a_weight_without_gradients_counts_at_most_as_the_damping_says() -> None:
-    curvature = Curvature(nn.Linear(4, 1, bias=False))
-    curvature.update({"weight": torch.tensor([[2.0, 2.0, 2.0, 0.0]])})
-    found = curvature.precondition({"weight": torch.ones(1, 4)}, {"weight": torch.zeros(1, 4)})["weight"][0]
-    torch.testing.assert_close(found, torch.tensor([0.75 / (1 + 0.75 * DAMPING)] * 3 + [1 / DAMPING]))
+    squares = {"weight": torch.tensor([[4.0, 4.0, 4.0, 0.0]])}
+    found = precondition({"weight": torch.ones(1, 4)}, squares, {"weight": torch.zeros(1, 4)})["weight"][0]
+    torch.testing.assert_close(found, torch.tensor([3 / (4 + 3 * DAMPING)] * 3 + [1 / DAMPING]))
 
 
-def test_the_step_rewards_along_the_preconditioned_direction() -> None:
-    """The step's policy gradient equals that of rewards by forward mode along the divided validation gradient."""
+def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
+    mean = RunningMean(nn.Linear(1, 1, bias=False), 0.9)
+    for value in (1.0, 2.0, 4.0):
+        mean.update({"weight": torch.full((1, 1), value)})
+    torch.testing.assert_close(mean.means["weight"].item(), 0.1 * (0.81 + 0.9 * 2 + 4))
+    assert list(mean.state_dict()) == ["weight"]
+
+
+@pytest.mark.parametrize("v_decay", [0.0, 0.9])
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditioned: bool, v_decay: float) -> None:
+    """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand."""
     torch.manual_seed(0)
-    settings = dada.settings_for("default", baseline="none", normalise=False, estimator="score",
-                                 val_statistics="batch")
+    settings = dada.settings_for("default", baseline="none", normalise=False, estimator="score", val_statistics="batch",
+                                 preconditioned=preconditioned, v_decay=v_decay)
     distribution = PolicyDistribution(SearchSpace(("Rotate", "Solarize", "Brightness")), spread=settings.spread).double()
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3)).double()
     images, labels = torch.randint(0, 256, (2, 8, 3, 10, 10), dtype=torch.uint8), torch.randint(0, 3, (2, 8))
     noise = draw_noise(8, 3, torch.Generator().manual_seed(1))
     batch = dada.Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
-    curvature = Curvature(network)
-    curvature.update(alignment.training_gradient(network, images[1].double() / 255, labels[1])[0])
-    seen: list[Tensor] = []
+    weights = alignment.weights_of(network)
+    before = {name: torch.randn_like(tensor) for name, tensor in weights.items()}  # the gradient of an earlier step
+    squares = RunningMean(network, SQUARES_DECAY) if preconditioned else None
+    v_mean = RunningMean(network, v_decay) if v_decay else None
+    for mean, value in ((squares, {name: tensor.square() for name, tensor in before.items()}), (v_mean, before)):
+        if mean is not None:
+            mean.update(value)
+    parts = dada.Step(network, distribution, ControlVariate(3).double(), settings,
+                      lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
+                      squares=squares, v_mean=v_mean)
 
-    def run(curvature: Curvature | None) -> Tensor:
-        parts = dada.Step(network, distribution, ControlVariate(3).double(), settings,
-                          lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
-                          curvature=curvature)
-        if curvature is not None:
-            sample = distribution.sample(noise)
-            augmented = dada.augment(parts, batch.images_BCHW, sample, noise)
-            weights = alignment.weights_of(network)
-            gradient = alignment.training_gradient(network, augmented, labels[0])[0]
-            own = copy.deepcopy(curvature)
-            own.update(gradient)
-            v = alignment.gradient_at(network, alignment.step(weights, gradient, -0.1),
-                                      parts.normalise(batch.val_images_VCHW), labels[1])
-            v = own.precondition(v, gradient)
-            rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
-            seen.append(dada.policy_gradient(parts, rewards, None, sample, noise)[0].logits_N)
-        dada.default_step(parts, batch, 0.1, learn=True)
-        assert distribution.preferences_N.grad is not None
-        return -distribution.preferences_N.grad.clone()
-
-    got, plain = run(curvature), run(None)
-    torch.testing.assert_close(got, seen[0], rtol=0.02, atol=1e-9)  # the step's rewards are one-sided differences
-    assert (got - plain).norm() > 0.5 * got.norm()
+    sample = distribution.sample(noise)
+    augmented = dada.augment(parts, batch.images_BCHW, sample, noise)
+    gradient = alignment.training_gradient(network, augmented, labels[0])[0]
+    v = alignment.gradient_at(network, alignment.step(weights, gradient, -0.1), parts.normalise(images[1]), labels[1])
+    if v_decay:
+        v = {name: (1 - v_decay) * (v_decay * before[name] + tensor) for name, tensor in v.items()}
+    if preconditioned:
+        both = {name: (1 - SQUARES_DECAY) * (SQUARES_DECAY * before[name].square() + tensor.square())
+                for name, tensor in gradient.items()}
+        v = precondition(v, both, gradient)
+    rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
+    wanted = dada.policy_gradient(parts, rewards, None, sample, noise)[0].logits_N
+    dada.default_step(parts, batch, 0.1, learn=True)
+    assert distribution.preferences_N.grad is not None
+    assert (-distribution.preferences_N.grad - wanted).norm() < 0.02 * wanted.norm()  # the step takes one-sided differences

@@ -20,7 +20,7 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[dada.Step, dada.Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    settings = dada.settings_for("default", **{"preconditioned": False, **changes})
+    settings = dada.settings_for("default", **{"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", **changes})
     distribution = PolicyDistribution(SearchSpace(OPERATIONS), shared=settings.shared, spread=settings.spread).double()
     for parameter in distribution.parameters():
         nn.init.normal_(parameter, std=0.7)
@@ -120,7 +120,7 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
             parameter -= ZETA * gradient[name]
     gradients = []
     for running, rows in {"batch": [(False, slice(B))], "running": [(True, slice(B))],
-                          "both": [(False, slice(B // 2)), (True, slice(B // 2, B))]}[statistics]:
+                          "both": [(True, slice(B // 2, B)), (False, slice(B // 2))]}[statistics]:
         moved.train(not running)
         loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_labels_V[rows])
         own = torch.autograd.grad(loss, list(moved.parameters()))
