@@ -20,7 +20,8 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[dada.Step, dada.Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    settings = dada.settings_for("default", **{"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", **changes})
+    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch"}
+    settings = dada.settings_for("default", **{**plain, **changes})
     distribution = PolicyDistribution(SearchSpace(OPERATIONS), shared=settings.shared, spread=settings.spread).double()
     for parameter in distribution.parameters():
         nn.init.normal_(parameter, std=0.7)
