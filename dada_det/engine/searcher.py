@@ -44,7 +44,7 @@ class Searcher(BaseModel):
                                                spread=settings.spread)
         self.control_variate = ControlVariate(len(space))
         self.squares = RunningMean(network, SQUARES_DECAY) if settings.preconditioned else None
-        self.v_mean = RunningMean(network, settings.v_decay) if settings.v_decay else None
+        self.v_mean = RunningMean(network, settings.v_decay) if settings.mode == "default" else None
         # A copy of the distribution and a count of steps; part of the model, so that a checkpoint holds both.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.mean_C11: Tensor

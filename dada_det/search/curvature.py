@@ -36,29 +36,36 @@ class RunningMean(nn.Module):
         return {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def update(self, values: Weights) -> None:
-        """mean <- decay * mean + (1 - decay) * value."""
+    def forget(self) -> None:
+        """mean <- decay * mean, once a step; `add` brings in what is new."""
+        for mean in self.means.values():
+            mean.mul_(self.decay)
+
+    @torch.no_grad()
+    def add(self, values: Weights, scale: Weights | Tensor) -> None:
+        """mean <- mean + (1 - decay) * scale * value, in one pass over the weights; scale: one number, or one a weight."""
         for name, mean in self.means.items():
-            mean.lerp_(values[name], 1 - self.decay)
+            mean.addcmul_(values[name], scale if isinstance(scale, Tensor) else scale[name], value=1 - self.decay)
 
 
 @torch.no_grad()
 def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Weights:
-    """H^-1 direction up to a factor, with H = diag(S + DAMPING s) + rho g g^T and rho without bound; in new tensors.
+    """H^-1 direction, with H = diag(S / s + DAMPING) + rho g g^T and rho without bound; in new tensors.
 
     squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights. gradient: g, that of
     L_train. By Sherman and Morrison's formula the second term takes out of the direction what agrees with g: every step of
     the training goes there, whatever the policy, and with it the mean reward of the batch that g is of becomes 0.
     """
     mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
+    floor, inverse = torch.full_like(mean, DAMPING), 1 / mean.clamp_min(1e-30)
 
-    def divided(name: str, tensor: Tensor) -> Tensor:
-        return tensor * (mean / (squares[name] + DAMPING * mean).clamp_min(1e-30))
+    def diagonal(name: str) -> Tensor:
+        return torch.addcmul(floor, squares[name], inverse)
 
     along, length = [], []
     for name, own in gradient.items():
-        divided_own = divided(name, own)
-        along.append((divided_own * direction[name]).sum())
-        length.append((divided_own * own).sum())
+        divided = torch.div(own, denominator := diagonal(name), out=denominator).flatten()
+        along.append(divided @ direction[name].flatten())
+        length.append(divided @ own.flatten())
     share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
-    return {name: divided(name, tensor - share * gradient[name]) for name, tensor in direction.items()}
+    return {name: torch.addcmul(tensor, gradient[name], -share).div_(diagonal(name)) for name, tensor in direction.items()}

@@ -42,7 +42,7 @@ class Settings:
     val_batches: int  # images of a validation batch over those of a training batch
     val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both"
     normalise: bool  # divide the rewards by their spread
-    v_decay: float  # of the running mean of the validation gradient over steps; 0: that of this step alone
+    v_decay: float  # of the running mean of the validation gradient's direction over steps; 0: this step's alone
     preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)
     warmup_epochs: int  # epochs that train the weights alone
     estimator: str
@@ -131,7 +131,7 @@ class Step:
     update_policy: Callable[[], None]  # the gradients stand in the parameters' .grad
     low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient; rewards stay in float32
     squares: RunningMean | None = None  # of L_train's gradient, where settings.preconditioned
-    v_mean: RunningMean | None = None  # of the validation gradient, where settings.v_decay
+    v_mean: RunningMean | None = None  # of the validation gradient's direction; in paper mode None
 
 
 def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
@@ -148,18 +148,16 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
     gradient, losses_B = alignment.training_gradient(network, images[:n], labels[:n], parts.low)
     gradient = mean_weights(gradient)
     if parts.squares is not None:
-        parts.squares.update({name: tensor.square() for name, tensor in gradient.items()})
+        parts.squares.forget()
+        parts.squares.add(gradient, gradient)
     log = {"loss": losses_B.mean()}
     if learn:
         weights = alignment.weights_of(network)
         virtual = alignment.step(weights, gradient, -zeta)
         v = validation_gradient(parts, virtual, batch)
-        if parts.v_mean is not None:
-            parts.v_mean.update(v)
-            v = parts.v_mean.means
+        del virtual  # as large as the network, and so is what follows
         if parts.squares is not None:
             v = precondition(v, parts.squares.means, gradient)
-        del virtual  # as large as the network, and the rewards need room for one more
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)
         else:
@@ -183,29 +181,23 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
 
 
 def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
-    """v, the gradient of L_val at `weights`, a mean over the processes; leaves the network in train mode.
+    """The running mean over steps of the direction of grad L_val at `weights`; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": a half of the images by each, the two gradients brought to the same length.
+    ones it sees little else. "both": a half of the images by each. Every gradient counts with length 1.
     """
+    assert parts.v_mean is not None
     statistics, n = parts.settings.val_statistics, len(batch.val_labels_V)
     half = max(1, n // 2) if statistics == "both" else n
-    total: Weights = {}
-    for running, rows in ((False, slice(0, half)), (True, slice(n - half, n))):
-        if statistics == ("batch" if running else "running"):
-            continue
-        parts.network.train(not running)
-        v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW[rows]),
-                                               batch.val_labels_V[rows], parts.low))
-        if statistics == "both":
-            length = alignment.norm(v).clamp_min(1e-12)
-            for name, tensor in v.items():
-                tensor.div_(length)
-                if total:
-                    tensor.add_(total[name])
-        total = v
+    passes = {"batch": slice(0, half), "running": slice(n - half, n)}
+    parts.v_mean.forget()
+    for name in passes if statistics == "both" else [statistics]:
+        parts.network.train(name == "batch")
+        v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW[passes[name]]),
+                                               batch.val_labels_V[passes[name]], parts.low))
+        parts.v_mean.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
     parts.network.train()
-    return total
+    return parts.v_mean.means
 
 
 def paper_step(parts: Step, batch: Batch, zeta: float) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def test_the_preconditioned_alignment_is_the_hypergradient_at_the_end_of_trainin
     v_K = (x_VK * (x_VK @ end_K - y_V)[:, None]).mean(0)
     squares = RunningMean(nn.Linear(12, 1, bias=False).double(), SQUARES_DECAY)
     for batch_BK in gradients_GnK.transpose(0, 1).flatten(0, 1).split(48):
-        squares.update({"weight": batch_BK.mean(0, keepdim=True).square()})
+        add_square(squares, {"weight": batch_BK.mean(0, keepdim=True)})
     slope_GK = gradients_GnK.mean(1)
     one_step_G = -slope_GK @ v_K
     at_the_end = {"weight": torch.zeros(1, 12, dtype=torch.float64)}
@@ -66,7 +66,7 @@ def test_it_solves_the_diagonal_and_the_gradient_s_own_direction() -> None:
     for scale in (1.0, 1000.0):
         squares = RunningMean(network, SQUARES_DECAY)
         for batch in batches:
-            squares.update({name: (scale * tensor).square() for name, tensor in batch.items()})
+            add_square(squares, {name: scale * tensor for name, tensor in batch.items()})
         found.append(flat(precondition(v, squares.means, g)))
     torch.testing.assert_close(found[0], found[1])
     s = flat(squares.means)
@@ -74,6 +74,12 @@ def test_it_solves_the_diagonal_and_the_gradient_s_own_direction() -> None:
     solved = torch.linalg.solve(matrix, flat(v)) * s.mean()
     torch.testing.assert_close(found[0], solved, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close((found[0] * flat(g)).sum(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def add_square(squares: RunningMean, gradient: alignment.Weights) -> None:
+    """As the step does."""
+    squares.forget()
+    squares.add(gradient, gradient)
 
 
 def flat(weights: alignment.Weights) -> Tensor:
@@ -89,7 +95,8 @@ def test_a_weight_without_gradients_counts_at_most_as_the_damping_says() -> None
 def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
     mean = RunningMean(nn.Linear(1, 1, bias=False), 0.9)
     for value in (1.0, 2.0, 4.0):
-        mean.update({"weight": torch.full((1, 1), value)})
+        mean.forget()
+        mean.add({"weight": torch.full((1, 1), value)}, torch.ones(()))
     torch.testing.assert_close(mean.means["weight"].item(), 0.1 * (0.81 + 0.9 * 2 + 4))
     assert list(mean.state_dict()) == ["weight"]
 
@@ -109,10 +116,10 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
     weights = alignment.weights_of(network)
     before = {name: torch.randn_like(tensor) for name, tensor in weights.items()}  # the gradient of an earlier step
     squares = RunningMean(network, SQUARES_DECAY) if preconditioned else None
-    v_mean = RunningMean(network, v_decay) if v_decay else None
-    for mean, value in ((squares, {name: tensor.square() for name, tensor in before.items()}), (v_mean, before)):
-        if mean is not None:
-            mean.update(value)
+    v_mean = RunningMean(network, v_decay)
+    v_mean.add(before, torch.ones(()))
+    if squares is not None:
+        add_square(squares, before)
     parts = dada.Step(network, distribution, ControlVariate(3).double(), settings,
                       lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
                       squares=squares, v_mean=v_mean)
@@ -121,8 +128,7 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
     augmented = dada.augment(parts, batch.images_BCHW, sample, noise)
     gradient = alignment.training_gradient(network, augmented, labels[0])[0]
     v = alignment.gradient_at(network, alignment.step(weights, gradient, -0.1), parts.normalise(images[1]), labels[1])
-    if v_decay:
-        v = {name: (1 - v_decay) * (v_decay * before[name] + tensor) for name, tensor in v.items()}
+    v = {name: (1 - v_decay) * (v_decay * before[name] + tensor / alignment.norm(v)) for name, tensor in v.items()}
     if preconditioned:
         both = {name: (1 - SQUARES_DECAY) * (SQUARES_DECAY * before[name].square() + tensor.square())
                 for name, tensor in gradient.items()}

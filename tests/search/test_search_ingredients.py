@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dada_det.augment.space import SearchSpace
 from dada_det.search import alignment, dada
+from dada_det.search.curvature import RunningMean
 from dada_det.search.distribution import PolicyDistribution, PolicyGradient, draw_noise
 from dada_det.search.estimators import ControlVariate
 
@@ -31,7 +32,8 @@ def case(**changes: Any) -> tuple[dada.Step, dada.Batch]:
     noise = draw_noise(settings.draws * B, len(distribution.space), torch.Generator().manual_seed(1))
     batch = dada.Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
     return dada.Step(network, distribution, ControlVariate(len(distribution.space)).double(), settings,
-                     lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None), batch
+                     lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
+                     v_mean=RunningMean(network, settings.v_decay)), batch
 
 
 def gradient_of(parts: dada.Step, batch: dada.Batch) -> dict[str, Tensor]:
@@ -52,6 +54,7 @@ def test_straight_through_magnitudes_equal_autograd_through_the_pixel_sum(draws:
     gradient = alignment.gradient_at(network, weights, images[:B], labels[:B])
     v = alignment.gradient_at(network, alignment.step(weights, gradient, -ZETA), parts.normalise(batch.val_images_VCHW),
                               batch.val_labels_V)
+    v = {name: tensor / alignment.norm(v) for name, tensor in v.items()}
     leaf_N2 = parts.distribution.magnitudes_N2.detach().clone().requires_grad_()
     m_B2 = leaf_N2.sigmoid()[sample.c_B]
     moved = images + ((m_B2 - m_B2.detach()) * sample.b_B2).sum(1)[:, None, None, None]
@@ -112,7 +115,7 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
         return kept(network, weights, direction, *rest, **more)
 
     monkeypatch.setattr(alignment, "rewards", rewards)
-    parts = replace(parts, network=network)
+    parts = replace(parts, network=network, v_mean=RunningMean(network, 0.0))
     images = dada.augment(parts, batch.images_BCHW, parts.distribution.sample(batch.noise), batch.noise)
     moved = copy.deepcopy(network)
     gradient, _ = alignment.training_gradient(moved, images, batch.labels_B)
@@ -125,7 +128,7 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
         moved.train(not running)
         loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_labels_V[rows])
         own = torch.autograd.grad(loss, list(moved.parameters()))
-        length = torch.cat([tensor.flatten() for tensor in own]).norm() if statistics == "both" else 1.0
+        length = torch.cat([tensor.flatten() for tensor in own]).norm()
         gradients.append([tensor / length for tensor in own])
     wanted = dict(zip(gradient, (sum(parts_of) for parts_of in zip(*gradients, strict=True)), strict=True))
     dada.default_step(parts, batch, ZETA, learn=True)
