@@ -5,6 +5,7 @@ Shape legend: B images, C = 3 channels (RGB), H x W pixels, K = 2 slots of a sub
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -45,7 +46,7 @@ class Draws:
     def active_slots(self) -> list[list[Slot]]:
         """What each image gets, in its active slots only, as Python numbers; draws on a device are waited for."""
         images = zip(*(tensor.tolist() for tensor in self._tensors()), strict=True)
-        return [[(operation, magnitude, sign, center)
+        return [[(operation, magnitude, sign, (center[0], center[1]))
                  for operation, active, magnitude, sign, center in zip(*slots, strict=True) if active] for slots in images]
 
     def to(self, device: torch.device | str) -> Draws:
@@ -118,11 +119,11 @@ def apply_draws_pil(image: Image.Image, draws: Draws, ranges: str) -> Image.Imag
     """The same on one PIL image (converted to RGB where it is not) with draws of length 1."""
     if len(draws) != 1:
         raise ValueError(f"one PIL image needs one draw, not {len(draws)}")
-    image = image if image.mode == "RGB" else image.convert("RGB")
     return _apply_slots(image, draws.active_slots()[0], check_ranges(ranges))
 
 
 def _apply_slots(image: Image.Image, slots: list[Slot], ranges: str) -> Image.Image:
+    image = image if image.mode == "RGB" else image.convert("RGB")
     for operation, magnitude, sign, center in slots:
         image = apply_operation_pil(image, operation, value_of(operation, magnitude, sign, ranges), center)
     return image
@@ -173,27 +174,44 @@ class PolicyTransform:
                                 for pair in padded])
         self.probabilities_SK, self.magnitudes_SK, self.spreads_SK = numbers.unbind(2)
         self.spread_at_all = bool((self.spreads_SK > 0).any())
+        # The same numbers as lists: for one image a few calls on tensors take longer than an operation.
+        self.cumulative, self.operations = self.cumulative_S.tolist(), self.operations_SK.tolist()
+        self.probabilities, self.magnitudes = self.probabilities_SK.tolist(), self.magnitudes_SK.tolist()
 
     def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
         if isinstance(images, Image.Image):
-            return self.apply(images, self.draw(1, generator))
+            return _apply_slots(images, self.draw_one(generator), self.policy.ranges)
         return self.apply(images, self.draw(len(images), generator))
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Draws:
         """Draws for n images, on the CPU; K = 2, the second slot of a single operation is never active."""
         uniform = random_numbers(torch.rand, (n, 9), generator)
         chosen_B = torch.searchsorted(self.cumulative_S, uniform[:, 0].double(), right=True)
-        if self.policy.uniform_strength:
-            magnitudes_BK = random_numbers(torch.rand, (n, 2), generator)
-        elif self.spread_at_all:
-            mean_BK, spread_BK = self.magnitudes_SK[chosen_B], self.spreads_SK[chosen_B]
-            noise_BK = random_numbers(torch.randn, (n, 2), generator)
-            drawn_BK = torch.sigmoid(torch.logit(mean_BK) + spread_BK * noise_BK)
-            magnitudes_BK = torch.where(spread_BK > 0, drawn_BK, mean_BK)
-        else:
-            magnitudes_BK = self.magnitudes_SK[chosen_B]
+        magnitudes_BK = self._magnitudes(chosen_B, n, generator)
         return Draws(self.operations_SK[chosen_B], uniform[:, 1:3] < self.probabilities_SK[chosen_B], magnitudes_BK,
                      (uniform[:, 3:5] >= 0.5) * 2.0 - 1.0, uniform[:, 5:].unflatten(1, (2, 2)))
+
+    def draw_one(self, generator: torch.Generator | None = None) -> list[Slot]:
+        """The active slots of draw(1, generator), number for number, in a sixth of its time."""
+        uniform = random_numbers(torch.rand, (9,), generator).tolist()
+        chosen = bisect_right(self.cumulative, uniform[0])
+        magnitudes = self.magnitudes[chosen]
+        if self.policy.uniform_strength or self.spread_at_all:
+            magnitudes = self._magnitudes(slice(chosen, chosen + 1), 1, generator)[0].tolist()
+        return [(operation, magnitudes[k], 1.0 if uniform[3 + k] >= 0.5 else -1.0, (uniform[5 + 2 * k], uniform[6 + 2 * k]))
+                for k, operation in enumerate(self.operations[chosen]) if uniform[1 + k] < self.probabilities[chosen][k]]
+
+    def _magnitudes(self, chosen: Tensor | slice, n: int, generator: torch.Generator | None) -> Tensor:
+        """float32 [B,K] for the n chosen sub-policies: drawn uniformly, around their means, or the means themselves."""
+        if self.policy.uniform_strength:
+            return random_numbers(torch.rand, (n, 2), generator)
+        mean_BK = self.magnitudes_SK[chosen]
+        if not self.spread_at_all:
+            return mean_BK
+        spread_BK = self.spreads_SK[chosen]
+        noise_BK = random_numbers(torch.randn, (n, 2), generator)
+        drawn_BK = torch.sigmoid(torch.logit(mean_BK) + spread_BK * noise_BK)
+        return torch.where(spread_BK > 0, drawn_BK, mean_BK)
 
     def apply(self, images: Images, draws: Draws) -> Images:
         """What __call__ does, with draws made before: one PIL image with draws of length 1, or a batch."""

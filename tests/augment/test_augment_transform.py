@@ -76,6 +76,16 @@ def test_a_batch_on_a_device_takes_draws_from_the_cpu():
     assert result.device == images.device and result.shape == images.shape and result.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("policy", [POLICY, resolve_policy("dada-imagenet"), resolve_policy("one-op")])
+def test_one_image_draws_what_a_batch_of_one_draws(policy):
+    """Its own road to the draws, without tensors: the same numbers, and the generator ends in the same state."""
+    transform = PolicyTransform(policy)
+    for seed in range(200):
+        one, batch = seeded(seed), seeded(seed)
+        assert transform.draw_one(one) == transform.draw(1, batch).active_slots()[0]
+        assert torch.equal(one.get_state(), batch.get_state())
+
+
 def test_equal_generators_give_equal_results_and_none_is_the_global_one():
     transform = PolicyTransform(resolve_policy("dada-imagenet"))
     images = torch.randint(0, 256, (8, 3, 16, 16), generator=seeded(), dtype=torch.uint8)
