@@ -72,18 +72,22 @@ def norm(direction: Weights) -> Tensor:
 
 
 @torch.no_grad()
-def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, labels_B: Tensor,
-            relative_step: float | None = None, losses_B: Tensor | None = None) -> Tensor:
-    """R_i of each image [B] by a central difference (two forward passes).
+def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Tensor],
+            relative_step: float | None = None, losses_B: Tensor | None = None) -> list[Tensor]:
+    """R_i of each image [B] of each batch (images, labels) by a central difference: two forward passes a batch.
 
-    With `losses_B`, the losses at `weights` that a training pass on the same batch has left, one pass is enough.
+    With `losses_B`, the losses at `weights` that a training pass on the first batch has left, by one-sided differences: one
+    pass on the first batch, and on each other one as many as before.
     """
-    relative_step = relative_step or (RELATIVE_STEP if losses_B is None else ONE_SIDED_STEP)
+    central = losses_B is None
+    relative_step = relative_step or (RELATIVE_STEP if central else ONE_SIDED_STEP)
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    above_B = losses_at(network, step(weights, direction, epsilon), images_BCHW, labels_B)
-    if losses_B is not None:
-        return (above_B - losses_B) / epsilon
-    return (above_B - losses_at(network, step(weights, direction, -epsilon), images_BCHW, labels_B)) / (2 * epsilon)
+    ends = []
+    for sign in (1, -1) if central else (1, 0):
+        moved = step(weights, direction, sign * epsilon) if sign else weights
+        ends.append([losses_B if sign == 0 and losses_B is not None and index == 0
+                     else losses_at(network, moved, *batch) for index, batch in enumerate(batches)])
+    return [(above_B - below_B) / (2 * epsilon if central else epsilon) for above_B, below_B in zip(*ends, strict=True)]
 
 
 def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,

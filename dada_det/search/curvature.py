@@ -49,23 +49,22 @@ class RunningMean(nn.Module):
 
 
 @torch.no_grad()
-def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Weights:
-    """H^-1 direction, with H = diag(S / s + DAMPING) + rho g g^T and rho without bound; in new tensors.
+def precondition(direction: Weights, squares: Weights, gradient: Weights, out: Weights) -> Weights:
+    """H^-1 direction, with H = diag(S / s + DAMPING) + rho g g^T and rho without bound; written to `out`.
 
     squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights. gradient: g, that of
     L_train. By Sherman and Morrison's formula the second term takes out of the direction what agrees with g: every step of
     the training goes there, whatever the policy, and with it the mean reward of the batch that g is of becomes 0.
     """
     mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
-    floor, inverse = torch.full_like(mean, DAMPING), 1 / mean.clamp_min(1e-30)
-
-    def diagonal(name: str) -> Tensor:
-        return torch.addcmul(floor, squares[name], inverse)
-
+    scale = 1 / mean.clamp_min(1e-30)
     along, length = [], []
     for name, own in gradient.items():
-        divided = torch.div(own, denominator := diagonal(name), out=denominator).flatten()
+        inverse = torch.mul(squares[name], scale, out=out[name]).add_(DAMPING).reciprocal_()
+        divided = (own * inverse).flatten()
         along.append(divided @ direction[name].flatten())
         length.append(divided @ own.flatten())
     share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
-    return {name: torch.addcmul(tensor, gradient[name], -share).div_(diagonal(name)) for name, tensor in direction.items()}
+    for name, inverse in out.items():
+        inverse.mul_(direction[name] - share * gradient[name])
+    return out

@@ -155,21 +155,19 @@ def default_step(parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[st
         weights = alignment.weights_of(network)
         virtual = alignment.step(weights, gradient, -zeta)
         v = validation_gradient(parts, virtual, batch)
-        del virtual  # as large as the network, and so is what follows
         if parts.squares is not None:
-            v = precondition(v, parts.squares.means, gradient)
+            v = precondition(v, parts.squares.means, gradient, out=virtual)
+        del virtual  # as large as the network, and the rewards need room for one more
+        clean, pixel_sums = (parts.normalise(batch.images_BCHW), batch.labels_B), None
+        against_clean = [clean] if settings.baseline == "unaugmented" else []
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, labels)
+            baselines = alignment.rewards(network, weights, v, *against_clean)
         else:
             # The training pass has left the losses at w, unless more was drawn than it saw or it ran in bfloat16.
             known_B = losses_B if draws == 1 and parts.low is None else None
-            rewards, pixel_sums = alignment.rewards(network, weights, v, images, labels, losses_B=known_B), None
-        if settings.baseline == "unaugmented":
-            clean = parts.normalise(batch.images_BCHW)
-            at_w_B = None if parts.low else alignment.losses_at(network, weights, clean, batch.labels_B).detach()
-            rewards = rewards - alignment.rewards(network, weights, v, clean, batch.labels_B, losses_B=at_w_B).repeat(draws)
-        else:
-            rewards = subtract_baseline(rewards, settings.baseline, draws)
+            rewards, *baselines = alignment.rewards(network, weights, v, (images, labels), *against_clean, losses_B=known_B)
+        rewards = rewards - baselines[0].repeat(draws) if baselines else subtract_baseline(rewards, settings.baseline, draws)
         mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
         spread = (square - mean.square()).clamp_min(0).sqrt()
         scale = spread + 1e-12 if settings.normalise else torch.ones_like(spread)
