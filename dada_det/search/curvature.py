@@ -66,5 +66,5 @@ def precondition(direction: Weights, squares: Weights, gradient: Weights, out: W
         length.append(divided @ own.flatten())
     share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
     for name, inverse in out.items():
-        inverse.mul_(direction[name] - share * gradient[name])
+        inverse.mul_(torch.addcmul(direction[name], gradient[name], share, value=-1))
     return out

@@ -25,6 +25,7 @@ ESTIMATORS = ("marginal", "score", "relax", "gumbel")
 PAPER_ENTRIES = ["ranges", "estimator", "temperature"]  # all else is as printed
 PAPER_ESTIMATORS = ("relax", "score", "gumbel")  # of a logit; "marginal" scores drawn magnitudes too
 VAL_STATISTICS = ("batch", "running", "both")
+RUNNING_WEIGHT = 0.5  # of the gradient by the running statistics where "both" are used; at 1 Color is lost to Contrast
 BASELINES = ("unaugmented", "half", "second_draw", "batch", "none")
 
 
@@ -182,7 +183,7 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     """The running mean over steps of the direction of grad L_val at `weights`; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": a half of the images by each. Every gradient counts with length 1.
+    ones it sees little else. "both": a half of the images by each, brought to length 1 and RUNNING_WEIGHT.
     """
     assert parts.v_mean is not None
     statistics, n = parts.settings.val_statistics, len(batch.val_labels_V)
@@ -193,7 +194,8 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
         parts.network.train(name == "batch")
         v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW[passes[name]]),
                                                batch.val_labels_V[passes[name]], parts.low))
-        parts.v_mean.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
+        weight = RUNNING_WEIGHT if statistics == "both" and name == "running" else 1.0
+        parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12))
     parts.network.train()
     return parts.v_mean.means
 

@@ -128,8 +128,9 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
         moved.train(not running)
         loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_labels_V[rows])
         own = torch.autograd.grad(loss, list(moved.parameters()))
+        weight = 0.5 if running and statistics == "both" else 1.0
         length = torch.cat([tensor.flatten() for tensor in own]).norm()
-        gradients.append([tensor / length for tensor in own])
+        gradients.append([weight * tensor / length for tensor in own])
     wanted = dict(zip(gradient, (sum(parts_of) for parts_of in zip(*gradients, strict=True)), strict=True))
     dada.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
