@@ -53,7 +53,11 @@ ROWS = {  # name: config entries changed
     "average over the last third": ["search.average=0.3333"],
     "policy lr 0.01": ["policy_optimizer.lr=0.01"],
     "2 validation batches": ["search.val_batches=2"],
-    "validation with running statistics": ["search.val_statistics=running"],
+    "validation by the batch's statistics": ["search.val_statistics=batch"],
+    "validation by running statistics": ["search.val_statistics=running"],
+    "this step's validation gradient": ["search.v_decay=0"],
+    "not divided by the curvature": ["search.preconditioned=False"],
+    "none of the last three": ["search.val_statistics=batch", "search.v_decay=0", "search.preconditioned=False"],
 }
 AGAINST = {"straight-through": PLAIN}  # of what a row differs in one ingredient, where that is not the default
 OPERATIONS = ["Rotate", "TranslateX", "Invert", "Solarize", "Color", "Contrast", "Sharpness"]
