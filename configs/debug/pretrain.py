@@ -8,5 +8,5 @@ data = dict(root="data/demo/imagenet", demo=True)
 image_size = 48
 batch_size = 32
 epochs = 1
-base_batch_size = 32
+auto_scale_lr = dict(base_batch_size=32)
 optimizer = dict(lr=0.05)

@@ -47,18 +47,25 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
 
 def start(module: str, argv: Sequence[str], processes: int) -> int:
     """Runs the command in `processes` processes and says once what any of them had to say."""
+    from dada_det.engine.faults import LOST
     from dada_det.engine.launch import start_processes
 
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder, "sentences")
         os.environ[SENTENCES] = str(shared)
+        killed = False
         try:
             return start_processes(module, argv, processes)
+        except UserError:
+            killed = True
+            raise
         finally:
             del os.environ[SENTENCES]
-            if shared.exists():
-                for sentence in dict.fromkeys(shared.read_text(encoding="utf-8").splitlines()):
-                    print(sentence, file=sys.stderr)
+            said = list(dict.fromkeys(shared.read_text(encoding="utf-8").splitlines())) if shared.exists() else []
+            # That one process misses another is news only where nobody says why.
+            causes = [sentence for sentence in said if LOST not in sentence]
+            for sentence in causes or ([] if killed else said[:1]):
+                print(sentence, file=sys.stderr)
 
 
 def say(sentence: str) -> None:
@@ -89,6 +96,12 @@ def add_stage_flags(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--image-size", type=positive, metavar="N", help="side of the square images in pixels")
     parser.add_argument("--seed", type=seed, metavar="N", help="(default: the config's, 0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work-dir")
+    add_keep_flag(parser)
+
+
+def add_keep_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", type=positive, metavar="N",
+                        help="checkpoints that stay, the newest; an older one goes once the new one is whole (default: 2)")
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +149,8 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type]) -> Any:
     for entry in ("epochs", "batch_size", "image_size", "seed"):
         if getattr(args, entry) is not None:
             config[entry] = getattr(args, entry)
+    if args.keep is not None:
+        config.checkpoint = {**config.get("checkpoint", {}), "keep": args.keep}
     if args.data:
         config.data.root = args.data
     elif config.data.get("demo"):

@@ -12,8 +12,8 @@ from dada_det.errors import UserError
 from dada_det.files import make_folder
 
 CONFIG = "configs/pretrain_r50.py"
-NEEDED = {"data": dict, "classifier": dict, "optimizer": dict, "image_size": int, "batch_size": int, "base_batch_size": int,
-          "epochs": int, "seed": int}
+NEEDED = {"data": dict, "classifier": dict, "optimizer": dict, "auto_scale_lr": dict, "image_size": int, "batch_size": int,
+          "epochs": int, "seed": int, "precision": str}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="a policy.json, a published name such as dada-imagenet, or none, random, uniform, one-op, "
                         "trivial, rand, cutout")
     common.add_stage_flags(parser, CONFIG)
+    parser.add_argument("--auto-scale-lr", action="store_true",
+                        help="scale the learning rate with the batch, where a config turns that off (auto_scale_lr.enable)")
     return common.run(check, parser, argv) or common.run(body, parser, argv, module="dada_det.commands.pretrain")
 
 
@@ -48,11 +50,16 @@ def prepare(args: Namespace) -> tuple[Any, ImageList, ImageList]:
         check_folders(Path(args.data), args.val_data)  # before the config, which takes seconds to import mmengine
     config = common.stage_config(args, NEEDED)
     config.policy = args.policy
+    if args.auto_scale_lr:
+        config.auto_scale_lr.enable = True
     root, val_root = Path(config.data.root), config.data.val_root
     check_folders(root, val_root)
     if config.batch_size % args.gpus:
         raise UserError(f"--batch-size {config.batch_size} is the total over all processes; give a multiple of "
                         f"--gpus {args.gpus}")
+    if config.batch_size % (args.gpus * (config.get("accumulation") or 1)):
+        raise UserError(f"accumulation = {config.accumulation} does not divide the {config.batch_size // args.gpus} images "
+                        "of a batch in each process; choose a divisor")
     from dada_det.augment.named import resolve_policy
 
     resolve_policy(config.policy, config.seed)

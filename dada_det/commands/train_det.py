@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python tools/train_det.py configs/mask_rcnn_r50_dada.py --backbone r50.pth --data data/coco --gpus 8")
     add_detector_flags(parser)
     parser.add_argument("--amp", action="store_true", help="float16 with a dynamic loss scale (GPU)")
-    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch; the "
+                        "project's configs do so anyway (--cfg-options auto_scale_lr.enable=False: never)")
     parser.add_argument("--resume", nargs="?", const="auto", metavar="CHECKPOINT",
                         help="go on from CHECKPOINT; without one, from the newest in --work-dir")
     return common.run(body, parser, argv, module="dada_det.commands.train_det")
@@ -40,11 +41,15 @@ def body(args: Namespace) -> None:
                         "give both the same list in the same order")
     if args.resume not in (None, "auto") and not Path(args.resume).is_file():
         raise UserError(f"the checkpoint {args.resume} of --resume does not exist; give an epoch_N.pth of a work_dir")
+    scaling = config.setdefault("auto_scale_lr", {"enable": False})
+    if args.auto_scale_lr and "base_batch_size" not in scaling:
+        raise UserError(f"--auto-scale-lr: {args.config} does not say for which batch its learning rate is; add "
+                        "auto_scale_lr=dict(base_batch_size=16) to it")
     make_folder(config.work_dir)
     from dada_det.engine.detection_runs import run_training
 
-    run_training(config, layout, summary, resume=args.resume, amp=args.amp, auto_scale_lr=args.auto_scale_lr,
-                 launcher=args.launcher)
+    run_training(config, layout, summary, resume=args.resume, amp=args.amp,
+                 auto_scale_lr=args.auto_scale_lr or bool(scaling.get("enable")), launcher=args.launcher)
 
 
 def add_detector_flags(parser: ArgumentParser) -> None:

@@ -19,12 +19,18 @@ from dada_det.models.classifiers import build_classifier
 
 @MODELS.register_module()
 class Classifier(BaseModel):
-    """build_classifier(**classifier) under a cross entropy with `label_smoothing`."""
+    """build_classifier(**classifier) under a cross entropy with `label_smoothing`.
 
-    def __init__(self, classifier: Mapping[str, Any], label_smoothing: float = 0.0,
+    channels_last: weights and images lie in memory pixel by pixel, which convolutions on tensor cores want.
+    """
+
+    def __init__(self, classifier: Mapping[str, Any], label_smoothing: float = 0.0, channels_last: bool = False,
                  data_preprocessor: dict[str, Any] | None = None) -> None:
         super().__init__(data_preprocessor or {"type": "ImagePreprocessor"})
         self.network = build_classifier(**classifier)
+        self.channels_last = channels_last
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
@@ -32,6 +38,8 @@ class Classifier(BaseModel):
 
         mode "tensor": logits [B,K]; "predict": the same as a list of B tensors [K]; "loss": {"loss": scalar}.
         """
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         logits_BK = self.network(images)
         if mode == "loss":
             assert labels is not None

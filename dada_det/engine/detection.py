@@ -11,6 +11,7 @@ import math
 import warnings
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -72,6 +73,26 @@ class BackboneGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         check_preprocessing(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+
+
+@HOOKS.register_module()
+class LearningRateNote(Hook):
+    """Prints one line at the start where auto_scale_lr has changed the learning rate, linear in the total batch.
+
+    mmengine multiplies by batch / base_batch_size (Goyal et al., arXiv:1706.02677) and says so in the log file only.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def before_train(self, runner: Runner) -> None:
+        scaling = runner.auto_scale_lr or {}
+        batch = runner.world_size * runner.cfg.train_dataloader.batch_size
+        if scaling.get("enable") and batch != scaling["base_batch_size"] and is_main_process():
+            given = runner.cfg.optim_wrapper.optimizer.lr
+            print(f"{self.stage}  learning rate {given * batch / scaling['base_batch_size']:.4g}: the config's {given:g} is "
+                  f"for {scaling['base_batch_size']} images a step and this run has {batch} "
+                  "(--cfg-options auto_scale_lr.enable=False keeps it)", flush=True)
 
 
 def check_preprocessing(detector: nn.Module) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from dada_det.data.checks import CocoLayout, CocoSummary
 from dada_det.engine import detection  # noqa: F401  registers DADAResNet and hands mmcv its operators
 from dada_det.engine import detector_config as change
-from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
+from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading, newest_that_loads
 from dada_det.engine.evaluation import FIGURES, evaluate_results
 from dada_det.engine.hooks import ProgressLine, QuietRunner
 from dada_det.engine.launch import join_processes
@@ -47,7 +47,6 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
 
     resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
     """
-    forbid_unsafe_loading()
     _join(config, launcher)
     annotations, images = layout.part("train")
     if change.has_masks(config) and summary.without_mask:
@@ -63,11 +62,11 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
             raise UserError("--amp trains in float16 and needs a GPU, of which there is none here; leave it out")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     config.auto_scale_lr.enable = auto_scale_lr
-    if checkpoint := _resume_point(config, resume):
-        config.load_from, config.resume = str(checkpoint), True
+    if found := _resume_point(config, resume):
+        config.load_from, config.resume = str(found[0]), True
     runner = _runner(config)
-    if checkpoint:
-        matching_weights(check_checkpoint(checkpoint), runner.model, checkpoint, config)
+    if found:
+        matching_weights(found[1], runner.model, found[0], config)
     if is_main_process() and summary.note:
         print(f"{annotations}: {summary.note}")
     if is_main_process() and broken:
@@ -84,7 +83,6 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     summary: of the annotations that are used (image_info with `test_dev`). "none" stands for the detector as training
     would start it: the backbone from its file, all else random by the config's seed.
     """
-    forbid_unsafe_loading()
     _join(config, launcher)
     change.use_data(config, layout, summary.categories)
     annotations, images = layout.part("test" if test_dev else "val")
@@ -141,9 +139,21 @@ def matching_weights(content: dict[str, Any], model: nn.Module, path: str | Path
 
 
 def _join(config: Config, launcher: str) -> None:
+    forbid_unsafe_loading()
+    _refuse_pickles(config)
     joined = join_processes()
     gloo = joined and dist.get_backend() == "gloo"
     change.use_processes(config, "pytorch" if joined else launcher, gloo)
+
+
+def _refuse_pickles(config: Config) -> None:
+    """UserError where a data set is to read a pickle file (proposal_file, ann_file), which could run code."""
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for entry in change.dicts_in(config.get(loader)):
+            for name, value in entry.items():
+                if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
+                    raise UserError(f"{loader} has {name}={value}: a pickle file can carry code and is not opened; give the "
+                                    "same as JSON")
 
 
 def _runner(config: Config) -> Runner:
@@ -157,15 +167,10 @@ def _unwrapped(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _resume_point(config: Config, resume: str | None) -> Path | None:
-    if resume is None:
-        return None
-    if resume != "auto":
-        return Path(resume)
-    newest = find_checkpoint(config.work_dir)
-    if newest is None and is_main_process():
-        print(f"--resume: no checkpoint in {config.work_dir} yet, starting afresh")
-    return newest
+def _resume_point(config: Config, resume: str | None) -> tuple[Path, dict[str, Any]] | None:
+    if resume not in (None, "auto"):
+        return Path(resume), check_checkpoint(resume)
+    return newest_that_loads(config.work_dir, Path(config.filename).stem) if resume else None
 
 
 def _last_scores(runner: Runner) -> str:

@@ -1,9 +1,11 @@
 """Reading configs, starting N processes, and the one place that decides between NCCL and gloo."""
 
 import argparse
+import ctypes
 import datetime
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +18,10 @@ from torch.distributed.run import config_from_args, parse_args
 
 from dada_det.errors import UserError
 
-TIMEOUT = datetime.timedelta(minutes=30)  # a rank that waits longer than this for the others gives up
+# A process that waits longer than this for another one, which lives but does not answer, gives up. It is long because
+# rank 0 alone computes COCO's figures; one that dies is noticed within seconds, whatever stands here.
+TIMEOUT = datetime.timedelta(minutes=30)
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> Config:
@@ -24,8 +29,7 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
     try:
-        # The Runner writes the config down four times, and laying its text out with yapf takes 3 s each time.
-        config = Config.fromfile(path, format_python_code=False)
+        config = without_layout(Config.fromfile(path))
         if options:
             config.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
     except (argparse.ArgumentError, ValueError, TypeError, KeyError, SyntaxError, ImportError, OSError) as error:
@@ -33,10 +37,20 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
     return config
 
 
+def without_layout(config: Config) -> Config:
+    """`config`, whose text is not laid out with yapf: that takes a second or more, four times a run and at every checkpoint.
+
+    Config.fromfile takes format_python_code for this and forgets it.
+    """
+    object.__setattr__(config, "_format_python_code", False)
+    return config
+
+
 def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
     """Runs `python -m module argv` in `processes` processes, as torchrun does; returns the exit code.
 
-    2 where a process ended so: it has already said why, and torchrun's own report would only hide it.
+    2 where a process ended so: it has already said why, and torchrun's own report would only hide it. UserError where
+    one was killed. The others are ended as soon as one has ended badly (SIGTERM, 30 s later SIGKILL).
     """
     for library in ("OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -46,8 +60,13 @@ def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        if 2 in codes:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if killed := {rank: -code for rank, code in codes.items() if code < 0}:
+            rank, number = next(iter(killed.items()))
+            why = ", mostly for want of memory" if number == signal.SIGKILL else ""
+            raise UserError(f"process {rank} of {processes} was killed by {signal.Signals(number).name}{why}, and the "
+                            "others were stopped; the checkpoints are whole: go on with --resume") from error
+        if 2 in codes.values():
             return 2
         raise
     return 0
@@ -60,6 +79,8 @@ def join_processes() -> bool:
     """
     if "LOCAL_RANK" not in os.environ:
         return False
+    # A launcher that is killed cannot end its processes; left alone they would write beside those that resume.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not dist.is_initialized():
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         enough = torch.cuda.device_count() >= local_size

@@ -3,7 +3,7 @@
 Shape legend: B images, C = 3 channels (RGB), H x W pixels, K = 2 slots of a sub-policy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,23 @@ from dada_det.data.imagenet import ImageFolder
 from dada_det.models.backbone import IMAGENET
 
 
-class DrawnImages(ImageFolder):
+class TrainImages(ImageFolder):
+    """Training images whose side in pixels follows the epoch: sizes[epoch], and the last of them ever after.
+
+    transform(image, generator=..) is applied to each cropped and mirrored PIL image. A worker process sees the epoch
+    that `set_epoch` has set in the main one.
+    """
+
+    def __init__(self, images: ImageList, sizes: Sequence[int], transform: Callable[..., Any], seed: int = 0) -> None:
+        super().__init__(images, sizes[-1], train=True, transform=transform, seed=seed)
+        self.sizes = tuple(sizes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.size = self.sizes[min(int(self._epoch), len(self.sizes) - 1)]
+        return super().__getitem__(index)
+
+
+class DrawnImages(TrainImages):
     """Training images for a policy on the device: cropped and flipped, and with what the policy draws for each.
 
     A sample also holds {"draws": {field of Draws: tensor [K, ..]}, "ranges": str}, which ImagePreprocessor applies. The
@@ -26,8 +42,8 @@ class DrawnImages(ImageFolder):
     give the same images, with any number of workers and after a resume.
     """
 
-    def __init__(self, images: ImageList, size: int, policy: Policy, seed: int = 0) -> None:
-        super().__init__(images, size, train=True, transform=self._draw, seed=seed)
+    def __init__(self, images: ImageList, size: int | Sequence[int], policy: Policy, seed: int = 0) -> None:
+        super().__init__(images, [size] if isinstance(size, int) else size, self._draw, seed)
         self.policy = PolicyTransform(policy)
         self.drawn: dict[str, Tensor] = {}  # of the sample in the making; a loader's worker makes one at a time
 

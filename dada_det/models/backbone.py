@@ -2,13 +2,14 @@
 
 Beside NAME.pth lies NAME.json with what belongs to the weights: mean and std on the 0..255 scale, channel order,
 classes, the policy's hash and the sha256 of the pth. Both are written whole; a pth without its JSON is taken for
-torchvision's own.
+torchvision's own. Another network of timm's has the keys of timm.create_model(architecture, num_classes=0), and its JSON
+also says which channels and strides its feature maps have; the detectors of this project take ResNet-50 only.
 """
 
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,26 +20,36 @@ from torch import Tensor, nn
 
 from dada_det.errors import UserError
 from dada_det.files import read_json, sha256_of, write_json, write_torch
+from dada_det.models.classifiers import build_classifier
 
 ARCHITECTURE = "resnet50"
 IMAGENET: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "channel_order": "RGB"}
 
 
-def export_backbone(state_dict: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any]) -> None:
-    """Writes `path` (NAME.pth) and NAME.json from the state dict of timm's or torchvision's resnet50.
+def export_backbone(state_dict: Mapping[str, Tensor], path: str | Path, meta: Mapping[str, Any],
+                    architecture: str = ARCHITECTURE) -> None:
+    """Writes `path` (NAME.pth) and NAME.json from the state dict of timm's or torchvision's resnet50, or another of timm's.
 
     `meta` must hold mean and std (3 numbers each, 0..255 scale), channel_order ("RGB"), classes and policy_sha256.
-    fc.* is left out and floating tensors become float32 on the CPU. ValueError where it is no whole ResNet-50.
+    The classifier's tensors (fc.* of a ResNet-50) are left out and floating tensors become float32 on the CPU. ValueError
+    where it is no whole `architecture`.
     """
-    tensors = {name: _plain(tensor) for name, tensor in state_dict.items() if not name.startswith("fc.")}
-    if problem := _problem(tensors):
+    if architecture == ARCHITECTURE:
+        tensors = {name: _plain(tensor) for name, tensor in state_dict.items() if not name.startswith("fc.")}
+        problem, features = _problem(tensors), {}
+    else:
+        names = _timm_names(architecture)
+        tensors = {name: _plain(state_dict[name]) for name in names if name in state_dict}
+        problem = f"lacks {(names - set(tensors)).pop()} of {architecture}" if names - set(tensors) else None
+        features = {"library": "timm", "features": _timm_features(architecture)}
+    if problem:
         raise ValueError(f"this state dict cannot be exported: it {problem}")
     missing = {"mean", "std", "channel_order", "classes", "policy_sha256"} - set(meta)
     if missing:
         raise ValueError(f"the backbone's meta lacks {', '.join(sorted(missing))}")
     path = Path(path)
     write_torch(path, lambda temporary: torch.save(tensors, temporary))
-    write_json(path.with_suffix(".json"), {**meta, "architecture": ARCHITECTURE, "sha256": sha256_of(path)})
+    write_json(path.with_suffix(".json"), {**meta, **features, "architecture": architecture, "sha256": sha256_of(path)})
 
 
 def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -56,22 +67,37 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                         "give the r50.pth that pretraining exports")
     tensors = {name: value for name, value in content.items() if not str(name).startswith("fc.")}
     if problem := _problem(tensors):
+        if other := _other_architecture(path):
+            raise UserError(f"the backbone {path} is timm's {other}, and the detectors here are built around ResNet-50; "
+                            "pretrain one with classifier.name=resnet50")
         raise UserError(f"the backbone {path} {problem}; give the r50.pth that tools/pretrain_r50.sh exports")
     # Files from before torch 0.4.1 do not count batches; the count is used by no detector.
     return {name: tensors.get(name, torch.tensor(0)) for name in _shapes()}, _read_meta(path)
 
 
-def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor) -> None:
-    """Proves that `path` gives the same features as `model` (timm's resnet50) for normalised float images.
+def load_timm_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The backbone of another network of timm's as (state dict, meta).
 
-    The file is loaded into torchvision's resnet50, an independent implementation. RuntimeError where they differ.
+    The state dict is whole for timm.create_model(meta["architecture"], num_classes=0); meta["features"] holds "channels" and
+    "strides" of the feature maps that features_only=True gives. UserError where the file is missing, carries code, has no
+    JSON of ours beside it or does not belong to it.
     """
-    from torchvision.models import resnet50  # takes seconds, and a search needs only IMAGENET from here
+    path = Path(path)
+    tensors, beside = _read_tensors(path), path.with_suffix(".json")
+    meta = read_json(beside, "backbone's meta file")
+    if not isinstance(meta, dict) or meta.get("library") != "timm":
+        raise UserError(f"{beside} does not describe a network of timm's (library: 'timm'); export the backbone again")
+    return dict(tensors), _checked(meta, path)
 
-    fresh = resnet50(weights=None)
-    fresh.load_state_dict({**fresh.state_dict(), **load_backbone(path)[0]})
+
+def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor, architecture: str = ARCHITECTURE) -> None:
+    """Proves that `path` gives the same features as `model` (timm's `architecture`) for normalised float images.
+
+    The file is loaded into a fresh network: for resnet50 torchvision's, an independent implementation. RuntimeError where
+    they differ.
+    """
+    fresh, features = _fresh(path, architecture, images_BCHW)
     fresh.eval().to(images_BCHW.device)
-    features = nn.Sequential(*list(fresh.children())[:-2])  # without the average pooling and fc
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -81,6 +107,33 @@ def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor) -> No
         difference = float((expected - found).abs().max())
         raise RuntimeError(f"the exported backbone {path} differs from the trained model by {difference:.3g} in its "
                            "features")
+
+
+def _fresh(path: str | Path, architecture: str, images_BCHW: Tensor) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """A network that holds the file's weights, and what turns images into its last feature map."""
+    if architecture != ARCHITECTURE:
+        network = build_classifier(architecture, num_classes=0, image_size=images_BCHW.shape[-1])
+        network.load_state_dict(load_timm_backbone(path)[0])
+        return network, network.forward_features  # type: ignore[return-value]
+    from torchvision.models import resnet50  # takes seconds, and a search needs only IMAGENET from here
+
+    network = resnet50(weights=None)
+    network.load_state_dict({**network.state_dict(), **load_backbone(path)[0]})
+    return network, nn.Sequential(*list(network.children())[:-2])  # without the average pooling and fc
+
+
+def _timm_names(architecture: str) -> set[str]:
+    with torch.device("meta"):
+        return set(build_classifier(architecture, num_classes=0, image_size=224).state_dict())
+
+
+def _timm_features(architecture: str) -> dict[str, list[int]]:
+    """Channels and strides of the feature maps that timm's features_only gives."""
+    import timm
+
+    with torch.device("meta"):
+        maps: Any = timm.create_model(architecture, pretrained=False, features_only=True).feature_info
+    return {"channels": maps.channels(), "strides": maps.reduction()}
 
 
 @cache
@@ -160,6 +213,12 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("architecture") != ARCHITECTURE:
         raise UserError(f"{beside} does not describe a ResNet-50 (architecture: {ARCHITECTURE!r}); export the backbone "
                         "again")
+    return _checked(meta, path)
+
+
+def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`meta` where its numbers and its hash fit the weights in `path`, else UserError."""
+    beside = path.with_suffix(".json")
     for name in ("mean", "std"):
         value = meta.get(name)
         if not (isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
@@ -169,3 +228,10 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if meta.get("sha256") != sha256_of(path):
         raise UserError(f"{path} and {beside} do not belong together (the sha256 differs); export the backbone again")
     return meta
+
+
+def _other_architecture(path: Path) -> str | None:
+    """The network of timm's that the JSON beside `path` names, where there is one."""
+    beside = path.with_suffix(".json")
+    meta = read_json(beside, "backbone's meta file") if beside.is_file() else None
+    return str(meta.get("architecture")) if isinstance(meta, dict) and meta.get("library") == "timm" else None

@@ -25,9 +25,18 @@ def build_classifier(name: str, num_classes: int, image_size: int) -> nn.Module:
     if not timm.is_model(name):
         raise UserError(f"there is no classifier {name!r}; give one of timm.list_models(), such as resnet50, "
                         f"or one of {', '.join(OWN)}")
-    default = timm.get_pretrained_cfg(name)
-    size: dict[str, Any] = {"img_size": image_size} if default is not None and default.fixed_input_size else {}
+    size: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name) else {}
     return timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
+
+
+def has_fixed_size(name: str) -> bool:
+    """Whether the network is built for one size of images, as most of timm's transformers are; False for unknown names."""
+    if name in OWN:
+        return False
+    import timm
+
+    default = timm.get_pretrained_cfg(name)
+    return default is not None and bool(default.fixed_input_size)
 
 
 def convnet(num_classes: int) -> nn.Sequential:

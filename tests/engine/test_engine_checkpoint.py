@@ -7,7 +7,13 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading, load_checkpoint
+from dada_det.engine.checkpoint import (
+    check_checkpoint,
+    find_checkpoint,
+    forbid_unsafe_loading,
+    load_checkpoint,
+    newest_that_loads,
+)
 from dada_det.errors import UserError
 
 
@@ -79,11 +85,16 @@ def test_truncated_missing_and_foreign_files_are_named(tmp_path):
         check_checkpoint(tmp_path / "plain.pth")
 
 
+def aged(folder, *names):
+    """Checkpoints that were written one second after the other."""
+    for second, name in enumerate(names):
+        save(folder / name)
+        os.utime(folder / name, (second, second))
+
+
 def test_the_newest_whole_checkpoint_is_found(tmp_path):
     assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "none") is None
-    for number in (9, 10, 11):
-        save(tmp_path / f"epoch_{number}.pth")
-        os.utime(tmp_path / f"epoch_{number}.pth", (number, number))
+    aged(tmp_path, "epoch_9.pth", "epoch_10.pth", "iter_99.pth", "epoch_11.pth")
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_11.pth"
     (tmp_path / "last_checkpoint").write_text("/moved/from/elsewhere/epoch_9.pth")
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_9.pth"
@@ -93,3 +104,37 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
     damaged = bytearray((tmp_path / "epoch_9.pth").read_bytes())
     (tmp_path / "epoch_9.pth").write_bytes(damaged[:start])
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_11.pth"
+
+
+def test_a_checkpoint_that_nobody_could_name_any_more_is_the_newest(tmp_path):
+    """A kill between the checkpoint and `last_checkpoint`, which still names the one before."""
+    aged(tmp_path, "epoch_1.pth", "epoch_2.pth")
+    (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
+    os.utime(tmp_path / "last_checkpoint", (0.5, 0.5))
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"
+
+
+def test_damaged_checkpoints_are_skipped_by_name(tmp_path, capsys):
+    aged(tmp_path, "epoch_1.pth", "epoch_2.pth", "iter_5.pth", "epoch_3.pth")
+    content = (tmp_path / "epoch_3.pth").read_bytes()
+    (tmp_path / "epoch_3.pth").write_bytes(content[:-100])
+    with zipfile.ZipFile(tmp_path / "iter_5.pth", "w") as archive:  # whole, and still no checkpoint
+        archive.writestr("archive/data.pkl", b"nothing")
+    torch.save([1], tmp_path / "epoch_2.pth")
+    found = newest_that_loads(tmp_path, "search")
+    assert found is not None and found[0] == tmp_path / "epoch_1.pth" and found[1]["meta"]["epoch"] == 1
+    said = capsys.readouterr().out.splitlines()
+    assert sorted(said[:3]) == [f"search  --resume: skipped {tmp_path}/{name}, which is truncated or damaged"
+                                for name in ("epoch_2.pth", "epoch_3.pth", "iter_5.pth")]
+    assert said[3:] == [f"search  --resume: going on from {tmp_path}/epoch_1.pth"]
+    (tmp_path / "epoch_1.pth").write_bytes(b"")
+    assert newest_that_loads(tmp_path, "search") is None
+    assert capsys.readouterr().out.splitlines()[-1] == f"search  --resume: no checkpoint in {tmp_path} yet, starting afresh"
+
+
+def test_a_checkpoint_with_code_stops_and_is_not_skipped(tmp_path):
+    aged(tmp_path, "epoch_1.pth")
+    save(tmp_path / "epoch_2.pth", payload=Call(os.system, f"touch {tmp_path}/ran"))
+    with pytest.raises(UserError, match=r"epoch_2.pth carries code"):
+        newest_that_loads(tmp_path, "search")
+    assert not (tmp_path / "ran").exists()

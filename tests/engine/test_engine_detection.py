@@ -8,8 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torchvision.models import resnet50
 
-from dada_det.data.checks import CocoLayout
-from dada_det.engine import detection, detector_config
+from dada_det.engine import detection
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone
 
@@ -114,52 +113,3 @@ def test_plain_resnet_is_refused_by_the_guard(backbone_file):
     model = detector(backbone_file, **{"model.backbone.type": "ResNet"})
     with pytest.raises(UserError, match="was not loaded through DADAResNet"):
         detection.check_preprocessing(model)
-
-
-@pytest.mark.parametrize("name", DETECTORS)
-def test_twins_differ_in_the_weights_only(name):
-    twins = []
-    for twin in ("dada", "baseline"):
-        config = Config.fromfile(CONFIGS / f"{name}_r50_{twin}.py", import_custom_modules=False).to_dict()
-        assert config["train_cfg"]["max_epochs"] == 12
-        assert config["auto_scale_lr"]["base_batch_size"] == 16
-        assert config["train_dataloader"]["batch_size"] == 2
-        path = config["model"]["backbone"]["init_cfg"].pop("checkpoint")
-        assert path == config.pop("backbone")
-        assert str(Path(path).parent) in config.pop("backbone_command")
-        twins.append((path, config))
-    assert [path for path, _ in twins] == ["work_dirs/pretrain_r50/r50.pth", "work_dirs/pretrain_r50_none/r50.pth"]
-    assert twins[0][1] == twins[1][1]
-
-
-@pytest.mark.parametrize(("name", "folder"), [(name, name.replace("_rcnn", "-rcnn")) for name in DETECTORS])
-def test_one_x_configs_are_mmdetection_s_but_for_the_backbone(name, folder, tmp_path):
-    (tmp_path / "theirs.py").write_text(f"_base_ = 'mmdet::{name}/{folder}_r50_fpn_1x_coco.py'")
-    ours, theirs = (Config.fromfile(path, import_custom_modules=False).to_dict()
-                    for path in (CONFIGS / f"{name}_r50_dada.py", tmp_path / "theirs.py"))
-    assert ours["model"]["backbone"].pop("type") == "DADAResNet"
-    for config in (ours, theirs):
-        assert config["model"]["backbone"].pop("init_cfg")["type"] == "Pretrained"
-    assert theirs["model"]["backbone"].pop("type") == "ResNet"
-    assert {key: ours[key] for key in theirs} == theirs
-
-
-def test_data_decides_every_head_s_classes():
-    config = Config.fromfile(CONFIGS / "mask_rcnn_r50_dada.py", import_custom_modules=False)
-    layout = CocoLayout(*(Path(part) for part in ("t.json", "t", "v.json", "v")), None, None)
-    detector_config.use_data(config, layout, ("cell", "nucleus"))
-    assert config.model.roi_head.bbox_head.num_classes == config.model.roi_head.mask_head.num_classes == 2
-    train, test = config.train_dataloader.dataset, config.test_dataloader.dataset
-    assert (train.ann_file, train.data_prefix, train.data_root) == ("t.json", {"img": "t"}, "")
-    assert (test.ann_file, test.data_prefix) == ("v.json", {"img": "v"})
-    assert train.metainfo.classes == ("cell", "nucleus")
-    assert len(set(train.metainfo.palette)) == 2
-    assert config.val_evaluator.ann_file == config.test_evaluator.ann_file == "v.json"
-
-
-def test_a_part_that_is_not_there_leaves_its_dataloader_alone():
-    config = Config.fromfile(CONFIGS / "retinanet_r50_dada.py", import_custom_modules=False)
-    before = config.train_dataloader.dataset.ann_file
-    detector_config.use_data(config, CocoLayout(None, None, Path("v.json"), Path("v"), None, None), ("cell",))
-    assert config.train_dataloader.dataset.ann_file == before
-    assert config.test_dataloader.dataset.ann_file == config.test_evaluator.ann_file == "v.json"

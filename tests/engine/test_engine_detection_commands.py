@@ -95,9 +95,12 @@ def test_training_leaves_a_checkpoint_without_code(trained):
 
 def test_faster_rcnn_trains_and_closes_with_its_ap(backbone, coco80, tmp_path, capsys):
     config = ROOT / "configs/debug/faster_rcnn.py"
-    run(train_det.main, [config, "--backbone", backbone, "--data", coco80, "--work-dir", tmp_path, *TINY, *FEW])
+    run(train_det.main, [config, "--backbone", backbone, "--data", coco80, "--work-dir", tmp_path, "--auto-scale-lr",
+                         *TINY, *FEW])
     assert checkpoint_of(tmp_path).is_file()
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+    out = capsys.readouterr().out
+    assert "faster_rcnn  learning rate 0.00025: the config's 0.0005 is for 4 images a step and this run has 2" in out
+    last = out.strip().splitlines()[-1]
     assert last.startswith(f"faster_rcnn  done: wrote {checkpoint_of(tmp_path)}; box AP ")
 
 
@@ -134,7 +137,7 @@ def test_resume_goes_on_from_the_newest_checkpoint(trained, backbone, coco80, tm
     run(train_det.main, [MASK_RCNN, "--resume", "--backbone", backbone, "--data", coco80, "--work-dir", work_dir,
                          *TINY, *FEW, "train_cfg.max_iters=3"])
     said = capsys.readouterr().out
-    assert "step 3/3" in said
+    assert "step 3/3" in said and "learning rate" not in said
     assert "step 1/3" not in said
 
 
@@ -170,6 +173,8 @@ def test_training_names_what_is_missing(backbone, coco80, tmp_path, capsys, monk
          "--policy none --work-dir work_dirs/pretrain_r50_none`")
     says(capsys, train_det.main, [ROOT / "configs/retinanet_r50_dada.py", "--backbone", backbone],
          "the data folder data/coco does not exist")
+    says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--auto-scale-lr", "--cfg-options",
+                                  "auto_scale_lr={}"], "does not say for which batch its learning rate is")
     says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--resume", "no.pth"],
          "the checkpoint no.pth of --resume does not exist")
     says(capsys, train_det.main, [RETINANET, "--data", coco80], "the backbone work_dirs/pretrain/r50.pth does not exist; "

@@ -237,12 +237,13 @@ def test_help_shows_an_example(capsys):
 def test_resnet_50_is_exported_with_what_belongs_to_it(images, tmp_path):
     work_dir = tmp_path / "w"
     arguments = flags(images, work_dir, "--config", "configs/debug/pretrain.py", "--image-size", "32", "--epochs", "1",
-                      policy="dada-imagenet", options=["classifier.name=resnet50", *DEVICE])
+                      policy="dada-imagenet", options=["classifier.name=resnet50", "ema.momentum=0.1", *DEVICE])
     assert main(arguments) == 0
     tensors, meta = load_backbone(work_dir / "r50.pth")
     assert meta["classes"] == ["class0", "class1", "class2"] and meta["channel_order"] == "RGB"
     assert meta["mean"] == [123.675, 116.28, 103.53] and re.fullmatch(r"[0-9a-f]{64}", meta["policy_sha256"])
-    trained = weights(work_dir, epoch=1)
+    assert meta["weights"] == "ema"
+    trained = weights(work_dir, epoch=1)  # a checkpoint's state_dict is the average too
     assert all(torch.equal(tensor, trained[f"network.{name}"]) for name, tensor in tensors.items())
     assert set(json.loads((work_dir / "metrics.json").read_text())) == {"top1", "top5"}
     assert not list(work_dir.glob(".export*"))

@@ -1,20 +1,15 @@
 """Equal searches give equal files, and so does a search that SIGKILL has ended at any moment, however often, and --resume.
 
-The everyday searches are processes forked from one that has imported everything (this file run as a script), which saves
-ten seconds each; a moment such as "epoch_2.pth is half written" is met exactly by a process that sends itself SIGKILL there.
-The slow ones are the command of the README, killed from outside at random moments.
+The everyday searches are killed at chosen moments (nursery.py); the slow ones are the command of the README, killed from
+outside at random moments.
 """
 
-import importlib
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +29,8 @@ from dada_det.engine.searcher import Searcher
 from dada_det.search.dada import settings_for
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 KILLED = -signal.SIGKILL
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MODES = {"default": [], "paper": ["search.mode=paper"]}
 
 
@@ -44,41 +39,6 @@ def flags(data: Path, work_dir: Path, epochs: int, *options: str, size: int = 16
     return ["--config", "configs/debug/search.py", "--data", str(data), "--work-dir", str(work_dir), "--resume",
             "--image-size", str(size), "--batch-size", "4", "--epochs", str(epochs), *(["--cfg-options", *options] if options
                                                                                      else [])]
-
-
-class Nursery:
-    """Runs searches one at a time, each in a process of its own."""
-
-    def __init__(self) -> None:
-        self.server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=ENVIRONMENT, text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def start(self, argv: list[str], log: Path, moment: tuple[str, str, int] | None = None) -> int:
-        """Starts a search that prints into `log` and kills itself at `moment`; returns its process id."""
-        assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps([argv, str(log), moment]) + "\n")
-        self.server.stdin.flush()
-        return int(self._answer())
-
-    def wait(self) -> int:
-        """The exit code of the search that was started; -9 where SIGKILL ended it."""
-        return int(self._answer())
-
-    def _answer(self) -> str:
-        assert self.server.stdout is not None
-        return self.server.stdout.readline()
-
-    def run(self, argv: list[str], log: Path, moment: tuple[str, str, int] | None = None) -> int:
-        self.start(argv, log, moment)
-        return self.wait()
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.server.communicate(timeout=30)
-    assert nursery.server.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +56,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(nursery: Nursery, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def whole(nursery: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """For each mode the folder of a search of five epochs that nobody killed."""
     folders = {mode: tmp_path_factory.mktemp(mode) for mode in MODES}
     for mode, folder in folders.items():
-        assert nursery.run(flags(data, folder, 5, *MODES[mode]), folder / "log") == 0, (folder / "log").read_text()
+        assert nursery.run("search", flags(data, folder, 5, *MODES[mode]), folder / "log") == 0, (folder / "log").read_text()
     return folders
 
 
@@ -114,46 +74,46 @@ def assert_same(found: Path, wanted: Path, epochs: int = 5) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_seed_gives_the_same_files(mode: str, whole: dict[str, Path], nursery: Nursery, data: Path,
+def test_the_same_seed_gives_the_same_files(mode: str, whole: dict[str, Path], nursery: Any, data: Path,
                                             tmp_path: Path) -> None:
-    assert nursery.run(flags(data, tmp_path, 5, *MODES[mode]), tmp_path / "log") == 0
+    assert nursery.run("search", flags(data, tmp_path, 5, *MODES[mode]), tmp_path / "log") == 0
     assert_same(tmp_path, whole[mode])
 
 
 # (moment, what is called or written, how manieth time in that process) -> the checkpoint that the kill leaves.
 MOMENTS: list[tuple[tuple[str, str, int], str | None]] = [
-    (("during", "search_step", 2), None),  # before the first checkpoint
+    (("during", "step", 2), None),  # before the first checkpoint
     (("after", "policy.json", 1), None),
     (("during", "epoch_1.pth", 1), None),  # half of it is written
     (("before", "epoch_1.pth", 1), None),  # all of it, and the name is still the temporary one
     (("after", "epoch_1.pth", 1), "epoch_1.pth"),
-    (("during", "search_step", 2), "epoch_1.pth"),  # in the middle of the second epoch
+    (("during", "step", 2), "epoch_1.pth"),  # in the middle of the second epoch
     (("before", "search.json", 1), "epoch_1.pth"),
     (("before", "last_checkpoint", 1), "epoch_2.pth"),
     (("after", "last_checkpoint", 1), "epoch_3.pth"),
     (("during", "epoch_4.pth", 1), "epoch_3.pth"),
-    (("during", "search_step", 5), "epoch_4.pth"),  # in the middle of the fifth epoch
+    (("during", "step", 5), "epoch_4.pth"),  # in the middle of the fifth epoch
     (("after", "last_checkpoint", 1), "epoch_5.pth"),  # all is done but the closing line
 ]
 FEW = [MOMENTS[index] for index in (0, 2, 4)]
 
 
 @pytest.mark.parametrize(("mode", "moments"), [("default", MOMENTS), ("paper", FEW)])
-def test_kills_at_chosen_moments(mode: str, moments: list, whole: dict[str, Path], nursery: Nursery, data: Path,
+def test_kills_at_chosen_moments(mode: str, moments: list, whole: dict[str, Path], nursery: Any, data: Path,
                                  tmp_path: Path) -> None:
-    """One search, killed and resumed again and again; what half-written files it leaves is never taken for a checkpoint."""
+    """One search, killed and resumed again and again; the half-written files it leaves are never taken for checkpoints."""
     argv = flags(data, tmp_path, 5, *MODES[mode])
     for moment, checkpoint in moments:
-        assert nursery.run(argv, tmp_path / "log", moment) == KILLED, (moment, (tmp_path / "log").read_text())
+        assert nursery.run("search", argv, tmp_path / "log", moment) == KILLED, (moment, (tmp_path / "log").read_text())
         found = find_checkpoint(tmp_path)
         assert (found.name if found else None) == checkpoint, moment
         if moment[0] in ("before", "during") and moment[1].startswith("epoch"):
             assert any(moment[1] in path.name for path in tmp_path.glob(".*.tmp")), "nothing was half written"
-    assert nursery.run(argv, tmp_path / "log") == 0
+    assert nursery.run("search", argv, tmp_path / "log") == 0
     assert_same(tmp_path, whole[mode])
 
 
-def test_leftovers_do_no_harm(whole: dict[str, Path], nursery: Nursery, data: Path, tmp_path: Path) -> None:
+def test_leftovers_do_no_harm(whole: dict[str, Path], nursery: Any, data: Path, tmp_path: Path) -> None:
     """Whole and broken files under temporary names and a truncated checkpoint, all newer than the good one."""
     checkpoint = whole["default"] / "epoch_4.pth"
     shutil.copy(checkpoint, tmp_path)
@@ -161,19 +121,21 @@ def test_leftovers_do_no_harm(whole: dict[str, Path], nursery: Nursery, data: Pa
     (tmp_path / "epoch_5.pth").write_bytes(checkpoint.read_bytes()[:-1000])
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_5.pth"))
     (tmp_path / ".policy.json.1.tmp").write_text("{")
-    assert nursery.run(flags(data, tmp_path, 5), tmp_path / "log") == 0
+    assert nursery.run("search", flags(data, tmp_path, 5), tmp_path / "log") == 0
     assert_same(tmp_path, whole["default"])
 
 
-def test_a_network_that_draws_random_numbers(nursery: Nursery, data: Path, tmp_path: Path) -> None:
+def test_a_network_that_draws_random_numbers(nursery: Any, data: Path, tmp_path: Path) -> None:
     """timm's GhostNet has dropout; mmengine saves no random state, so it must follow from the seed and the step alone."""
     network = "classifier.name=ghostnet_050"
     folders = [tmp_path / name for name in ("whole", "killed")]
-    for folder, moments in zip(folders, ([], [("during", "search_step", 5)]), strict=True):
+    for folder, moments in zip(folders, ([], [("during", "step", 5)]), strict=True):
         folder.mkdir()
         for moment in moments:
-            assert nursery.run(flags(data, folder, 2, network, size=32), folder / "log", moment) == KILLED
-        assert nursery.run(flags(data, folder, 2, network, size=32), folder / "log") == 0, (folder / "log").read_text()
+            argv = flags(data, folder, 2, network, size=32)
+            assert nursery.run("search", argv, folder / "log", moment) == KILLED
+        argv = flags(data, folder, 2, network, size=32)
+        assert nursery.run("search", argv, folder / "log") == 0, (folder / "log").read_text()
     assert_same(folders[1], folders[0], epochs=2)
 
 
@@ -228,70 +190,3 @@ def test_kills_at_random_moments(mode: str, data: Path, tmp_path: Path, capsys: 
     with capsys.disabled():
         left = ", ".join(path.stem if path else "nothing" for path in reached)
         print(f"\n{mode}: {len(reached)} of {kills} searches killed while they ran; they left {left}")
-
-
-def serve() -> None:
-    """Forks a search for every line [argv, log, moment] of stdin; answers with its process id, then its exit code."""
-    # What a Runner imports when it is made, and timm.
-    for module in ("dada_det.engine.search", "matplotlib.figure", "matplotlib.backends.backend_agg",
-                   "yapf.yapflib.yapf_api", "timm"):
-        importlib.import_module(module)
-    from dada_det.commands.search import main
-
-    for line in sys.stdin:
-        argv, log, moment = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            if moment is not None:
-                arm(*moment)
-            code = main(argv)
-            sys.stdout.flush()
-            os._exit(code)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def arm(when: str, name: str, times: int) -> None:
-    """SIGKILL to this process at the `times`-th search step, or before, after or during the writing of a file `name`."""
-    from mmengine.fileio import LocalBackend
-
-    calls = 0
-
-    def due(called: str) -> bool:
-        nonlocal calls
-        calls += called == name
-        return called == name and calls == times
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    search_step, replace, put = Searcher.search_step, os.replace, LocalBackend.put
-
-    def dying_step(self: Searcher, *arguments: Any) -> Any:
-        result = search_step(self, *arguments)
-        if due("search_step"):
-            die()
-        return result
-
-    def dying_replace(source: Path, target: Path) -> None:
-        doomed = when != "during" and due(Path(target).name)
-        if doomed and when == "before":
-            die()
-        replace(source, target)
-        if doomed:
-            die()
-
-    def dying_put(self: LocalBackend, content: bytes, path: str) -> None:
-        doomed = when == "during" and name in str(path) and due(name)
-        put(self, content[:len(content) // 2] if doomed else content, path)
-        if doomed:
-            die()
-
-    Searcher.search_step, os.replace, LocalBackend.put = dying_step, dying_replace, dying_put  # type: ignore
-
-
-if __name__ == "__main__":
-    serve()

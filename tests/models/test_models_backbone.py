@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 
 from dada_det.errors import UserError
-from dada_det.models.backbone import IMAGENET, export_backbone, load_backbone, verify_export
+from dada_det.models.backbone import IMAGENET, export_backbone, load_backbone, load_timm_backbone, verify_export
 
 META = {**IMAGENET, "classes": ["n01440764", "n02102040"], "policy_sha256": None}
 
@@ -156,3 +156,44 @@ def test_json_that_does_not_fit_is_refused(change, message, exported, tmp_path):
     path.with_suffix(".json").write_text("{")
     with pytest.raises(UserError, match="is no JSON"):
         load_backbone(path)
+
+
+@pytest.fixture
+def convnext(tmp_path):
+    """timm's smallest ConvNeXt and the file that it was exported to."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_convnext", num_classes=5)
+    export_backbone(model.state_dict(), tmp_path / "test_convnext.pth", META, "test_convnext")
+    return model, tmp_path / "test_convnext.pth"
+
+
+def test_another_network_is_exported_whole_without_its_classifier(convnext):
+    model, path = convnext
+    tensors, meta = load_timm_backbone(path)
+    assert set(model.state_dict()) - set(tensors) == {"head.fc.weight", "head.fc.bias"}
+    timm.create_model("test_convnext", num_classes=0).load_state_dict(tensors)
+    assert meta["features"] == {"channels": [24, 32, 48, 64], "strides": [4, 8, 16, 32]}
+    verify_export(model, path, torch.randn(2, 3, 32, 32), "test_convnext")
+    with pytest.raises(RuntimeError, match="differs from the trained model"):
+        verify_export(timm.create_model("test_convnext", num_classes=5), path, torch.randn(2, 3, 32, 32), "test_convnext")
+
+
+def test_a_network_built_for_one_size_is_verified_at_that_size(tmp_path):
+    model = timm.create_model("test_vit", num_classes=5, img_size=32)
+    export_backbone(model.state_dict(), tmp_path / "vit.pth", META, "test_vit")
+    verify_export(model, tmp_path / "vit.pth", torch.randn(2, 3, 32, 32), "test_vit")
+    assert load_timm_backbone(tmp_path / "vit.pth")[1]["features"]["strides"] == [16, 16, 16]  # no pyramid
+
+
+def test_files_of_other_networks_that_do_not_fit_are_refused(convnext, trained, tmp_path):
+    path = convnext[1]
+    with pytest.raises(UserError, match=r"is timm's test_convnext, and the detectors here are built around ResNet-50"):
+        load_backbone(path)
+    with pytest.raises(ValueError, match=r"cannot be exported: it lacks .* of test_convnext"):
+        export_backbone(trained.state_dict(), tmp_path / "other.pth", META, "test_convnext")
+    torch.save({}, path)
+    with pytest.raises(UserError, match="do not belong together"):
+        load_timm_backbone(path)
+    path.with_suffix(".json").write_text(json.dumps({"architecture": "resnet50"}))
+    with pytest.raises(UserError, match=r"does not describe a network of timm's"):
+        load_timm_backbone(path)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dada_det.errors import UserError
-from dada_det.models.classifiers import build_classifier
+from dada_det.models.classifiers import build_classifier, has_fixed_size
 
 
 def test_wide_resnet_40_2_has_the_size_of_the_paper():
@@ -28,3 +28,8 @@ def test_an_unknown_name_says_what_there_is():
     with pytest.raises(UserError, match=r"there is no classifier 'resnet5O'; .*such as resnet50, or one of "
                                         r"wide_resnet40_2, convnet"):
         build_classifier("resnet5O", num_classes=10, image_size=32)
+
+
+def test_networks_that_take_one_size_only_are_known():
+    assert has_fixed_size("vit_tiny_patch16_224") and has_fixed_size("vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    assert not any(has_fixed_size(name) for name in ("resnet50", "convnext_tiny", "convnet", "no such network"))
