@@ -65,7 +65,7 @@ def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
             rank, number = next(iter(killed.items()))
             why = ", mostly for want of memory" if number == signal.SIGKILL else ""
             raise UserError(f"process {rank} of {processes} was killed by {signal.Signals(number).name}{why}, and the "
-                            "others were stopped; the checkpoints are whole: go on with --resume") from error
+                            "others were stopped; its checkpoints are whole, and --resume goes on from the last") from error
         if 2 in codes.values():
             return 2
         raise

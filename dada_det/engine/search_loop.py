@@ -62,7 +62,7 @@ class SearchBatches:
         images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
         noise = draw_noise(self.draws * self.batch_size, self.sub_policies, generator)
         val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
-        mine, val_mine = own_part(self.batch_size), own_part(self.val_batch_size)
+        mine, val_mine = own_part(self.batch_size), own_part_of_halves(self.val_batch_size)
         rows = torch.arange(len(noise.gumbel_BN)).view(self.draws, self.batch_size)[:, mine].flatten()
         return Batch(images[mine], self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val[val_mine]], self.image_size), self.val.labels_N[val[val_mine]],
@@ -75,6 +75,17 @@ def own_part(batch_size: int) -> slice:
     rank, size = world()
     part = batch_size // size
     return slice(rank * part, (rank + 1) * part)
+
+
+def own_part_of_halves(batch_size: int) -> torch.Tensor:
+    """Rows of a validation batch: this process's part of each half, which search.val_statistics=both takes differently.
+
+    So the first halves of all processes make up the first half. A batch that is too small for that is cut in order.
+    """
+    rows, size = torch.arange(batch_size), world()[1]
+    if batch_size % (2 * size):
+        return rows[own_part(batch_size)]
+    return rows.view(2, -1)[:, own_part(batch_size // 2)].flatten()
 
 
 @LOOPS.register_module()
