@@ -1,8 +1,8 @@
 """COCO's figures from a results file, by faster-coco-eval or, as the reference, by pycocotools.
 
-Measured on one core of a Xeon at 2.6 GHz (pycocotools 2.0.11, faster-coco-eval 1.8.0), files and all: COCO's fake results
-0.09 s instead of 0.71 (boxes) and 0.19 instead of 0.75 (masks); 5,000 images with 36,000 objects and 180,000 detections
-12 s instead of 51 and 17 instead of 77. All 24 figures agree to the last bit but one (2.3e-16).
+Measured by tools/bench/evaluation.py (processor seconds, files and all; pycocotools 2.0.11, faster-coco-eval 1.8.0): COCO's
+fake results 0.2 instead of 1.2 (boxes) and 0.8 (masks); 5,000 images with 36,000 objects and 180,000 detections 11 instead
+of 62 and 19 instead of 71. The figures are equal but for the last bit.
 """
 
 import contextlib

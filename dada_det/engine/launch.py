@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ from dada_det.errors import UserError
 # A process that waits longer than this for another one, which lives but does not answer, gives up. It is long because
 # rank 0 alone computes COCO's figures; one that dies is noticed within seconds, whatever stands here.
 TIMEOUT = datetime.timedelta(minutes=30)
+PATIENCE = 30  # seconds that torchrun gives a process to end before it kills it
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -50,26 +52,36 @@ def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
     """Runs `python -m module argv` in `processes` processes, as torchrun does; returns the exit code.
 
     2 where a process ended so: it has already said why, and torchrun's own report would only hide it. UserError where
-    one was killed. The others are ended as soon as one has ended badly (SIGTERM, 30 s later SIGKILL).
+    one was killed. The others are ended as soon as one has ended badly (SIGTERM, PATIENCE later SIGKILL).
     """
     for library in ("OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # What torchrun makes of --standalone: a free port, so that two runs of one machine do not meet.
     config, command, arguments = config_from_args(parse_args(
-        ["--standalone", "--nproc-per-node", str(processes), "-m", module, *argv]))
+        ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", uuid.uuid4().hex,
+         "--nproc-per-node", str(processes), "-m", module, *argv]))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, command)(*arguments)
     except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        if killed := {rank: -code for rank, code in codes.items() if code < 0}:
+        if killed := killed_processes(error):
             rank, number = next(iter(killed.items()))
             why = ", mostly for want of memory" if number == signal.SIGKILL else ""
             raise UserError(f"process {rank} of {processes} was killed by {signal.Signals(number).name}{why}, and the "
                             "others were stopped; its checkpoints are whole, and --resume goes on from the last") from error
-        if 2 in codes.values():
+        if any(failure.exitcode == 2 for failure in error.failures.values()):
             return 2
         raise
     return 0
+
+
+def killed_processes(error: ChildFailedError) -> dict[int, int]:
+    """Rank -> signal of the processes that somebody else than torchrun has killed."""
+    failures = error.failures
+    first = min(failure.timestamp for failure in failures.values())
+    # When one has ended badly, torchrun sends the others SIGTERM and, PATIENCE later, SIGKILL: those are no causes.
+    return {rank: -failure.exitcode for rank, failure in failures.items()
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and failure.timestamp < first + PATIENCE / 2}
 
 
 def join_processes() -> bool:

@@ -208,7 +208,7 @@ def start(tmp_path):
 
 def test_a_process_of_the_run_that_is_killed(start):
     process, work_dir = start("SIGKILL")
-    _, said = process.communicate(timeout=90)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
     assert [line for line in said.splitlines() if "warning: 2 processes" not in line and line] == [
         "dying: error: process 1 of 2 was killed by SIGKILL, mostly for want of memory, and the others were stopped; its "
@@ -221,8 +221,8 @@ def test_a_process_of_the_run_that_no_longer_answers(start):
     """Five seconds in this test, 30 minutes in launch.TIMEOUT; then torchrun gives the silent one 30 s to end."""
     process, work_dir = start("SIGSTOP")
     began = time.monotonic()
-    _, said = process.communicate(timeout=110)
-    assert process.returncode == 2 and time.monotonic() - began < 90, said
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2 and time.monotonic() - began < 200, said
     errors = [line for line in said.splitlines() if "error:" in line]
     assert len(errors) == 1 and faults.LOST in errors[0], said
     assert find_checkpoint(work_dir) == work_dir / "epoch_1.pth"
@@ -231,7 +231,7 @@ def test_a_process_of_the_run_that_no_longer_answers(start):
 @pytest.mark.slow
 def test_processes_end_with_their_launcher(start):
     process, work_dir = start("")
-    limit = time.monotonic() + 80
+    limit = time.monotonic() + 200
     while len(list(work_dir.glob("there_*"))) < 2:
         assert time.monotonic() < limit and process.poll() is None, process.communicate()
         time.sleep(0.1)

@@ -175,7 +175,7 @@ def test_killed_at_chosen_moments_within_an_epoch_and_resumed(stage: Stage, nurs
     assert_same(tmp_path, stage.whole)
 
 
-KILLS = {"few": {"search": 4, "pretrain": 4, "train_det": 3}, "many": {"search": 40, "pretrain": 40, "train_det": 15}}
+KILLS = {"few": {"search": 4, "pretrain": 4, "train_det": 2}, "many": {"search": 40, "pretrain": 40, "train_det": 15}}
 
 
 @pytest.mark.parametrize("how_many", ["few", pytest.param("many", marks=pytest.mark.slow)])
