@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "project's configs do so anyway (--cfg-options auto_scale_lr.enable=False: never)")
     parser.add_argument("--resume", nargs="?", const="auto", metavar="CHECKPOINT",
                         help="go on from CHECKPOINT; without one, from the newest in --work-dir")
+    common.add_keep_flag(parser)
     return common.run(body, parser, argv, module="dada_det.commands.train_det")
 
 
@@ -45,6 +46,8 @@ def body(args: Namespace) -> None:
     if args.auto_scale_lr and "base_batch_size" not in scaling:
         raise UserError(f"--auto-scale-lr: {args.config} does not say for which batch its learning rate is; add "
                         "auto_scale_lr=dict(base_batch_size=16) to it")
+    if args.keep is not None:
+        config.default_hooks.checkpoint.max_keep_ckpts = args.keep
     make_folder(config.work_dir)
     from dada_det.engine.detection_runs import run_training
 

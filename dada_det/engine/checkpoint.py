@@ -113,19 +113,19 @@ def newest_that_loads(work_dir: str | Path, stage: str) -> tuple[Path, dict[str,
     return None
 
 
-def resume_point(work_dir: str | Path, identity: str, stage: str) -> tuple[Path | None, int]:
-    """(the checkpoint that --resume goes on from, its epochs); (None, 0), after one line, where there is none yet.
+def resume_point(work_dir: str | Path, identity: str, stage: str) -> Path | None:
+    """The checkpoint that --resume goes on from; None, after one line, where there is none yet.
 
     identity: what StampIdentity has written into it. Raises UserError where the checkpoint is of another run.
     """
     found = newest_that_loads(work_dir, stage)
     if found is None:
-        return None, 0
+        return None
     checkpoint, meta = found[0], found[1].get("meta", {})
     if meta.get("identity") != identity:
         raise UserError(f"{checkpoint} is of another run ({meta.get('identity') or 'none of ours'} instead of "
                         f"{identity}); resume with the flags of that run, or give another --work-dir")
-    return checkpoint, meta["epoch"]
+    return checkpoint
 
 
 def age(path: Path) -> tuple[int, int]:

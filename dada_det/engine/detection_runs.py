@@ -24,10 +24,11 @@ from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint, forbid
 from dada_det.engine.evaluation import FIGURES, evaluate_results
 from dada_det.engine.hooks import ProgressLine, QuietRunner
 from dada_det.engine.launch import join_processes
+from dada_det.engine.results_stream import read_array
 from dada_det.engine.submission import KINDS, check_submission, submission_stem, write_submission
 from dada_det.engine.whole_images import demand_whole, leave_out_broken
 from dada_det.errors import UserError
-from dada_det.files import read_json, write_json
+from dada_det.files import write_json
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,7 @@ def _score(files: dict[str, Path], annotations: Path, config: Config) -> None:
 def _submit(files: dict[str, Path], image_info: Path, config: Config) -> None:
     stem, written = submission_stem(config.filename), []
     for kind, file in files.items():
-        results = read_json(file, "results file")
-        path = write_submission(results, image_info, Path(config.work_dir) / "test-dev" / kind, stem, kind)
+        path = write_submission(read_array(file), image_info, Path(config.work_dir) / "test-dev" / kind, stem, kind)
         coverage = check_submission(path, image_info)
         written.append(f"{path} ({coverage.results} {kind} results on {coverage.covered} of {coverage.images} images)")
     print(f"{Path(config.filename).stem}  done: wrote {'; '.join(written)}")

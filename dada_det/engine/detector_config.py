@@ -10,6 +10,7 @@ from mmengine.config import Config
 from dada_det.data.checks import CocoLayout
 from dada_det.engine.evaluation import has_faster_evaluator
 
+CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is what a kill costs at most
 GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
 
 
@@ -112,7 +113,9 @@ def use_processes(config: Config, launcher: str, gloo: bool) -> None:
 
 def use_training_hooks(config: Config, stage: str) -> None:
     """Whole checkpoints, a stop at NaN and lines of progress in place of MMDetection's log on the console."""
-    config.default_hooks.checkpoint = {"type": "AtomicCheckpoint"}
+    exact = any(hook["type"] == "ExactResume" for hook in config.get("custom_hooks", []))
+    config.default_hooks.checkpoint = {"steps": CHECKPOINT_STEPS if exact else 0,
+                                       **(config.default_hooks.get("checkpoint") or {}), "type": "AtomicCheckpoint"}
     config.custom_hooks = [*config.get("custom_hooks", []), {"type": "LearningRateNote", "stage": stage},
                            {"type": "StopAtNaN"},
                            {"type": "ProgressLine", "stage": stage, "metrics": ["coco/bbox_mAP", "coco/segm_mAP"]}]

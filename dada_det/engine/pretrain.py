@@ -20,7 +20,7 @@ from dada_det.data.folders import ImageList
 from dada_det.engine import classifier, exact_resume  # noqa: F401 (registers Classifier, TopK, ExactResume)
 from dada_det.engine.checkpoint import forbid_unsafe_loading, resume_point
 from dada_det.engine.hooks import QuietRunner
-from dada_det.engine.launch import join_processes
+from dada_det.engine.launch import join_processes, without_layout
 from dada_det.engine.pretrain_data import WatchImages, loaders, parts_of
 from dada_det.engine.pretrain_recipe import AverageWeights, averaging, optimizer, scale_lr, schedule, visualizer
 from dada_det.errors import UserError
@@ -42,7 +42,7 @@ def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bo
     began = time.monotonic()
     policy = resolve_policy(config.policy, config.seed)
     identity = identity_of(config, policy, len(train), len(train.classes))
-    checkpoint = resume_point(config.work_dir, identity, "pretrain")[0] if resume else None
+    checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
     runner = build_runner(config, loaders(config, train, val, policy), identity, checkpoint, distributed)
     try:
         runner.train()
@@ -82,7 +82,8 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
                       {"type": "ProgressLine", "stage": "pretrain"}],
         launcher="pytorch" if distributed else "none", randomness={"seed": config.seed}, visualizer=visualizer(config),
         env_cfg={"cudnn_benchmark": True}, load_from=str(checkpoint) if checkpoint else None,
-        resume=checkpoint is not None, experiment_name="pretrain", cfg=Config({**config, "model_wrapper_cfg": wrapper}))
+        resume=checkpoint is not None, experiment_name="pretrain",
+        cfg=without_layout(Config({**config, "model_wrapper_cfg": wrapper})))
 
 
 def policy_hash(policy: AnyPolicy) -> str | None:

@@ -46,7 +46,7 @@ def run_search(config: Config, resume: bool) -> None:
         settings = replace(settings, warmup_epochs=config.epochs - 1)
     train, val, classes, data_hash = LOADERS[config.kind](config)
     own = identity(config, settings, space, data_hash)
-    checkpoint = resume_point(config.work_dir, own, "search")[0] if resume else None
+    checkpoint = resume_point(config.work_dir, own, "search") if resume else None
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     batches = SearchBatches(
         MemoryImages(train.images_NCHW.to(device), train.labels_N.to(device)),
@@ -68,7 +68,8 @@ def run_search(config: Config, resume: bool) -> None:
         optim_wrapper=optimizers(searcher, config),
         param_scheduler={"weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True},
                          "policy": []},
-        default_hooks={"logger": None, "sampler_seed": None, "checkpoint": {"type": "AtomicCheckpoint"}},
+        default_hooks={"logger": None, "sampler_seed": None,
+                       "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"}, {"type": "WritePolicy", "provenance": provenance},
                       {"type": "StampIdentity", "identity": own},
                       {"type": "ProgressLine", "stage": "search"}],
