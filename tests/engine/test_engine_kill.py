@@ -232,6 +232,13 @@ def test_a_stage_whose_images_vanish(stage: Stage, tmp_path: Path, capsys: pytes
                                                    f"{last}; mend that and go on with --resume")
 
 
+@pytest.mark.parametrize("stage", ["search", "pretrain", pytest.param("train_det", marks=pytest.mark.slow)], indirect=True)
+def test_keep_is_how_many_checkpoints_stay(stage: Stage, nursery: Any, tmp_path: Path) -> None:
+    assert nursery.run(stage.name, ["--keep", "1", *stage.argv(tmp_path)], tmp_path / "log") == 0
+    last = find_checkpoint(stage.whole)
+    assert last is not None and [path.name for path in tmp_path.glob("*.pth")] == [last.name]
+
+
 @pytest.mark.slow
 def test_two_processes_killed_with_their_launcher_and_resumed(nursery: Any, images: Path, tmp_path: Path) -> None:
     """Within an epoch: the ranks' BatchNorm statistics and averages, which differ until its end, are one's in the file."""
