@@ -55,22 +55,26 @@ class Nursery:
 
     def kill_at_random(self, stage: str, argv: Callable[[Path], list[str]], folder: Path, kills: int, within: float,
                        seed: int) -> int:
-        """Starts `stage` in a work_dir folder/<k> and kills it after 0 to `within` seconds, `kills` times, then lets it end.
+        """Starts `stage` in a work_dir folder/<k> and kills it after 0 to `within` seconds, until `kills` hit; lets it end.
 
-        Where a run ends before the kill, the next one is begun in a new work_dir. Returns the kills that hit.
+        Where a run ends before the kill, the next one is begun in a new work_dir; after three times `kills` it is enough.
+        Returns the kills that hit.
         """
         chance, hits, number = random.Random(seed), 0, 0
-        for left in range(kills, -1, -1):
+        for tries in range(3 * kills + 1):
+            doomed = hits < kills and tries < 3 * kills
             work_dir = folder / f"{number:03}"
             work_dir.mkdir(exist_ok=True)
             process = self.start(stage, argv(work_dir), work_dir / "log")
-            if left:
+            if doomed:
                 time.sleep(chance.uniform(0, within))
                 os.kill(process, signal.SIGKILL)  # a zombie at worst: nobody else gets its number before wait()
             code = self.wait()
             assert code in (0, self.killed), (work_dir / "log").read_text()
             hits += code == self.killed
             number += code == 0
+            if not doomed:
+                break
         return hits
 
     def close(self) -> None:
