@@ -1,7 +1,8 @@
 """tools/search_imagenet.sh: searches an augmentation policy."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dada_det.commands import common
 from dada_det.data.folders import search_lists
@@ -27,18 +28,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: Namespace) -> None:
     config = common.stage_config(args, NEEDED)
     make_folder(config.work_dir)
-    if config.kind == "imagenet":
-        data = config.data
-        # Once here, so that a mistake is said before anything heavy is imported.
-        search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
-    elif config.kind != "cifar10":
-        raise UserError(f"the config's kind is {config.kind!r}; give imagenet (folders of images) or cifar10")
-    elif config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
-        raise UserError(f"CIFAR-10's images are 32 px and split in halves: --image-size {config.image_size} or --val-data "
-                        "does not fit; leave it out, or search a folder of images")
+    if config.kind not in CHECKS:
+        raise UserError(f"the config's kind is {config.kind!r}; give one of {', '.join(CHECKS)}")
+    CHECKS[config.kind](config)  # once here, so that a mistake is said before anything heavy is imported
     from dada_det.engine.search import run_search
 
     run_search(config, args.resume)
+
+
+def check_folders(config: Any) -> None:
+    """Folders of images in ImageNet's layout."""
+    data = config.data
+    search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
+
+
+def check_cifar(config: Any) -> None:
+    """CIFAR's binary files, split in halves."""
+    if config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
+        raise UserError(f"CIFAR-10's images are 32 px and split in halves: --image-size {config.image_size} or --val-data "
+                        "does not fit; leave it out, or search a folder of images")
+
+
+CHECKS: dict[str, Callable[[Any], None]] = {"imagenet": check_folders, "cifar10": check_cifar}  # by the config's kind
 
 
 if __name__ == "__main__":

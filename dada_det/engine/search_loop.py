@@ -1,6 +1,6 @@
 """Which batches a search works on: one of the training half, one of the validation half, and the noise of the draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,8 @@ from dada_det.data.memory import (
     random_crop,
 )
 from dada_det.errors import UserError
-from dada_det.search.dada import Batch
-from dada_det.search.distribution import draw_noise
 from dada_det.search.ranks import world
+from dada_det.search.step import Batch
 
 
 class SearchBatches:
@@ -31,11 +30,12 @@ class SearchBatches:
         padding: black border added before the crop (CIFAR: 4).
         mirror: whether training images are flipped at random (digits must not be).
         draws: policies drawn for each training image in a step.
-        sub_policies: number of sub-policies they are drawn from.
+        draw_noise: gives the noise of n draws (Algorithm.draw_noise).
     """
 
     def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool,
-                 batch_size: int, val_batch_size: int, draws: int, sub_policies: int, seed: int) -> None:
+                 batch_size: int, val_batch_size: int, draws: int,
+                 draw_noise: Callable[[int, torch.Generator], Any], seed: int) -> None:
         size = world()[1]
         if batch_size > len(train) or batch_size % size or batch_size < 2 * size:
             raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "
@@ -43,7 +43,7 @@ class SearchBatches:
         self.train, self.val = train, val
         self.image_size, self.padding, self.mirror, self.seed = image_size, padding, mirror, seed
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
-        self.draws, self.sub_policies = draws, sub_policies
+        self.draws, self.draw_noise = draws, draw_noise
 
         self.metainfo: dict = {}  # where mmengine's loop looks for the data's description
 
@@ -60,10 +60,10 @@ class SearchBatches:
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
-        noise = draw_noise(self.draws * self.batch_size, self.sub_policies, generator)
+        noise = self.draw_noise(self.draws * self.batch_size, generator)
         val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
         mine, val_mine = own_part(self.batch_size), own_part_of_halves(self.val_batch_size)
-        rows = torch.arange(len(noise.gumbel_BN)).view(self.draws, self.batch_size)[:, mine].flatten()
+        rows = own_draws(self.draws, self.batch_size)
         return Batch(images[mine], self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val[val_mine]], self.image_size), self.val.labels_N[val[val_mine]],
                      noise[rows], noise[:1],
@@ -75,6 +75,11 @@ def own_part(batch_size: int) -> slice:
     rank, size = world()
     part = batch_size // size
     return slice(rank * part, (rank + 1) * part)
+
+
+def own_draws(draws: int, batch_size: int) -> torch.Tensor:
+    """The rows of the draws of a batch, draw by draw, that belong to this process's part of it."""
+    return torch.arange(draws * batch_size).view(draws, batch_size)[:, own_part(batch_size)].flatten()
 
 
 def own_part_of_halves(batch_size: int) -> torch.Tensor:
@@ -90,7 +95,7 @@ def own_part_of_halves(batch_size: int) -> torch.Tensor:
 
 @LOOPS.register_module()
 class SearchLoop(EpochBasedTrainLoop):
-    """mmengine's epoch loop over SearchBatches; the searcher decides the step, hooks write the artefact."""
+    """mmengine's epoch loop over SearchBatches; the algorithm decides the step, a hook writes what it found."""
 
     dataloader: Any
 

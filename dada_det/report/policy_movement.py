@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dada_det.augment.operations import INDEX, OPERATION_NAMES, OPERATIONS
-from dada_det.augment.policy import MOST_BYTES, Policy
+from dada_det.augment.policy import Policy
 from dada_det.errors import UserError
 from dada_det.files import read_json
+from dada_det.untrusted import MOST_BYTES
 
 REPEATS = 16
 LONGEST_WALK = 2000  # steps that are simulated; longer walks grow with the square root from there

@@ -7,9 +7,13 @@ the network, neither its parameters nor BatchNorm's running buffers. B images, C
 
 `low` (torch.bfloat16) is for the two passes with a gradient alone: rewards are differences of nearly equal losses, of which
 bfloat16 keeps eight bits. A loss that a bfloat16 pass has left is no end of such a difference either (tested).
+
+Every function takes a classifier, whose logits [B,K] and labels [B] give cross-entropies, or a LossNetwork. Parameters that
+are frozen (requires_grad is False) are no weights; one that a pass leaves out has a gradient of zeros.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,41 +25,62 @@ RELATIVE_STEP = 0.01  # eps = RELATIVE_STEP / ||v||, as in DARTS and DADA
 ONE_SIDED_STEP = 0.003  # its error grows with eps and not with its square (2-5 % at 0.01, under 2 % here, ResNets)
 
 
-def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, labels_B: Tensor,
+class LossNetwork(nn.Module):
+    """A network that gives the loss of every image itself, such as a detector: forward(images, targets) -> [B].
+
+    targets: whatever has a length, rows by a slice or an index tensor, and .repeat(n); a classifier's are its labels [B].
+    """
+
+    def forward(self, images_BCHW: Tensor, targets_B: Any) -> Tensor:
+        raise NotImplementedError
+
+
+def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
               low: torch.dtype | None = None) -> Tensor:
-    """Cross-entropy of every image [B] with other weights; in train mode BatchNorm uses the batch and keeps its buffers."""
+    """The loss of every image [B] with other weights; in train mode BatchNorm uses the batch and keeps its buffers."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    return _losses(lambda images: functional_call(network, {**weights, **buffers}, (images,)), images_BCHW, labels_B, low)
+    return _losses(network, lambda *inputs: functional_call(network, {**weights, **buffers}, inputs), images_BCHW, targets_B,
+                   low)
 
 
-def _losses(network: Callable[[Tensor], Tensor], images_BCHW: Tensor, labels_B: Tensor, low: torch.dtype | None) -> Tensor:
+def _losses(network: nn.Module, call: Callable[..., Tensor], images_BCHW: Tensor, targets_B: Any,
+            low: torch.dtype | None) -> Tensor:
+    own = isinstance(network, LossNetwork)
     with torch.autocast(images_BCHW.device.type, dtype=low, enabled=low is not None):
-        logits_BK = network(images_BCHW)
+        outputs = call(images_BCHW, targets_B) if own else call(images_BCHW)
     if low is not None:
-        logits_BK = logits_BK.float()
-    return F.cross_entropy(logits_BK, labels_B, reduction="none")
+        outputs = outputs.float()
+    return outputs if own else F.cross_entropy(outputs, targets_B, reduction="none")
+
+
+def learned(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The network's weights: its parameters by name, without the frozen ones."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """The network's parameters by name, without a graph; they share memory with the network."""
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+    """The network's weights by name, without a graph; they share memory with the network."""
+    return {name: parameter.detach() for name, parameter in learned(network).items()}
 
 
-def training_gradient(network: nn.Module, images_BCHW: Tensor, labels_B: Tensor,
+def training_gradient(network: nn.Module, images_BCHW: Tensor, targets_B: Any,
                       low: torch.dtype | None = None) -> tuple[Weights, Tensor]:
     """(gradient of the mean loss by name, loss of each image [B]); the one pass that updates BatchNorm's buffers."""
-    losses_B = _losses(network, images_BCHW, labels_B, low)
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(losses_B.mean(), parameters)
-    return dict(zip(names, gradients, strict=True)), losses_B.detach()
+    losses_B = _losses(network, network, images_BCHW, targets_B, low)
+    return _gradient(losses_B.mean(), learned(network)), losses_B.detach()
 
 
-def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, labels_B: Tensor,
+def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
                 low: torch.dtype | None = None) -> Weights:
     """The gradient of the mean loss at other weights, by name."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-    loss = losses_at(network, leaves, images_BCHW, labels_B, low).mean()
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    return _gradient(losses_at(network, leaves, images_BCHW, targets_B, low).mean(), leaves)
+
+
+def _gradient(loss: Tensor, weights: Mapping[str, Tensor]) -> Weights:
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {name: torch.zeros_like(weight) if gradient is None else gradient
+            for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
 
 
 @torch.no_grad()
@@ -71,10 +96,15 @@ def norm(direction: Weights) -> Tensor:
     return torch.stack([tensor.norm() for tensor in direction.values()]).norm()
 
 
+def inner(first: Weights, second: Weights) -> Tensor:
+    """The inner product over all tensors: of a batch's gradient with v it is the mean of the batch's rewards, exactly."""
+    return torch.stack([tensor.flatten() @ second[name].flatten() for name, tensor in first.items()]).sum()
+
+
 @torch.no_grad()
-def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Tensor],
+def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Any],
             relative_step: float | None = None, losses_B: Tensor | None = None) -> list[Tensor]:
-    """R_i of each image [B] of each batch (images, labels) by a central difference: two forward passes a batch.
+    """R_i of each image [B] of each batch (images, targets) by a central difference: two forward passes a batch.
 
     With `losses_B`, the losses at `weights` that a training pass on the first batch has left, by one-sided differences: one
     pass on the first batch, and on each other one as many as before.
@@ -91,24 +121,24 @@ def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: 
 
 
 def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,
-                         labels_B: Tensor) -> Tensor:
+                         targets_B: Any) -> Tensor:
     """R_i of each image [B], exactly, by one forward-mode pass (a Jacobian-vector product)."""
-    return jvp(lambda w: losses_at(network, w, images_BCHW, labels_B), (weights,), (direction,))[1].detach()
+    return jvp(lambda w: losses_at(network, w, images_BCHW, targets_B), (weights,), (direction,))[1].detach()
 
 
 def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor,
-                          labels_B: Tensor) -> tuple[Tensor, Tensor]:
+                          targets_B: Any) -> tuple[Tensor, Tensor]:
     """(losses [B], the sum of each image's derivative of its loss over all pixels [B]) at other weights.
 
     The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
     """
     images_BCHW = images_BCHW.detach().requires_grad_()
-    losses_B = losses_at(network, weights, images_BCHW, labels_B)
+    losses_B = losses_at(network, weights, images_BCHW, targets_B)
     (gradient_BCHW,) = torch.autograd.grad(losses_B.sum(), images_BCHW)
     return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))
 
 
-def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, labels_B: Tensor,
+def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
                            relative_step: float = RELATIVE_STEP) -> tuple[Tensor, Tensor]:
     """(R_i [B], the sum of its derivatives for the pixels of image i [B]) by a central difference.
 
@@ -116,7 +146,7 @@ def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weig
     magnitude. With BatchNorm the sum is that of all rewards for the pixels of image i.
     """
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, labels_B)
+    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, targets_B)
             for sign in (1, -1)]
     above, below = ends
     return (above[0] - below[0]) / (2 * epsilon), (above[1] - below[1]) / (2 * epsilon)

@@ -12,7 +12,7 @@ matrix, from the squares of the gradients at hand, costs no pass.
 import torch
 from torch import Tensor, nn
 
-from dada_det.search.alignment import Weights
+from dada_det.search.alignment import Weights, learned
 
 DAMPING = 0.1  # of the mean square: no weight counts more than ten times the mean one
 SQUARES_DECAY = 0.95  # the last twenty training batches
@@ -27,7 +27,7 @@ class RunningMean(nn.Module):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        for name, parameter in network.named_parameters():
+        for name, parameter in learned(network).items():
             self.register_buffer(name.replace(".", "/"), torch.zeros_like(parameter))
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dada_det.search.distribution import Noise, Sample
+from dada_det.search.ranks import mean_over_ranks, world
 
 Gradient = tuple[Tensor, Tensor]
 
@@ -83,6 +84,19 @@ def relax(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, c_B: Tens
     difference = torch.autograd.grad((value_B - value_tilde_B).sum(), (logits_BN, flags_BN2), create_graph=True)
     score = score_function(rewards_B - value_tilde_B, logits_N, flag_logits_N2, c_B, b_B2)
     return score[0] + difference[0], score[1] + difference[1]
+
+
+def subtract_baseline(rewards: Tensor, baseline: str, draws: int) -> Tensor:
+    """R_i minus the mean of the other draws of the same image, or of all other images; never of itself, which would bias."""
+    if baseline == "none":
+        return rewards
+    if baseline == "second_draw":
+        groups = rewards.view(draws, -1)
+        return ((groups - groups.mean(0)) * (draws / (draws - 1))).flatten()
+    if baseline == "half":  # near the best whether rewards differ between images or within them
+        return (subtract_baseline(rewards, "batch", draws) + subtract_baseline(rewards, "second_draw", draws)) / 2
+    n = len(rewards) * world()[1]
+    return (rewards - mean_over_ranks([rewards.mean()])[0]) * (n / (n - 1))
 
 
 def squared_norm(gradient: Gradient) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dada_det.engine.launch import read_config
-from dada_det.search.dada import settings_for
+from dada_det.search.settings import settings_for
 from tests.conftest import load_bench
 
 

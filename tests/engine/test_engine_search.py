@@ -104,8 +104,8 @@ def test_what_is_saved_is_the_mean_over_the_last_steps(average: float, last: int
 
     def watched_step(self: Searcher, *arguments: Any) -> dict[str, torch.Tensor]:
         log = step(self, *arguments)
-        states.append({name: tensor.double() for name, tensor in self.distribution.state_dict().items()})
-        distributions.append(self.distribution)
+        states.append({name: tensor.double() for name, tensor in self.algorithm.distribution.state_dict().items()})
+        distributions.append(self.algorithm.distribution)
         return log
 
     monkeypatch.setattr(Searcher, "search_step", watched_step)

@@ -26,7 +26,8 @@ from dada_det.engine.checkpoint import find_checkpoint, load_checkpoint
 from dada_det.engine.search import optimizers
 from dada_det.engine.search_loop import SearchBatches
 from dada_det.engine.searcher import Searcher
-from dada_det.search.dada import settings_for
+from dada_det.search.dada import Dada
+from dada_det.search.settings import settings_for
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -signal.SIGKILL
@@ -145,13 +146,13 @@ def test_every_pass_of_a_step_drops_the_same(mode: str) -> None:
     images = MemoryImages(torch.randint(1, 256, (16, 3, 16, 16), dtype=torch.uint8), torch.arange(16) % 2)
     settings = settings_for(mode)
     space = SearchSpace(("Invert", "Solarize", "Brightness"), settings.ranges)
-    batches = SearchBatches(images, images, image_size=16, padding=0, mirror=False, batch_size=8, val_batch_size=8,
-                            draws=settings.draws, sub_policies=len(space), seed=0)
     dropout, kept = nn.Dropout(0.5), []
     # The pass by running statistics is in eval mode, where nothing is dropped.
     dropout.register_forward_hook(lambda module, inputs, output: kept.append(output != 0) if module.training else None)
     network = nn.Sequential(nn.Flatten(), dropout, nn.Linear(3 * 16 * 16, 2))
-    searcher = Searcher(network, space, settings, [-1.0] * 3, [1.0] * 3)  # no input is 0, so a 0 was dropped
+    searcher = Searcher(network, Dada(space, settings), [-1.0] * 3, [1.0] * 3)  # no input is 0, so a 0 was dropped
+    batches = SearchBatches(images, images, image_size=16, padding=0, mirror=False, batch_size=8, val_batch_size=8,
+                            draws=settings.draws, draw_noise=searcher.algorithm.draw_noise, seed=0)
     wrappers = optimizers(searcher, Config(dict(
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1), policy_optimizer=dict(lr=0.05))))
     firsts = []

@@ -15,7 +15,8 @@ from dada_det.data.memory import MemoryImages
 from dada_det.engine.search import optimizers
 from dada_det.engine.search_loop import SearchBatches
 from dada_det.engine.searcher import Searcher
-from dada_det.search.dada import settings_for
+from dada_det.search.dada import Dada
+from dada_det.search.settings import settings_for
 
 STEPS = 4
 
@@ -29,9 +30,9 @@ def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
     settings = settings_for(mode) if mode == "paper" else settings_for(mode, warmup_epochs=0, baseline=baseline)
     space = SearchSpace(("ShearX", "Invert", "Solarize", "Brightness", "Cutout"), settings.ranges)
     network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
-    searcher = Searcher(network, space, settings, [125.0] * 3, [60.0] * 3).double()
+    searcher = Searcher(network, Dada(space, settings), [125.0] * 3, [60.0] * 3).double()
     batches = SearchBatches(*halves, image_size=16, padding=0, mirror=True, batch_size=8,
-                            val_batch_size=8 * settings.val_batches, draws=settings.draws, sub_policies=len(space), seed=3)
+                            val_batch_size=8 * settings.val_batches, draws=settings.draws, draw_noise=searcher.algorithm.draw_noise, seed=3)
     wrappers = optimizers(searcher, Config(dict(
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1, momentum=0.9),
         policy_optimizer=dict(lr=0.05, betas=(0.5, 0.999)))))
@@ -53,12 +54,12 @@ def test_two_processes_equal_one(mode: str, baseline: str, tmp_path: Path) -> No
     assert [child.wait(timeout=300) for child in children] == [0, 0]
     ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     alone = search_steps(mode, baseline)
-    moved = [name for name, tensor in alone.items() if name.startswith("distribution") and tensor.std() > 1e-4]
+    moved = [name for name, tensor in alone.items() if name.startswith("algorithm.distribution") and tensor.std() > 1e-4]
     assert moved, "the policy did not move, so there would be nothing to compare"
     for name, tensor in alone.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         # Adam divides by the gradient's size, which enlarges the rounding of the control variate's smallest ones.
-        tolerance = 1e-8 if name.startswith("control_variate") else 1e-10
+        tolerance = 1e-8 if name.startswith("algorithm.control_variate") else 1e-10
         torch.testing.assert_close(ranks[0][name], tensor, rtol=0, atol=tolerance)
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dada_det.search import alignment, estimators
-from dada_det.search.dada import subtract_baseline
 from dada_det.search.distribution import PolicyGradient, Sample, draw_noise
+from dada_det.search.estimators import subtract_baseline
 
 M, N, BATCHES, DRAWS, BATCH, TEMPERATURE = 8, 3, 1250, 2, 16, 0.5  # 40,000 draws
 BASELINES = ("none", "batch", "second_draw", "half", "unaugmented")

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dada_det.augment.space import SearchSpace
-from dada_det.search import alignment, dada
+from dada_det.search import alignment
 from dada_det.search.curvature import RunningMean
-from dada_det.search.distribution import PolicyDistribution, PolicyGradient, draw_noise
-from dada_det.search.estimators import ControlVariate
+from dada_det.search.dada import Dada
+from dada_det.search.distribution import PolicyGradient
+from dada_det.search.settings import ESTIMATORS, settings_for
+from dada_det.search.step import Batch, Step, augment
 
 B, SIZE, CLASSES, ZETA = 8, 10, 3, 0.1
 OPERATIONS = ("Rotate", "Solarize", "Brightness")

@@ -33,7 +33,7 @@ from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 from dada_det.report.comparison import summarise, table
-from dada_det.search.dada import PAPER_ESTIMATORS
+from dada_det.search.settings import PAPER_ESTIMATORS
 
 SETS = ("reduced", "full")
 CONTROLS = ("none", "random")

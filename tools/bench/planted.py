@@ -32,7 +32,7 @@ from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.statistics import mean_interval, paired_difference
-from dada_det.search.dada import settings_for
+from dada_det.search.settings import settings_for
 
 BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
 COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find

@@ -1,0 +1,96 @@
+"""What a search is on: a config's `kind` becomes a network, its batches, and the way a policy acts on them."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from dada_det.data.cifar import load_cifar10
+from dada_det.data.folders import search_lists
+from dada_det.data.imagenet import decode, generator_for
+from dada_det.data.memory import MemoryImages
+from dada_det.engine.search_loop import SearchBatches
+from dada_det.models.backbone import IMAGENET
+from dada_det.models.classifiers import build_classifier
+from dada_det.search.ranks import world
+from dada_det.search.step import Algorithm, Apply, apply_to_images
+
+MARGIN = 8 / 7  # side of a stored ImageNet image over the side of the crop, 256 over 224
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a row of LOADERS makes of a config, for every algorithm alike.
+
+    network: builds a classifier or an alignment.LossNetwork from torch's global generator; batches: the loader for an
+    algorithm, with `batch(epoch, index)` -> step.Batch, a length (batches an epoch), `dataset` and `metainfo`; mean, std:
+    of the RGB channels in 0..255, by which the Searcher normalises; identity: what a search that --resume goes on with
+    must share; data_hash: of all images and labels.
+    """
+
+    network: Callable[[], nn.Module]
+    batches: Callable[[Algorithm], Any]
+    identity: str
+    data_hash: str
+    mean: Sequence[float] = tuple(IMAGENET["mean"])
+    std: Sequence[float] = tuple(IMAGENET["std"])
+    apply: Apply = apply_to_images
+
+
+def classification(config: Config, train: MemoryImages, val: MemoryImages, classes: int, data_hash: str) -> Problem:
+    """Two halves of images in memory, and config.classifier."""
+    return Problem(network=lambda: build_classifier(config.classifier.name, classes, config.image_size),
+                   batches=partial(classification_batches, config, train, val), data_hash=data_hash,
+                   identity=f"{config.classifier.name}, {config.image_size} px, mirror {config.mirror}")
+
+
+def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
+    device = search_device()
+    settings = algorithm.settings
+    return SearchBatches(*(MemoryImages(half.images_NCHW.to(device), half.labels_N.to(device)) for half in (train, val)),
+                         image_size=config.image_size, padding=config.get("padding", 0), mirror=config.mirror,
+                         batch_size=config.batch_size, val_batch_size=config.batch_size * settings.val_batches,
+                         draws=settings.draws, draw_noise=algorithm.draw_noise, seed=config.seed)
+
+
+def search_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_imagenet(config: Config) -> Problem:
+    """A folder of images in ImageNet's layout, decoded once to uint8."""
+    data = config.data
+    lists = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
+    memories = []
+    for images in lists:
+        pixels_NCHW, broken = decode(images, round(config.image_size * MARGIN), workers=len(os.sched_getaffinity(0)))
+        if broken and world()[0] == 0:
+            print(f"search  {len(broken)} of {len(images)} images did not decode and were replaced by the next of their "
+                  f"class: {', '.join(broken[:3])}")
+        memories.append(MemoryImages(pixels_NCHW, torch.tensor(images.labels)))
+    return classification(config, *memories, len(lists[0].classes), hash_of(*(images.hash() for images in lists)))
+
+
+def load_cifar(config: Config) -> Problem:
+    """CIFAR-10's training images: `images_per_class` of each class drawn by seed, half of them validate."""
+    images_NCHW, labels_N, classes = load_cifar10(config.data.root, train=True)
+    order = torch.randperm(len(labels_N), generator=generator_for(config.seed))
+    chosen = [order[labels_N[order] == label][:config.data.images_per_class] for label in range(len(classes))]
+    halves = [torch.cat([of_class[side::2] for of_class in chosen]).sort().values for side in (0, 1)]
+    memories = [MemoryImages(images_NCHW[half], labels_N[half]) for half in halves]
+    hashes = [hashlib.sha256(half.images_NCHW.numpy().tobytes()).hexdigest() for half in memories]
+    return classification(config, *memories, len(classes), hash_of(*hashes))
+
+
+def hash_of(*hashes: str) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+# By the config's `kind`; a row whose module is slow to import imports it when it is called.
+LOADERS: dict[str, Callable[[Config], Problem]] = {"imagenet": load_imagenet, "cifar10": load_cifar}
