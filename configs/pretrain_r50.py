@@ -11,8 +11,10 @@ Number to expect: not run; published for 90 epochs with steps instead of the cos
 (Goyal et al., arXiv:1706.02677, Table 1).
 """
 
+kind = "imagenet"  # folders <class>/*, or Stanford Cars or FGVC-Aircraft; or cifar10, cifar100, svhn in their own files
 data = dict(root="data/imagenet", val_root=None)
 image_size = 224  # of the validation, and of the training crops at the end
+padding = None  # px of black on each side, as for CIFAR: crops are then cut from the image as it is, and not resized
 progressive_size = None  # px: the first epochs' crops; they grow in steps of 32 px and are image_size in the last quarter
 batch_size = 256  # over all processes
 accumulation = 1  # parts in which a batch is computed one after the other, where the memory is too small for a whole one
@@ -21,14 +23,17 @@ seed = 0
 policy_on = "workers"  # "device": the preprocessor applies the policy, batch by batch; the same images either way
 color_jitter = dict()  # after the policy: torchvision's ColorJitter, dict(brightness=.., contrast=.., saturation=.., hue=..)
 lighting = 0  # after the jitter: standard deviation of the noise along ImageNet's principal colours (AlexNet: 0.1)
+cutout = None  # px: side of a square in each training image that is set to the mean colour, after everything else
+data_preprocessor = dict()  # mean and std of each channel, 0..255, where they are not ImageNet's
 workers = None  # loader processes of each training process; None: its share of the cores, at most 16; one on the CPU
-classifier = dict(name="resnet50")  # any of timm's; the detectors of this project take resnet50
+classifier = dict(name="resnet50")  # any of timm's; the detectors take those with feature maps at strides 4, 8, 16 and 32
 optimizer = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
 paramwise_cfg = dict()  # mmengine's: dict(norm_decay_mult=0.0) leaves normalisation layers without weight decay
 auto_scale_lr = dict(enable=True, base_batch_size=256)  # optimizer.lr is for this batch and scales with --batch-size
 warmup_epochs = 5  # at most a tenth of all
 warmup_from = 0.0  # share of the learning rate that the warm-up starts from
 lr_drops = None  # shares of the training after which the rate falls to a tenth; None: a cosine to zero
+clip_grad = None  # norm that no update's gradient exceeds
 label_smoothing = 0.1
 ema = dict()  # dict(momentum=2e-4, update_buffers=True), mmengine's EMAHook: its average is validated, saved and exported
 precision = "auto"  # bfloat16 on a GPU, float32 on the CPU; or "bfloat16", "float16" (with a loss scale), "float32"

@@ -1,8 +1,11 @@
 """Fixtures that every room's tests share."""
 
 import importlib.util
+import io
 import os
 import sys
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +45,17 @@ def write_noise(root: Path, classes: int, images: int, side: int, spread: float,
             pixels = generator.normal(60 + 70 * label, spread, (side, side, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{index}.png")
     return root
+
+
+def write_shard(path: Path, files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> Path:
+    """A tar file of `files`, name -> content, in their order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items() if isinstance(files, Mapping) else files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
 
 
 @pytest.fixture(scope="session")

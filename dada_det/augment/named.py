@@ -10,10 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.augment.policy import Operation, Policy, SubPolicy, printable
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.augment.schedule import Schedule, ScheduleTransform
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Images, PolicyTransform, random_numbers
 from dada_det.errors import UserError
+from dada_det.untrusted import printable, read_untrusted
 
 PUBLISHED = Path(__file__).with_name("published")
 FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand", "cutout")
@@ -56,6 +58,7 @@ class RandAugment(TorchvisionAugment):
 
 
 AnyPolicy = Policy | TorchvisionAugment | None  # what `--policy` stands for; None is crop and flip alone
+Replayable = AnyPolicy | Schedule  # and in pretraining
 
 
 def published_names() -> tuple[str, ...]:
@@ -82,6 +85,15 @@ def resolve_policy(text: str, seed: int = 0) -> AnyPolicy:
     return Policy.load(text)
 
 
+def resolve_replayable(text: str, seed: int = 0) -> Replayable:
+    """What `--policy text` means to a training that can replay a schedule: its file too."""
+    if text in (*FIXED, *published_names()) or not os.path.exists(text):
+        return resolve_policy(text, seed)
+    data, source = read_untrusted(text, "policy", "give a policy.json of a search")
+    made: type[Policy] | type[Schedule] = Schedule if isinstance(data, dict) and "schedule" in data else Policy
+    return made.from_dict(data, source)
+
+
 def _fixed(name: str, seed: int) -> Policy:
     space = SearchSpace()
     if name == "cutout":
@@ -101,10 +113,12 @@ def _fixed(name: str, seed: int) -> Policy:
     return Policy(space.ranges, tuple(sub_policies), provenance, uniform_strength=True)
 
 
-def image_transform(policy: AnyPolicy) -> Callable[..., Image.Image | Tensor]:
+def image_transform(policy: Replayable) -> Callable[..., Image.Image | Tensor]:
     """The policy as a callable (images, generator=None) on one PIL image or a uint8 batch; None is the identity."""
     if policy is None:
         return _identity
+    if isinstance(policy, Schedule):
+        return ScheduleTransform(policy)
     return PolicyTransform(policy) if isinstance(policy, Policy) else policy
 
 

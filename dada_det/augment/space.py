@@ -1,14 +1,16 @@
-"""The candidate sub-policies of a search: every pair of different operations, in the order of the table."""
+"""What a search chooses among: pairs of different operations (DADA), or atoms, operations at fixed levels (DDAS)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from dada_det.augment.operations import OPERATION_NAMES, check_ranges, operation_index
+from dada_det.augment.operations import INDEX, OPERATION_NAMES, OPERATIONS, check_ranges, operation_index
 from dada_det.augment.transform import Draws
 from dada_det.errors import UserError
+from dada_det.untrusted import short
 
 
 class SearchSpace:
@@ -35,3 +37,55 @@ class SearchSpace:
         """What each image gets: candidate sub_policies_B (long, 0..N-1) with flags, magnitudes, signs and centres."""
         self.pairs_N2 = self.pairs_N2.to(sub_policies_B.device)  # moves once, so that later steps do not wait for it
         return Draws(self.pairs_N2[sub_policies_B], active_B2.bool(), magnitudes_B2, signs_B2, centers_B22)
+
+
+LAST_LEVEL = 14  # DDAS's highest, at which a magnitude is 1 here
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One operation at one magnitude (0..1), or the image as it is (name None)."""
+
+    name: str | None
+    magnitude: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not (isinstance(self.name, str) and self.name in INDEX):
+            raise UserError(f"{short(self.name)} is no operation; choose among {', '.join(OPERATION_NAMES)}")
+        if not isinstance(self.magnitude, int | float) or isinstance(self.magnitude, bool) or not 0 <= self.magnitude <= 1:
+            raise UserError(f"the magnitude is {short(self.magnitude)}; it must be a number in 0..1")
+
+
+class AtomSpace:
+    """A atoms under one table of ranges; a policy is an ordered pair of them, with replacement.
+
+    atoms: A of them; operations_A (long), magnitudes_A (float32) and active_A (bool, False for the image as it is).
+    """
+
+    def __init__(self, atoms: Sequence[Atom], ranges: str = "strength") -> None:
+        self.ranges, self.atoms = check_ranges(ranges), tuple(atoms)
+        self.operations_A = torch.tensor([0 if atom.name is None else operation_index(atom.name) for atom in self.atoms])
+        self.magnitudes_A = torch.tensor([float(atom.magnitude) for atom in self.atoms])
+        self.active_A = torch.tensor([atom.name is not None for atom in self.atoms])
+
+    @classmethod
+    def of_levels(cls, operations: Sequence[str], levels: Sequence[int], ranges: str = "strength") -> "AtomSpace":
+        """The image as it is, and every operation at every level (1..14, magnitude level / 14), or once if it has none."""
+        indices = sorted({operation_index(name) for name in operations})
+        if not indices or len(indices) < len(operations):
+            raise UserError(f"a search space needs one or more different operations, not {list(operations)}")
+        plain = [OPERATION_NAMES[index] for index in indices if not OPERATIONS[OPERATION_NAMES[index]].unit]
+        graded = [OPERATION_NAMES[index] for index in indices if OPERATION_NAMES[index] not in plain]
+        return cls([Atom(None), *(Atom(name) for name in plain),
+                    *(Atom(name, level / LAST_LEVEL) for name in graded for level in levels)], ranges)
+
+    def __len__(self) -> int:
+        return len(self.atoms)
+
+    def draws(self, pairs_B2: Tensor, signs_B2: Tensor, centers_B22: Tensor, acts_B: Tensor | bool = True) -> Draws:
+        """What each image gets: its pair of atoms (long, 0..A-1) where `acts_B`, with signs and centres."""
+        if self.operations_A.device != pairs_B2.device:  # move once, so that later steps do not wait for it
+            self.operations_A, self.magnitudes_A, self.active_A = (
+                tensor.to(pairs_B2.device) for tensor in (self.operations_A, self.magnitudes_A, self.active_A))
+        active_B2 = self.active_A[pairs_B2] & torch.as_tensor(acts_B, device=pairs_B2.device).view(-1, 1)
+        return Draws(self.operations_A[pairs_B2], active_B2, self.magnitudes_A[pairs_B2], signs_B2, centers_B22)

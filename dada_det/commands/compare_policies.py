@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.commands.pretrain import check_folders
-from dada_det.data.folders import ImageList, scan_folder
+from dada_det.data.fine_grained import train_and_val
+from dada_det.data.folders import ImageList
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.comparison import REFERENCE, plot, summarise, table, write_csv, write_summary
@@ -59,9 +59,7 @@ def positive_number(text: str) -> float:
 
 def body(args: Namespace) -> None:
     names = named_policies(args.policies)
-    check_folders(Path(args.data), args.val_data)
-    train = scan_folder(Path(args.data) / "train")
-    test = scan_folder(args.val_data or Path(args.data) / "val", train.classes)
+    train, test = train_and_val(args.data, args.val_data)
     if args.image_size < 8 or not 2 <= args.batch_size <= len(train):
         raise UserError(f"--image-size {args.image_size} or --batch-size {args.batch_size} does not fit: give at least 8 "
                         f"px, and 2 to {len(train)} images, which is all that {train.root} holds")

@@ -1,4 +1,4 @@
-"""tools/pretrain_r50.sh: trains ResNet-50 on images in ImageNet's layout with an augmentation policy."""
+"""tools/pretrain_r50.sh: trains ResNet-50, or a config's other classifier, with an augmentation policy."""
 
 import os
 from argparse import Namespace
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.data.folders import ImageList, scan_folder
+from dada_det.data.arrays import READERS, ArrayImages, read_arrays
+from dada_det.data.fine_grained import train_and_val
+from dada_det.data.folders import ImageList
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
 CONFIG = "configs/pretrain_r50.py"
+FOLDERS = "imagenet"  # the kind that is files, and not one of READERS
 NEEDED = {"data": dict, "classifier": dict, "optimizer": dict, "auto_scale_lr": dict, "image_size": int, "batch_size": int,
           "epochs": int, "seed": int, "precision": str}
 
@@ -20,11 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the pretraining; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for(
         "pretrain_r50.sh", "Trains ResNet-50 on all classes of DIR/train with the policy P; writes W/r50.pth, W/r50.json "
-        "(the backbone for detectors) and W/metrics.json (top-1 and top-5 in percent on DIR/val).",
+        "(the backbone for detectors) and W/metrics.json (top-1 and top-5 in percent on DIR/val). DIR may also hold "
+        "Stanford Cars or FGVC-Aircraft as they are unpacked. Configs such as configs/cifar10_wrn28_10.py train another "
+        "network on CIFAR-10, CIFAR-100 or SVHN, in their standard files in DIR, and write no backbone.",
         "tools/pretrain_r50.sh --policy work_dirs/search_imagenet/policy.json --data data/imagenet")
     parser.add_argument("--policy", required=True, metavar="P",
-                        help="a policy.json, a published name such as dada-imagenet, or none, random, uniform, one-op, "
-                        "trivial, rand, cutout")
+                        help="a policy.json, a schedule.json of DDAS, which is replayed, a published name such as "
+                        "dada-imagenet, or none, random, uniform, one-op, trivial, rand, cutout")
     common.add_stage_flags(parser, CONFIG)
     parser.add_argument("--auto-scale-lr", action="store_true",
                         help="scale the learning rate with the batch, where a config turns that off (auto_scale_lr.enable)")
@@ -34,47 +39,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: Namespace) -> None:
     """With --gpus N a mistake is told once, before N processes start."""
     if args.gpus > 1 and "LOCAL_RANK" not in os.environ:
-        prepare(args)
+        config = prepare(args)
+        if config.kind == FOLDERS:  # arrays take longer to read, and the processes' sentences are told once too
+            images_of(config)
 
 
 def body(args: Namespace) -> None:
-    config, train, val = prepare(args)
+    config = prepare(args)
+    train, val = images_of(config)
     from dada_det.engine.pretrain import run_pretraining
 
     run_pretraining(config, train, val, args.resume)
 
 
-def prepare(args: Namespace) -> tuple[Any, ImageList, ImageList]:
-    """The config with the flags on top, and the images to train and to validate on; UserError for every mistake."""
-    if args.data:
-        check_folders(Path(args.data), args.val_data)  # before the config, which takes seconds to import mmengine
+def prepare(args: Namespace) -> Any:
+    """The config with the flags on top; UserError for every mistake in it."""
+    if args.data and not Path(args.data).is_dir():  # before the config, which takes seconds to import mmengine
+        raise UserError(f"the data folder {args.data} does not exist; give the folder that holds the images with --data")
     config = common.stage_config(args, NEEDED)
     config.policy = args.policy
     if args.auto_scale_lr:
         config.auto_scale_lr.enable = True
-    root, val_root = Path(config.data.root), config.data.val_root
-    check_folders(root, val_root)
+    config.setdefault("kind", FOLDERS)
     if config.batch_size % args.gpus:
         raise UserError(f"--batch-size {config.batch_size} is the total over all processes; give a multiple of "
                         f"--gpus {args.gpus}")
     if config.batch_size % (args.gpus * (config.get("accumulation") or 1)):
         raise UserError(f"accumulation = {config.accumulation} does not divide the {config.batch_size // args.gpus} images "
                         "of a batch in each process; choose a divisor")
-    from dada_det.augment.named import resolve_policy
+    from dada_det.augment.named import resolve_replayable
 
-    resolve_policy(config.policy, config.seed)
-    train = scan_folder(root / "train")
-    val = scan_folder(val_root or root / "val", train.classes)
+    resolve_replayable(config.policy, config.seed)
     make_folder(config.work_dir)
-    return config, train, val
+    return config
 
 
-def check_folders(root: Path, val_root: str | None) -> None:
-    """UserError where there is no folder to train or to validate on."""
-    if not (root / "train").is_dir():
-        raise UserError(f"{root} has no folder train/<class>/; give the folder that holds it with --data")
-    if val_root is None and not (root / "val").is_dir():
-        raise UserError(f"{root} has no folder val/<class>/ to validate on; add it or give another one with --val-data")
+def images_of(config: Any) -> tuple[ImageList | ArrayImages, ImageList | ArrayImages]:
+    """The images to train and to validate on; UserError where config.data does not hold those of config.kind."""
+    data = config.data
+    if config.kind == FOLDERS:
+        return train_and_val(data.root, data.get("val_root"))
+    if config.kind not in READERS:
+        raise UserError(f"the config's kind is {config.kind!r}; write {FOLDERS} (folders of images), or one of "
+                        f"{', '.join(READERS)}")
+    if data.get("val_root"):
+        raise UserError(f"{config.kind} is validated on its own test images; leave --val-data {data.val_root} out")
+    options = {"extra": True} if data.get("extra") else {}
+    return read_arrays(config.kind, data.root, train=True, **options), read_arrays(config.kind, data.root, train=False)
 
 
 if __name__ == "__main__":

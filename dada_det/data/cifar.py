@@ -1,8 +1,9 @@
-"""CIFAR-10 in its standard binary form: records of a label byte and 3 x 32 x 32 pixel bytes (red, green, blue planes).
+"""CIFAR-10 and CIFAR-100 in their binary form: records of label bytes and 3 x 32 x 32 pixel bytes (red, green, blue planes).
 
 Format: https://www.cs.toronto.edu/~kriz/cifar.html, "binary version". Suffixes: N images, C = 3, H = W = 32.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +13,45 @@ from torch import Tensor
 from dada_det.errors import UserError
 from dada_det.files import whole_file, write_text
 
-FOLDER = "cifar-10-batches-bin"
-TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-TEST_FILES = ("test_batch.bin",)
-NAMES_FILE = "batches.meta.txt"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = 3 * 32 * 32
-RECORD = 1 + PIXELS
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one data set; of a record's label bytes the last is the class, the one before it the superclass."""
+
+    name: str
+    folder: str
+    train_files: tuple[str, ...]
+    test_files: tuple[str, ...]
+    names_file: str
+    labels: tuple[int, ...]  # how many values each label byte has
+    pickles: str  # the folder of the Python version
+
+    @property
+    def advice(self) -> str:
+        return f"unpack {self.name}'s binary version again"
+
+
+CIFAR10 = Layout("CIFAR-10", "cifar-10-batches-bin", tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+                 ("test_batch.bin",), "batches.meta.txt", (10,), "cifar-10-batches-py")
+CIFAR100 = Layout("CIFAR-100", "cifar-100-binary", ("train.bin",), ("test.bin",), "fine_label_names.txt", (20, 100),
+                  "cifar-100-python")
 
 
 def load_cifar10(root: str | Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images uint8 [N,3,32,32], labels int64 [N] and the ten class names.
 
     The files lie in `root` or in its folder cifar-10-batches-bin. `train`: the five training files in their order.
-    Raises UserError for a missing file, one that is no whole number of records, and labels above 9.
+    Raises UserError for a missing file, the Python version, a file that is no whole number of records, and labels above 9.
     """
-    folder = _folder(Path(root))
-    names = tuple(line.strip() for line in _read(folder / NAMES_FILE).decode("utf-8", "replace").splitlines()
-                  if line.strip())
-    if len(names) != len(CLASSES):
-        raise UserError(f"{folder / NAMES_FILE} names {len(names)} classes instead of {len(CLASSES)}; "
-                        "unpack CIFAR-10's binary version again")
-    records = np.concatenate([_records(folder / name, len(names)) for name in (TRAIN_FILES if train else TEST_FILES)])
-    images_NCHW = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-    return images_NCHW, torch.from_numpy(records[:, 0].astype(np.int64)), names
+    return _load(CIFAR10, Path(root), train)
+
+
+def load_cifar100(root: str | Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """The same of CIFAR-100, with its hundred fine classes; the files lie in `root` or in its folder cifar-100-binary."""
+    return _load(CIFAR100, Path(root), train)
 
 
 def write_cifar10(root: str | Path, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor],
@@ -44,40 +60,56 @@ def write_cifar10(root: str | Path, train: tuple[Tensor, Tensor], test: tuple[Te
 
     Returns the folder, <root>/cifar-10-batches-bin. Needs at least five training images and one test image.
     """
-    folder = Path(root) / FOLDER
-    parts = zip(torch.tensor_split(train[0], len(TRAIN_FILES)), torch.tensor_split(train[1], len(TRAIN_FILES)),
-                strict=True)
-    for name, (images_NCHW, labels_N) in zip(TRAIN_FILES + TEST_FILES, [*parts, test], strict=True):
+    folder, files = Path(root) / CIFAR10.folder, len(CIFAR10.train_files)
+    parts = zip(torch.tensor_split(train[0], files), torch.tensor_split(train[1], files), strict=True)
+    for name, (images_NCHW, labels_N) in zip(CIFAR10.train_files + CIFAR10.test_files, [*parts, test], strict=True):
         records = torch.cat([labels_N.to(torch.uint8)[:, None], images_NCHW.reshape(-1, PIXELS)], dim=1)
         with whole_file(folder / name) as temporary:
             temporary.write_bytes(records.numpy().tobytes())
-    write_text(folder / NAMES_FILE, "\n".join(classes) + "\n")
+    write_text(folder / CIFAR10.names_file, "\n".join(classes) + "\n")
     return folder
 
 
-def _folder(root: Path) -> Path:
-    for folder in (root / FOLDER, root):
-        if (folder / TRAIN_FILES[0]).is_file() or (folder / TEST_FILES[0]).is_file():
+def _load(layout: Layout, root: Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    folder, classes = _folder(layout, root), layout.labels[-1]
+    names = tuple(line.strip() for line in _read(layout, folder / layout.names_file).decode("utf-8", "replace").splitlines()
+                  if line.strip())
+    if len(names) != classes:
+        raise UserError(f"{folder / layout.names_file} names {len(names)} classes instead of {classes}; {layout.advice}")
+    files = layout.train_files if train else layout.test_files
+    records = np.concatenate([_records(layout, folder / name) for name in files])
+    labels = len(layout.labels)
+    images_NCHW = torch.from_numpy(records[:, labels:].reshape(-1, 3, 32, 32).copy())
+    return images_NCHW, torch.from_numpy(records[:, labels - 1].astype(np.int64)), names
+
+
+def _folder(layout: Layout, root: Path) -> Path:
+    for folder in (root / layout.folder, root):
+        if (folder / layout.train_files[0]).is_file() or (folder / layout.test_files[0]).is_file():
             return folder
-    raise UserError(f"{root} holds no CIFAR-10: looked for {FOLDER}/{TRAIN_FILES[0]} and {TRAIN_FILES[0]}; "
-                    "unpack CIFAR-10's binary version there")
+    if (root / layout.pickles).is_dir() or root.name == layout.pickles:
+        raise UserError(f"{root} holds {layout.name}'s Python version, whose files are pickles and are not opened, as they "
+                        "can run code; unpack the binary version there")
+    raise UserError(f"{root} holds no {layout.name}: looked for {layout.folder}/{layout.train_files[0]} and "
+                    f"{layout.train_files[0]}; unpack {layout.name}'s binary version there")
 
 
-def _read(path: Path) -> bytes:
+def _read(layout: Layout, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; unpack CIFAR-10's binary version again") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; {layout.advice}") from error
 
 
-def _records(path: Path, classes: int) -> np.ndarray:
-    """The records of one file, uint8 [N,3073]."""
-    content = np.frombuffer(_read(path), np.uint8)
-    if len(content) == 0 or len(content) % RECORD:
-        raise UserError(f"{path} has {len(content)} bytes, no whole number of {RECORD}-byte records; "
-                        "it is damaged or cut short: unpack CIFAR-10's binary version again")
-    records = content.reshape(-1, RECORD)
-    if records[:, 0].max() >= classes:
-        raise UserError(f"{path} has the label {records[:, 0].max()}, above {classes - 1}; "
-                        "it is not CIFAR-10's binary version")
+def _records(layout: Layout, path: Path) -> np.ndarray:
+    """The records of one file, uint8 [N, label bytes + 3072]."""
+    content, size = np.frombuffer(_read(layout, path), np.uint8), len(layout.labels) + PIXELS
+    if len(content) == 0 or len(content) % size:
+        raise UserError(f"{path} has {len(content)} bytes, no whole number of {size}-byte records; it is damaged or cut "
+                        f"short: {layout.advice}")
+    records = content.reshape(-1, size)
+    for place, values in enumerate(layout.labels):
+        if records[:, place].max() >= values:
+            raise UserError(f"{path} has the label {records[:, place].max()}, above {values - 1}; it is not "
+                            f"{layout.name}'s binary version")
     return records

@@ -1,14 +1,19 @@
-"""Folders of images, <root>/<class>/**, as lists of names and labels; plain Python, so that commands check early."""
+"""Folders of images, <root>/<class>/**, or of tar shards, as lists of names and labels.
+
+Plain Python, so that commands check early.
+"""
 
 import hashlib
 import json
 import os
 import random
 import re
+from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dada_det.data.tars import class_names, find_shards, read_shard
 from dada_det.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -18,23 +23,48 @@ SUBSETS = ("imagenet120",)
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images of named classes: `files` are relative to `root` with forward slashes, `labels` index `classes`."""
+    """Images of named classes: `files` are relative to `root` with forward slashes, `labels` index `classes`.
+
+    Of images in tar shards `files` are <shard>/<name in it>, and `offsets` and `sizes` say where in the shard the bytes of
+    each are; of images that are files of their own both are empty. (Arrays: a million pairs would copy themselves page by
+    page into every loader process that counts references to them.)
+    """
 
     root: Path
     classes: tuple[str, ...]
     files: tuple[str, ...]
     labels: tuple[int, ...]
+    offsets: array = field(default_factory=lambda: array("q"))
+    sizes: array = field(default_factory=lambda: array("q"))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def path(self, index: int) -> Path:
-        return self.root / self.files[index]
+        """The image's file; of an image in a shard the shard."""
+        return self.root / (self.files[index].partition("/")[0] if self.offsets else self.files[index])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of the image's file; OSError where they cannot be read."""
+        if not self.offsets:
+            return self.path(index).read_bytes()
+        with open(self.path(index), "rb", buffering=0) as shard:
+            data = os.pread(shard.fileno(), self.sizes[index], self.offsets[index])
+        if len(data) < self.sizes[index]:
+            raise OSError(f"{self.path(index)} ends in the middle of {self.files[index]}")
+        return data
+
+    def size(self, index: int) -> int:
+        """The number of bytes of the image's file."""
+        return self.sizes[index] if self.offsets else self.path(index).stat().st_size
 
     def select(self, indices: Iterable[int]) -> "ImageList":
         """The images at `indices`, in that order, with the same classes."""
         indices = list(indices)
-        return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
+        offsets, sizes = (array("q", (values[i] for i in indices)) if values else values
+                          for values in (self.offsets, self.sizes))
+        return replace(self, files=tuple(self.files[i] for i in indices), labels=tuple(self.labels[i] for i in indices),
+                       offsets=offsets, sizes=sizes)
 
     def by_class(self) -> list[list[int]]:
         """For each class the indices of its images, in the list's order."""
@@ -47,25 +77,25 @@ class ImageList:
         """SHA-256 (hexadecimal) over the images' relative names and sizes in bytes; no path of this machine enters."""
         digest = hashlib.sha256()
         for index, name in enumerate(self.files):
-            size = self.path(index).stat().st_size
-            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + str(size).encode() + b"\n")
+            size = str(self.size(index))
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + size.encode() + b"\n")
         return digest.hexdigest()
 
 
 def scan_folder(root: str | Path, classes: Sequence[str] | None = None) -> ImageList:
     """All images of <root>/<class>/**; classes and files sorted by name, hidden files and folders left out.
 
-    With `classes` the labels follow them: each folder's name must be one of them, and not all need to be there.
-    Raises UserError: no such folder, no class folder, a class folder without images, a class that is not in `classes`.
+    Where `root` holds no folders but *.tar, they are taken for WebDataset's shards (data/tars.py), which must hold a label
+    for each image; the list is then sorted by label and name, so that the same images train the same way. With `classes`
+    the labels follow them: each folder's name must be one of them, and not all need to be there.
+    Raises UserError: no such folder, no class folder, a class folder without images, a class that is not in `classes`, a
+    shard that is not right.
     """
     root = Path(root)
     names = _class_folders(root)
-    known = tuple(names if classes is None else classes)
-    label_of = {name: label for label, name in enumerate(known)}
-    strangers = [name for name in names if name not in label_of]
-    if strangers:
-        raise UserError(f"{root} has {len(strangers)} classes that the training images lack, such as {strangers[0]!r}; "
-                        "give a validation folder whose class folders have the names of the training classes")
+    if not names:
+        return _scan_shards(root, classes)
+    label_of = _labels_of(root, names, classes)
     files: list[str] = []
     labels: list[int] = []
     for name in names:
@@ -75,7 +105,36 @@ def scan_folder(root: str | Path, classes: Sequence[str] | None = None) -> Image
                             "add images or remove the folder")
         files += found
         labels += [label_of[name]] * len(found)
-    return ImageList(root, known, tuple(files), tuple(labels))
+    return ImageList(root, tuple(label_of), tuple(files), tuple(labels))
+
+
+def _labels_of(root: Path, names: Sequence[str], classes: Sequence[str] | None) -> dict[str, int]:
+    """The label of each of `classes`, by default of `names`, which must be among them."""
+    label_of = {name: label for label, name in enumerate(names if classes is None else classes)}
+    strangers = [name for name in names if name not in label_of]
+    if strangers:
+        raise UserError(f"{root} has {len(strangers)} classes that the training images lack, such as {strangers[0]!r}; "
+                        "give a validation folder whose class folders have the names of the training classes")
+    return label_of
+
+
+def _scan_shards(root: Path, classes: Sequence[str] | None) -> ImageList:
+    shards = find_shards(root)
+    if not shards:
+        raise UserError(f"the image folder {root} has no class folders; put the images at {root}/<class>/<image>, or tar "
+                        "shards of images and labels there")
+    names = class_names(root)
+    images = [image for shard in shards for image in read_shard(shard, IMAGE_SUFFIXES)]
+    numbers = sorted({image.label for image in images})
+    if names is not None and numbers[-1] >= len(names):
+        raise UserError(f"the shards in {root} have the label {numbers[-1]}, and their classes.txt has {len(names)} lines; "
+                        "give it one line for each class")
+    name_of = {number: str(number) if names is None else names[number] for number in numbers}
+    label_of = _labels_of(root, list(name_of.values()), classes)
+    images.sort(key=lambda image: (image.label, image.name, image.shard))
+    return ImageList(root, tuple(label_of), tuple(f"{image.shard}/{image.name}" for image in images),
+                     tuple(label_of[name_of[image.label]] for image in images),
+                     array("q", (image.offset for image in images)), array("q", (image.size for image in images)))
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -85,8 +144,6 @@ def _class_folders(root: Path) -> list[str]:
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"cannot read the image folder {root}: {error.strerror}; check its permissions") from error
-    if not names:
-        raise UserError(f"the image folder {root} has no class folders; put the images at {root}/<class>/<image>")
     return names
 
 

@@ -3,20 +3,23 @@
 Shape suffixes: N images, C = 3 channels (RGB), H height, W width in pixels.
 """
 
+import contextlib
 import hashlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dada_det.data.arrays import ArrayImages
+from dada_det.data.decode import Box, load_image, load_part, resized
 from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
 from dada_det.errors import UserError
 
@@ -27,42 +30,6 @@ CROP_AREA = (0.08, 1.0)  # Inception's crop (arXiv 1409.4842): share of the imag
 CROP_RATIO = (3 / 4, 4 / 3)
 VAL_SHARE = 224 / 256  # of the short side that the central crop of a validation image shows
 BROKEN_SHARE = 0.01
-
-# Several photographs of ImageNet carry damaged EXIF data; their pixels are fine.
-warnings.filterwarnings("ignore", message="(?i).*corrupt EXIF", category=UserWarning)
-
-
-def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
-    """The image in `path` as RGB, upright by its EXIF rotation; grey, CMYK, palette and 16-bit images are converted.
-
-    With `at_least`, a JPEG may come back smaller, both sides >= `at_least` pixels: it decodes several times faster.
-    Raises OSError where the file does not decode or is truncated.
-    """
-    try:
-        with Image.open(path) as image:
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's readers raise SyntaxError, struct.error, ValueError, .. on damaged files
-        raise OSError(f"cannot decode {path}: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("P", "LA", "PA"):  # a palette's transparency needs the detour
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def centre_square(image: Image.Image, size: int, share: float = 1.0) -> Image.Image:
-    """Resizes the short side to size / share and takes the central size x size pixels, in one step."""
-    side = min(image.size) * share
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -81,10 +48,10 @@ def decode(images: ImageList, size: int, workers: int) -> tuple[Tensor, list[str
 
     def fill(index: int) -> bool:
         try:
-            image = load_image(images.path(index), at_least=size)
+            image = load_part(images.read(index), size, central_square)
         except OSError:
             return False
-        pixels_NCHW[index] = np.asarray(centre_square(image, size)).transpose(2, 0, 1)
+        pixels_NCHW[index] = np.asarray(image).transpose(2, 0, 1)
         return True
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -131,13 +98,16 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     train: a random crop and mirror, then `transform(image, generator=..)` on the PIL image.
     otherwise: the central 224/256 of the short side, without `transform`.
+    padding: None; or a number of pixels, as for CIFAR: the random crop is then `size` x `size` pixels, none of them resized,
+    of the image with so many black ones on each side, and the other images are the central `size` x `size` pixels.
     Every random choice follows from (seed, epoch, index), so that a resumed run draws what it would have drawn.
     "broken" is "" or the name of the file at `index`, whose place the next image of its class has taken.
     """
 
-    def __init__(self, images: ImageList, size: int, train: bool, transform: Callable[..., Any] | None = None,
-                 seed: int = 0) -> None:
+    def __init__(self, images: ImageList | ArrayImages, size: int, train: bool,
+                 transform: Callable[..., Any] | None = None, seed: int = 0, padding: int | None = None) -> None:
         self.images, self.size, self.train, self.transform, self.seed = images, size, train, transform, seed
+        self.padding = padding
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -147,30 +117,72 @@ class ImageFolder(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # The smallest random crop still has `size` pixels a side when the image has 4 * size.
-        at_least = 4 * self.size if self.train else math.ceil(self.size / VAL_SHARE)
-        try:
-            image, broken = load_image(self.images.path(index), at_least), ""
-        except OSError:
-            image, broken = self._substitute(index, at_least), self.images.files[index]
-        pixels = to_tensor(self._augment(image, index) if self.train else centre_square(image, self.size, VAL_SHARE))
-        return {"image": pixels, "label": self.images.labels[index], "index": index, "broken": broken}
+        images, broken = self.images, ""
+        if isinstance(images, ArrayImages):
+            generator = self._generator(index)
+            pixels_HWC = images.images_NCHW[index].permute(1, 2, 0).contiguous()
+            image = self._cut(Image.fromarray(pixels_HWC.numpy()), generator)
+        else:
+            image, generator, broken = self._decoded(images, index)
+        if self.train:
+            image = self._augment(image, generator)
+        return {"image": to_tensor(image), "label": images.labels[index], "index": index, "broken": broken}
 
-    def _substitute(self, index: int, at_least: int) -> Image.Image:
-        for other in _rest_of_class(self.images, index):
-            try:
-                return load_image(self.images.path(other), at_least)
-            except OSError:
-                continue
-        raise _class_is_broken(self.images, index)
+    def _generator(self, index: int) -> torch.Generator:
+        return generator_for(self.seed, int(self._epoch), index)
 
-    def _augment(self, image: Image.Image, index: int) -> Image.Image:
-        generator = generator_for(self.seed, int(self._epoch), index)
-        box = random_crop(image.width, image.height, generator)
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+    def _decoded(self, images: ImageList, index: int) -> tuple[Image.Image, torch.Generator, str]:
+        """The part that a sample shows, the stream to go on with, and the name of the file where it does not decode."""
+        def part(candidate: int) -> tuple[Image.Image, torch.Generator]:
+            generator, data = self._generator(index), images.read(candidate)
+            if self.padding is None:
+                return load_part(data, self.size, partial(self._window, generator)), generator
+            return self._cut(load_image(data), generator), generator
+
+        with contextlib.suppress(OSError):
+            return *part(index), ""
+        for other in _rest_of_class(images, index):
+            with contextlib.suppress(OSError):
+                return *part(other), images.files[index]
+        raise _class_is_broken(images, index)
+
+    def _cut(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        box = self._window(generator, image.width, image.height)
+        return resized(image, self.size, box) if self.padding is None else image.crop(box)
+
+    def _window(self, generator: torch.Generator, width: int, height: int) -> Box:
+        if self.padding is None:
+            return random_crop(width, height, generator) if self.train else central_square(width, height, VAL_SHARE)
+        if self.train:
+            return padded_crop(width, height, self.size, self.padding, generator)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return left, top, left + self.size, top + self.size
+
+    def _augment(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         if torch.rand((), generator=generator) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image if self.transform is None else self.transform(image, generator=generator)
+
+
+def central_square(width: int, height: int, share: float = 1.0) -> Box:
+    """The square in the middle whose side is `share` of the short side."""
+    side = min(width, height) * share
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def padded_crop(width: int, height: int, size: int, padding: int,
+                generator: torch.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a uniform `size` x `size` crop that leaves the image by at most `padding` pixels.
+
+    Pillow's crop is black where there is no image. UserError where the image is smaller than `size` - 2 `padding`.
+    """
+    if min(width, height) + 2 * padding < size:
+        raise UserError(f"an image of {width} x {height} px with padding = {padding} is smaller than a crop of {size} px; "
+                        "give a smaller --image-size")
+    left, top = (int(torch.randint(-padding, side + padding - size + 1, (), generator=generator))
+                 for side in (width, height))
+    return left, top, left + size, top + size
 
 
 def random_crop(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:

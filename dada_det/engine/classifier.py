@@ -1,26 +1,30 @@
-"""A classifier as mmengine trains it, and its top-1 and top-5 accuracy.
+"""A classifier as mmengine trains it, in bfloat16 where asked, and its top-1 and top-5 accuracy.
 
 Shapes: B images, H x W pixels, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.registry import METRICS, MODELS
-from torch import Tensor
+from mmengine.optim import OptimWrapper
+from mmengine.registry import METRICS, MODELS, OPTIM_WRAPPERS
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dada_det.models.classifiers import build_classifier
+from dada_det.models.darts import AUXILIARY_WEIGHT
 
 
 @MODELS.register_module()
 class Classifier(BaseModel):
     """build_classifier(**classifier) under a cross entropy with `label_smoothing`.
 
+    A network that gives (logits, auxiliary logits) in training adds AUXILIARY_WEIGHT times the second one's cross entropy.
     channels_last: weights and images lie in memory pixel by pixel, which convolutions on tensor cores want.
     """
 
@@ -40,11 +44,24 @@ class Classifier(BaseModel):
         """
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits_BK = self.network(images)
+        outputs = self.network(images)
+        logits_BK, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         if mode == "loss":
             assert labels is not None
-            return {"loss": functional.cross_entropy(logits_BK, labels, label_smoothing=self.label_smoothing)}
+            losses = [functional.cross_entropy(one_BK, labels, label_smoothing=self.label_smoothing)
+                      for one_BK in (logits_BK, *auxiliary)]
+            return {"loss": losses[0] + sum(AUXILIARY_WEIGHT * loss for loss in losses[1:])}
         return list(logits_BK) if mode == "predict" else logits_BK
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """bfloat16 autocast for the training passes; it has float32's range, so no loss scale, which waits for the GPU."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with super().optim_context(model), torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
+            yield
 
 
 @METRICS.register_module()

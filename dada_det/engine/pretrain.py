@@ -15,7 +15,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from dada_det.augment import Policy
-from dada_det.augment.named import AnyPolicy, resolve_policy
+from dada_det.augment.named import Replayable, resolve_replayable
+from dada_det.augment.schedule import Schedule
+from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.engine import classifier, exact_resume  # noqa: F401 (registers Classifier, TopK, ExactResume)
 from dada_det.engine.checkpoint import forbid_unsafe_loading, resume_point
@@ -29,7 +31,7 @@ from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, ve
 from dada_det.models.classifiers import OWN
 
 
-def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bool) -> None:
+def run_pretraining(config: Config, train: ImageList | ArrayImages, val: ImageList | ArrayImages, resume: bool) -> None:
     """Trains config.classifier on `train` with config.policy, into config.work_dir; `val` has the same classes.
 
     Writes checkpoints, metrics.json ({"top1", "top5"} in percent) and the backbone with its JSON: r50.pth for resnet50,
@@ -40,7 +42,7 @@ def run_pretraining(config: Config, train: ImageList, val: ImageList, resume: bo
     forbid_unsafe_loading()
     distributed = join_processes()
     began = time.monotonic()
-    policy = resolve_policy(config.policy, config.seed)
+    policy = resolve_replayable(config.policy, config.seed)
     identity = identity_of(config, policy, len(train), len(train.classes))
     checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
     runner = build_runner(config, loaders(config, train, val, policy), identity, checkpoint, distributed)
@@ -69,7 +71,8 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
     parts = parts_of(config)
     return QuietRunner(
         model={"type": "Classifier", "classifier": network, "label_smoothing": config.label_smoothing,
-               "channels_last": config.get("channels_last", False)},
+               "channels_last": config.get("channels_last", False),
+               "data_preprocessor": {"type": "ImagePreprocessor", **config.get("data_preprocessor", {})}},
         work_dir=config.work_dir, train_dataloader=train, val_dataloader=val,
         train_cfg={"by_epoch": True, "max_epochs": config.epochs}, val_cfg={}, val_evaluator={"type": "TopK"},
         optim_wrapper=optimizer(config), auto_scale_lr=scale_lr(config),
@@ -86,21 +89,21 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
         cfg=without_layout(Config({**config, "model_wrapper_cfg": wrapper})))
 
 
-def policy_hash(policy: AnyPolicy) -> str | None:
-    return policy.sha256 if isinstance(policy, Policy) else None
+def policy_hash(policy: Replayable) -> str | None:
+    return policy.sha256 if isinstance(policy, Policy | Schedule) else None
 
 
-def identity_of(config: Config, policy: AnyPolicy, images: int, classes: int) -> str:
+def identity_of(config: Config, policy: Replayable, images: int, classes: int) -> str:
     """What a run must share with the one whose checkpoint it goes on from; not policy_on: both give the same images."""
     hashed = policy_hash(policy)
-    extras = [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "ema")
+    extras = [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "padding", "cutout", "ema")
               if config.get(key)] + ([f"accumulation {parts_of(config)}"] if parts_of(config) > 1 else [])
     return ", ".join([f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
                       f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
                       f"policy {hashed[:12] if hashed else config.policy}", *extras])
 
 
-def finish(runner: Runner, config: Config, policy: AnyPolicy, val: ImageList, began: float) -> None:
+def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | ArrayImages, began: float) -> None:
     """Writes the backbone and the metrics of the trained network, or of its average, and prints the closing line."""
     average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, AverageWeights)), None)
     model = average.module if average else runner.model.module if dist.is_initialized() else runner.model
@@ -108,7 +111,8 @@ def finish(runner: Runner, config: Config, policy: AnyPolicy, val: ImageList, be
     folder, written = Path(config.work_dir), ["metrics.json"]
     if config.classifier.name not in OWN:
         name = config.classifier.name.split(".")[0]  # timm's names may have a tag: resnet50.a1_in1k
-        meta = {**IMAGENET, "classes": list(runner.train_dataloader.dataset.images.classes),
+        meta = {**IMAGENET, **config.get("data_preprocessor", {}),
+                "classes": list(runner.train_dataloader.dataset.images.classes),
                 "policy_sha256": policy_hash(policy), "weights": "ema" if average else "last"}
         samples = [runner.val_dataloader.dataset[index]["image"] for index in range(min(4, len(val)))]
         batch = {"image": torch.stack(samples), "label": torch.zeros(len(samples), dtype=torch.int64)}

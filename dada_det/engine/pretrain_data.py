@@ -18,7 +18,9 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dada_det.augment.named import AnyPolicy, TorchvisionAugment, image_transform
+from dada_det.augment.named import Replayable, TorchvisionAugment, image_transform
+from dada_det.augment.schedule import ScheduleTransform
+from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder, check_broken
 from dada_det.engine.preprocessor import DrawnImages, TrainImages
@@ -99,8 +101,8 @@ def image_sizes(config: Config) -> list[int]:
     return [smaller[epoch * len(smaller) // growing] if epoch < growing else last for epoch in range(config.epochs)]
 
 
-def training_images(config: Config, images: ImageList, policy: AnyPolicy) -> ImageFolder:
-    """Cropped, flipped, under the policy, then jittered and lightened where the config says so.
+def training_images(config: Config, images: ImageList | ArrayImages, policy: Replayable) -> ImageFolder:
+    """Cropped, flipped, under the policy, then jittered and lightened and under Cutout where the config says so.
 
     With policy_on = "device" the samples only hold what the policy draws, and the preprocessor applies it, before it
     normalises: the order and the images are the same either way. UserError where policy_on is unknown, or this policy
@@ -109,16 +111,27 @@ def training_images(config: Config, images: ImageList, policy: AnyPolicy) -> Ima
     place, sizes = config.get("policy_on", "workers"), image_sizes(config)
     if place not in ("workers", "device"):
         raise UserError(f"policy_on is {place!r}; write policy_on = 'workers' or policy_on = 'device'")
+    padding, cutout = pixels(config, "padding"), pixels(config, "cutout") or 0
     if place == "workers" or policy is None:
-        transform = Photometric(image_transform(policy), config.get("color_jitter"), config.get("lighting") or 0)
-        return TrainImages(images, sizes, transform, config.seed)
+        applied = image_transform(policy)
+        transform = Photometric(applied, config.get("color_jitter"), config.get("lighting") or 0)
+        return TrainImages(images, sizes, transform, config.seed, padding, cutout,
+                           applied if isinstance(applied, ScheduleTransform) else None)
     if isinstance(policy, TorchvisionAugment):
         raise UserError(f"the policy {policy.name} is torchvision's code for one image at a time and cannot be applied on "
                         "the device; write policy_on = 'workers'")
     if config.get("color_jitter") or config.get("lighting"):
         raise UserError("color_jitter and lighting come after the policy and are applied in the workers only; write "
                         "policy_on = 'workers', or color_jitter = None and lighting = 0")
-    return DrawnImages(images, sizes, policy, config.seed)
+    return DrawnImages(images, sizes, policy, config.seed, padding, cutout)
+
+
+def pixels(config: Config, key: str) -> int | None:
+    """config[key], a number of pixels or None; UserError for anything else."""
+    value = config.get(key)
+    if value is not None and not (isinstance(value, int) and value >= 0):
+        raise UserError(f"{key} is {value!r}; write a number of pixels, or None")
+    return value
 
 
 class WholeBatches(DefaultSampler):
@@ -144,7 +157,8 @@ def parts_of(config: Config) -> int:
     return config.get("accumulation") or 1
 
 
-def loaders(config: Config, train: ImageList, val: ImageList, policy: AnyPolicy) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | ArrayImages,
+            policy: Replayable) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Loaders of this rank's share, in parts of a batch; their worker processes make the images one by one."""
     processes, parts = get_world_size(), parts_of(config)
     if parts > 1 and len(train) < config.batch_size:
@@ -159,7 +173,7 @@ def loaders(config: Config, train: ImageList, val: ImageList, policy: AnyPolicy)
     options: dict[str, Any] = {"batch_size": share // parts, "num_workers": workers,
                                "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
     train_set = training_images(config, train, policy)
-    val_set = ImageFolder(val, config.image_size, train=False)
+    val_set = ImageFolder(val, config.image_size, train=False, padding=pixels(config, "padding"))
     return (DataLoader(train_set, sampler=WholeBatches(train_set, share, config.seed), **options),
             DataLoader(val_set, sampler=DefaultSampler(val_set, shuffle=False, round_up=False), **options))
 
@@ -194,7 +208,7 @@ class WatchImages(Hook):
         names = {name for name in batch["broken"] if name}
         self.broken.setdefault(loader.dataset.images.root, set()).update(names)  # type: ignore[attr-defined]
 
-    def report(self, images: ImageList) -> None:
+    def report(self, images: ImageList | ArrayImages) -> None:
         everywhere = sorted(set().union(*all_gather_object(self.broken.get(images.root, set()))))
         new = [name for name in everywhere if (images.root, name) not in self.named]
         check_broken(everywhere, len(images), images.root)

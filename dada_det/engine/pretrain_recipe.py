@@ -13,7 +13,7 @@ from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.registry import HOOKS, VISBACKENDS
 from mmengine.runner import Runner
 
-from dada_det.engine import trial  # noqa: F401 (registers BFloat16OptimWrapper)
+from dada_det.engine import classifier  # noqa: F401 (registers BFloat16OptimWrapper)
 from dada_det.engine.pretrain_data import parts_of
 from dada_det.errors import UserError
 
@@ -56,6 +56,8 @@ class AverageWeights(EMAHook):
 def optimizer(config: Config) -> dict[str, Any]:
     """The optimiser wrapper: autocast to config.precision, one update for `accumulation` parts of a batch.
 
+    clip_grad: the norm that no update's gradient exceeds.
+
     precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU. UserError where the
     device cannot compute in it.
     """
@@ -63,6 +65,8 @@ def optimizer(config: Config) -> dict[str, Any]:
                                "accumulative_counts": parts_of(config)}
     if config.get("paramwise_cfg"):
         wrapper["paramwise_cfg"] = dict(config.paramwise_cfg)
+    if config.get("clip_grad"):
+        wrapper["clip_grad"] = {"max_norm": config.clip_grad}
     precision = precision_of(config)
     if precision == "bfloat16":
         wrapper["type"] = "BFloat16OptimWrapper"

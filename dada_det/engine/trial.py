@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from dada_det.augment.named import AnyPolicy, image_transform
 from dada_det.augment.policy import Policy
@@ -225,16 +225,6 @@ class TrialRunner(QuietRunner):
         """None: mmengine's imports matplotlib and keeps its figures until the process ends."""
 
 
-@OPTIM_WRAPPERS.register_module()
-class BFloat16OptimWrapper(OptimWrapper):
-    """bfloat16 autocast for the training passes; it has float32's range, so no loss scale, which waits for the GPU."""
-
-    @contextlib.contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
-            yield
-
-
 @HOOKS.register_module()
 class TimedCheckpoint(AtomicCheckpoint):
     """An AtomicCheckpoint at the first end of an epoch after each CHECKPOINT_SECONDS.
@@ -254,6 +244,15 @@ class TimedCheckpoint(AtomicCheckpoint):
 
 
 @HOOKS.register_module()
+class TellProgress(Hook):
+    """Before each epoch tells a network that drops paths (models/darts.py) what share of the training is over."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if hasattr(runner.model.network, "progress"):
+            runner.model.network.progress = runner.epoch / runner.max_epochs
+
+
+@HOOKS.register_module()
 class TrialProgress(ProgressLine):
     """A ProgressLine for trials of seconds or hours: the first line after `seconds`, and none for the end of an epoch."""
 
@@ -270,7 +269,8 @@ def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: 
     steps = recipe.epochs * len(train)
     network = {"name": recipe.model, "num_classes": recipe.classes, "image_size": recipe.image_size}
     on_gpu = torch.cuda.is_available()
-    hooks: list[dict[str, Any]] = [{"type": "StopAtNaN"}, {"type": "StampIdentity", "identity": identity}]
+    hooks: list[dict[str, Any]] = [{"type": "StopAtNaN"}, {"type": "TellProgress"},
+                                   {"type": "StampIdentity", "identity": identity}]
     if not quiet:
         hooks.append({"type": "TrialProgress", "stage": f"trial  {work_dir.name}"})
     return TrialRunner(

@@ -1,37 +1,48 @@
-"""Classifiers by name: timm's, the Wide-ResNet-40-2 of the CIFAR tables, and a three-layer network for trials.
+"""Classifiers by name: timm's, those of the papers' CIFAR tables, which timm lacks, and a three-layer network for trials.
 
 Shapes: B images, C = 3 channels, H x W pixels, K classes. Weights are random; nothing is downloaded.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dada_det.errors import UserError
+from dada_det.models.darts import PREFIX, SuperNet, from_name
+from dada_det.models.pyramidnet import PyramidNet
+from dada_det.models.shake import ShakeShake
 
 
-def build_classifier(name: str, num_classes: int, image_size: int) -> nn.Module:
+def build_classifier(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Module:
     """A network float32 [B,3,H,W] -> logits float32 [B,num_classes].
 
-    name: "wide_resnet40_2", "convnet", or any of timm's. image_size: side of the images in pixels, for those of timm's
-    networks that are built for one size (vision transformers). Raises UserError where the name is unknown.
+    name: one of OWN, a darts.name_of, or any of timm's. image_size: side of the images in pixels, for those of timm's
+    networks that are built for one size (vision transformers). options: the network's own, such as the supernet's cells.
+    Raises UserError where the name is unknown.
     """
+    if name.startswith(PREFIX):
+        return from_name(name, num_classes)
     if name in OWN:
-        return OWN[name](num_classes)
+        try:
+            return OWN[name](num_classes, **options)
+        except TypeError as error:
+            raise UserError(f"the classifier {name} does not take {options} ({error}); leave out what it does not "
+                            "know") from error
     import timm  # takes seconds, and the small networks do without it
 
     if not timm.is_model(name):
         raise UserError(f"there is no classifier {name!r}; give one of timm.list_models(), such as resnet50, "
                         f"or one of {', '.join(OWN)}")
     size: dict[str, Any] = {"img_size": image_size} if has_fixed_size(name) else {}
-    return timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **size, **options)
 
 
 def has_fixed_size(name: str) -> bool:
     """Whether the network is built for one size of images, as most of timm's transformers are; False for unknown names."""
-    if name in OWN:
+    if name in OWN or name.startswith(PREFIX):
         return False
     import timm
 
@@ -93,8 +104,9 @@ class WideBlock(nn.Module):
         return shortcut + self.conv2(functional.relu(self.bn2(self.conv1(active))))
 
 
-def wide_resnet40_2(num_classes: int) -> WideResNet:
-    return WideResNet(40, 2, num_classes)
-
-
-OWN: dict[str, Callable[[int], nn.Module]] = {"wide_resnet40_2": wide_resnet40_2, "convnet": convnet}
+# Name -> function of the number of classes.
+OWN: dict[str, Callable[..., nn.Module]] = {
+    "wide_resnet40_2": partial(WideResNet, 40, 2), "wide_resnet28_10": partial(WideResNet, 28, 10),
+    "shake_shake26_2x32d": partial(ShakeShake, 26, 32), "shake_shake26_2x96d": partial(ShakeShake, 26, 96),
+    "shake_shake26_2x112d": partial(ShakeShake, 26, 112), "pyramidnet272_a200_shakedrop": partial(PyramidNet, 272, 200),
+    "darts_supernet": SuperNet, "convnet": convnet}

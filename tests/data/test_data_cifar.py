@@ -1,12 +1,13 @@
-"""CIFAR-10's binary files: the layout of a record, and the sentence that a damaged file gets."""
+"""The binary files of CIFAR-10 and CIFAR-100: the layout of a record, and the sentence that a damaged file gets."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from dada_det.data.cifar import CLASSES, load_cifar10, write_cifar10
+from dada_det.data.cifar import CLASSES, load_cifar10, load_cifar100, write_cifar10
 from dada_det.errors import UserError
+from tests.data.standard_files import random_pixels, write_cifar100_binary
 
 
 def random_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,3 +52,42 @@ def test_messages(tmp_path: Path) -> None:
     (folder / "batches.meta.txt").write_text("airplane\n")
     with pytest.raises(UserError, match=r"batches.meta.txt names 1 classes instead of 10"):
         load_cifar10(tmp_path, train=False)
+
+def test_cifar_100_gives_the_fine_classes(tmp_path: Path) -> None:
+    write_cifar100_binary(tmp_path)
+    for root in (tmp_path, tmp_path / "cifar-100-binary"):
+        images, labels, names = load_cifar100(root, train=True)
+        assert torch.equal(images, torch.from_numpy(random_pixels(40, 0))) and images.dtype == torch.uint8
+        assert labels.tolist() == [7 * index % 100 for index in range(40)] and labels.dtype == torch.int64
+        assert names == tuple(f"fine {label}" for label in range(100))
+    images, labels, _ = load_cifar100(tmp_path, train=False)
+    assert torch.equal(images, torch.from_numpy(random_pixels(4, 1))) and labels.tolist() == [0, 7, 14, 21]
+
+
+def test_messages_of_cifar_100(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no CIFAR-100: looked for cifar-100-binary/train.bin and train.bin; unpack "
+                                        r"CIFAR-100's binary version there"):
+        load_cifar100(tmp_path, train=True)
+    folder = write_cifar100_binary(tmp_path) / "cifar-100-binary"
+    content = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"train.bin has 122959 bytes, no whole number of 3074-byte records; it is damaged"):
+        load_cifar100(tmp_path, train=True)
+    (folder / "train.bin").write_bytes(content[:1] + b"\x64" + content[2:])
+    with pytest.raises(UserError, match=r"train.bin has the label 100, above 99; it is not CIFAR-100's binary version"):
+        load_cifar100(tmp_path, train=True)
+    (folder / "train.bin").write_bytes(b"\x14" + content[1:])  # a record of CIFAR-10 has pixels here
+    with pytest.raises(UserError, match=r"train.bin has the label 20, above 19; it is not CIFAR-100's binary version"):
+        load_cifar100(tmp_path, train=True)
+    (folder / "fine_label_names.txt").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*fine_label_names.txt: No such file or directory; unpack CIFAR-100"):
+        load_cifar100(tmp_path, train=False)
+
+
+@pytest.mark.parametrize(("load", "folder"), [(load_cifar10, "cifar-10-batches-py"), (load_cifar100, "cifar-100-python")])
+def test_pickles_are_not_opened(load, folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    for root in (tmp_path, tmp_path / folder):
+        with pytest.raises(UserError, match=r"Python version, whose files are pickles and are not opened, as they can run "
+                                            r"code; unpack the binary version there"):
+            load(root, train=True)

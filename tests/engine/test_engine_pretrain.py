@@ -209,8 +209,10 @@ def test_mistakes_are_told_in_one_sentence(images, tmp_path, capsys):
 
     assert "the policy nonsense is neither a file nor a name; names are none, random" in error_of(
         *flags(images, tmp_path / "w", policy="nonsense"))
-    assert f"{tmp_path}/gone has no folder train/<class>/; give the folder that holds it with --data" in error_of(
+    assert f"the data folder {tmp_path}/gone does not exist; give the folder that holds the images with --data" in error_of(
         "--policy", "none", "--data", tmp_path / "gone")
+    assert f"{images}/val has no folder train/<class>/ (nor the files of Stanford Cars or FGVC-Aircraft); give" in error_of(
+        *flags(images / "val", tmp_path / "w"))
     assert "--batch-size 7 is the total over all processes; give a multiple of --gpus 2" in error_of(
         "--policy", "none", "--data", images, "--batch-size", 7, "--gpus", 2, "--work-dir", tmp_path / "w")
     assert "there is no classifier 'convent'; give one of timm.list_models()" in error_of(

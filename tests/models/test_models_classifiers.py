@@ -26,7 +26,7 @@ def test_every_source_of_networks_gives_logits_of_all_classes(name, size):
 
 def test_an_unknown_name_says_what_there_is():
     with pytest.raises(UserError, match=r"there is no classifier 'resnet5O'; .*such as resnet50, or one of "
-                                        r"wide_resnet40_2, convnet"):
+                                        r"wide_resnet40_2, wide_resnet28_10, shake_shake26_2x32d, .*, convnet"):
         build_classifier("resnet5O", num_classes=10, image_size=32)
 
 

@@ -1,0 +1,10 @@
+"""Shake-Shake 26 2x96d on CIFAR-10 as DADA's tables have it: the recipe of cifar10_shake26_2x32d.py.
+
+Source: DADA's released code, fast-autoaugment/confs/shake26_2x96d_cifar_b512_test.yaml.
+Command: tools/pretrain_r50.sh --config configs/cifar10_shake26_2x96d.py --policy dada-cifar10 --data data/cifar10
+Hardware: one GPU. Hours: not run.
+Number to expect: not run by this project; published: test error 2.0 %, with Cutout alone 2.6 %, baseline 2.9 %.
+"""
+
+_base_ = "cifar10_shake26_2x32d.py"
+classifier = dict(name="shake_shake26_2x96d")
