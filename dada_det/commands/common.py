@@ -87,7 +87,8 @@ def add_stage_flags(parser: argparse.ArgumentParser, config: str) -> None:
     """The flags that search and pretraining have in common (DESIGN: "Names others rely on")."""
     parser.add_argument("--config", default=config, help="mmengine config file (default: %(default)s)")
     parser.add_argument("--data", metavar="DIR", help="folder that holds train/<class>/*; default: data.root of the config")
-    parser.add_argument("--val-data", metavar="DIR", help="folder <class>/* to validate on, instead of the default one")
+    parser.add_argument("--val-data", metavar="DIR", help="what to validate on, instead of the default: a folder <class>/*; "
+                        "for a search on a detector a COCO file, or a folder in COCO's layout")
     parser.add_argument("--work-dir", metavar="W", help="where results go (default: work_dirs/<config stem>)")
     parser.set_defaults(stage_config=config)
     add_common_flags(parser)

@@ -2,15 +2,18 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.data.folders import search_lists
+from dada_det.data.arrays import READERS
+from dada_det.data.checks import check_coco, find_annotations, find_coco
+from dada_det.data.fine_grained import search_lists
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
 CONFIG = "configs/search_imagenet.py"
-NEEDED = {"kind": str, "data": dict, "classifier": dict, "search": dict, "weights_optimizer": dict, "policy_optimizer": dict,
+NEEDED = {"kind": str, "data": dict, "search": dict, "weights_optimizer": dict, "policy_optimizer": dict,
           "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int,
           "precision": str}
 
@@ -18,8 +21,9 @@ NEEDED = {"kind": str, "data": dict, "classifier": dict, "search": dict, "weight
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the search; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for(
-        "search_imagenet.sh", "Searches an augmentation policy (DADA) on images in ImageNet's layout; writes "
-        "W/policy.json (25 sub-policies) and W/search.json (all preferences).",
+        "search_imagenet.sh", "Searches an augmentation policy on images in ImageNet's layout; by DADA it writes "
+        "W/policy.json (25 sub-policies) and W/search.json (all preferences), by DDAS (configs/search_ddas_imagenet.py) "
+        "W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)
     return common.run(body, parser, argv, module="dada_det.commands.search")
@@ -30,6 +34,10 @@ def body(args: Namespace) -> None:
     make_folder(config.work_dir)
     if config.kind not in CHECKS:
         raise UserError(f"the config's kind is {config.kind!r}; give one of {', '.join(CHECKS)}")
+    network = "model" if config.kind == "coco" else "classifier"
+    if not isinstance(config.get(network), dict):
+        raise UserError(f"the config {args.config} has {config.get(network)!r} for `{network}`, which a search of the kind "
+                        f"{config.kind} needs as dict; give one such as {CONFIG}")
     CHECKS[config.kind](config)  # once here, so that a mistake is said before anything heavy is imported
     from dada_det.engine.search import run_search
 
@@ -42,14 +50,31 @@ def check_folders(config: Any) -> None:
     search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
 
 
-def check_cifar(config: Any) -> None:
-    """CIFAR's binary files, split in halves."""
+def check_arrays(config: Any) -> None:
+    """CIFAR's or SVHN's files, split in halves."""
     if config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
-        raise UserError(f"CIFAR-10's images are 32 px and split in halves: --image-size {config.image_size} or --val-data "
-                        "does not fit; leave it out, or search a folder of images")
+        raise UserError(f"the images of {config.kind} are 32 px and split in halves: --image-size {config.image_size} or "
+                        "--val-data does not fit; leave it out, or search a folder of images")
 
 
-CHECKS: dict[str, Callable[[Any], None]] = {"imagenet": check_folders, "cifar10": check_cifar}  # by the config's kind
+def check_detection(config: Any) -> None:
+    """Images and annotations in COCO's layout, and the detector's backbone."""
+    part = find_coco(config.data.root, ("train",)).part("train")
+    summary = check_coco(*part)
+    if config.data.get("val_root"):
+        val = find_annotations(config.data.val_root)
+        other = check_coco(*val)
+        if (other.categories, other.category_ids) != (summary.categories, summary.category_ids):
+            raise UserError(f"{val[0]} and {part[0]} list different categories; give both the same list in the same order")
+    init = config.model.backbone.get("init_cfg")
+    if isinstance(init, dict) and "checkpoint" in init and not Path(init['checkpoint']).is_file():
+        raise UserError(f"the backbone {init['checkpoint']} does not exist; make it with "
+                        f"`{config.get('backbone_command')}`, or give another with "
+                        "--cfg-options model.backbone.init_cfg.checkpoint=FILE")
+
+
+CHECKS: dict[str, Callable[[Any], None]] = {  # by the config's kind
+    "imagenet": check_folders, "coco": check_detection, **dict.fromkeys(READERS, check_arrays)}
 
 
 if __name__ == "__main__":

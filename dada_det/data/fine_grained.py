@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dada_det.data.folders import ImageList, scan_folder
+from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
 from dada_det.data.matlab import read_matlab
 from dada_det.errors import UserError
 
@@ -24,6 +24,18 @@ def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageL
     """The images of scan_split to train on, and those to validate on, or instead of them <val_root>/<class>/*."""
     train = scan_split(root, "train")
     return train, scan_folder(val_root, train.classes) if val_root else scan_split(root, "val", train.classes)
+
+
+def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int,
+                 seed: int) -> tuple[ImageList, ImageList]:
+    """What a search trains and validates on: the halves of the training images' subset, or all of it and `val_root`.
+
+    Raises UserError where there are no training images, or the images do not make two such lists.
+    """
+    images = search_subset(scan_split(root, "train"), subset, per_class, seed)
+    if val_root:
+        return images, scan_folder(val_root, images.classes)
+    return stratified_halves(images, seed)
 
 
 def scan_split(root: str | Path, split: str, classes: Sequence[str] | None = None) -> ImageList:

@@ -202,21 +202,6 @@ def stratified_halves(images: ImageList, seed: int) -> tuple[ImageList, ImageLis
     return images.select(sorted(train)), images.select(sorted(val))
 
 
-def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int,
-                 seed: int) -> tuple[ImageList, ImageList]:
-    """What a search trains and validates on: the halves of root/train's subset, or all of it and `val_root`.
-
-    Raises UserError where root/train is missing, or the images do not make two such lists.
-    """
-    train = Path(root) / "train"
-    if not train.is_dir():
-        raise UserError(f"{root} has no folder train/<class>/; give the folder that holds it with --data")
-    images = search_subset(scan_folder(train), subset, per_class, seed)
-    if val_root:
-        return images, scan_folder(val_root, images.classes)
-    return stratified_halves(images, seed)
-
-
 def _shuffled(members: list[int], seed: int, name: str) -> list[int]:
     # One stream a class: another class that comes or goes changes nothing here.
     return random.Random(f"{seed}/{name}").sample(members, len(members))

@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from dada_det.data.cifar import load_cifar10
-from dada_det.data.folders import search_lists
+from dada_det.data.arrays import READERS
+from dada_det.data.fine_grained import search_lists
 from dada_det.data.imagenet import decode, generator_for
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search_loop import SearchBatches
@@ -44,17 +44,19 @@ class Problem:
 
 
 def classification(config: Config, train: MemoryImages, val: MemoryImages, classes: int, data_hash: str) -> Problem:
-    """Two halves of images in memory, and config.classifier."""
-    return Problem(network=lambda: build_classifier(config.classifier.name, classes, config.image_size),
+    """Two halves of images, which move to the device whole, and config.classifier."""
+    train, val = (MemoryImages(half.images_NCHW.to(search_device()), half.labels_N.to(search_device()))
+                  for half in (train, val))
+    return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
+                                                    image_size=config.image_size),
                    batches=partial(classification_batches, config, train, val), data_hash=data_hash,
                    identity=f"{config.classifier.name}, {config.image_size} px, mirror {config.mirror}")
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
-    device = search_device()
+    """The batches of both halves, as large and with as many draws as the algorithm says."""
     settings = algorithm.settings
-    return SearchBatches(*(MemoryImages(half.images_NCHW.to(device), half.labels_N.to(device)) for half in (train, val)),
-                         image_size=config.image_size, padding=config.get("padding", 0), mirror=config.mirror,
+    return SearchBatches(train, val, image_size=config.image_size, padding=config.get("padding", 0), mirror=config.mirror,
                          batch_size=config.batch_size, val_batch_size=config.batch_size * settings.val_batches,
                          draws=settings.draws, draw_noise=algorithm.draw_noise, seed=config.seed)
 
@@ -74,18 +76,26 @@ def load_imagenet(config: Config) -> Problem:
             print(f"search  {len(broken)} of {len(images)} images did not decode and were replaced by the next of their "
                   f"class: {', '.join(broken[:3])}")
         memories.append(MemoryImages(pixels_NCHW, torch.tensor(images.labels)))
-    return classification(config, *memories, len(lists[0].classes), hash_of(*(images.hash() for images in lists)))
+    data_hash = hash_of(*(images.hash() for images in lists))
+    return classification(config, memories[0], memories[1], len(lists[0].classes), data_hash)
 
 
-def load_cifar(config: Config) -> Problem:
-    """CIFAR-10's training images: `images_per_class` of each class drawn by seed, half of them validate."""
-    images_NCHW, labels_N, classes = load_cifar10(config.data.root, train=True)
+def load_arrays(config: Config) -> Problem:
+    """CIFAR's or SVHN's training images: `images_per_class` of each class drawn by seed, half of them validate."""
+    images_NCHW, labels_N, classes = READERS[config.kind](config.data.root, train=True)
     order = torch.randperm(len(labels_N), generator=generator_for(config.seed))
     chosen = [order[labels_N[order] == label][:config.data.images_per_class] for label in range(len(classes))]
     halves = [torch.cat([of_class[side::2] for of_class in chosen]).sort().values for side in (0, 1)]
     memories = [MemoryImages(images_NCHW[half], labels_N[half]) for half in halves]
     hashes = [hashlib.sha256(half.images_NCHW.numpy().tobytes()).hexdigest() for half in memories]
-    return classification(config, *memories, len(classes), hash_of(*hashes))
+    return classification(config, memories[0], memories[1], len(classes), hash_of(*hashes))
+
+
+def load_detection(config: Config) -> Problem:
+    """COCO's layout, and a detector whose own loss is the reward."""
+    from dada_det.engine import search_detection  # imports mmdet
+
+    return search_detection.load_detection(config)
 
 
 def hash_of(*hashes: str) -> str:
@@ -93,4 +103,5 @@ def hash_of(*hashes: str) -> str:
 
 
 # By the config's `kind`; a row whose module is slow to import imports it when it is called.
-LOADERS: dict[str, Callable[[Config], Problem]] = {"imagenet": load_imagenet, "cifar10": load_cifar}
+LOADERS: dict[str, Callable[[Config], Problem]] = {"imagenet": load_imagenet, "coco": load_detection,
+                                                   **dict.fromkeys(READERS, load_arrays)}

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dada_det.commands.search import main
 from dada_det.data.cifar import write_cifar10
 from dada_det.engine.searcher import Searcher
 from tests.conftest import write_noise
+from tests.data.standard_files import write_aircraft, write_cars, write_cifar100_binary, write_svhn
 
 CONFIG = "configs/debug/search.py"
 
@@ -146,6 +149,16 @@ def test_cifar10_in_its_binary_files(config: str, tmp_path: Path) -> None:
     assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
 
 
+@pytest.mark.parametrize(("config", "write"), [
+    ("configs/search_cifar100.py", partial(write_cifar100_binary, train=400)), ("configs/search_svhn.py", write_svhn),
+    (CONFIG, write_cars), (CONFIG, write_aircraft)])
+def test_other_published_files(config: str, write: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert main(["--config", config, "--data", str(write(tmp_path / "data")), "--work-dir", str(tmp_path / "w"),
+                 "--epochs", "2", "--batch-size", "4", "--image-size", "16", "--cfg-options", "classifier.name=convnet",
+                 "data.images_per_class=40"]) == 0
+    assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
+
+
 def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
     assert search(data, tmp_path, "--cfg-options", "operations=[Invert,Rotate,Cutout]") == 0
     assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 3
@@ -168,7 +181,7 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
     (["--cfg-options", "search.draws=0"], "search.draws is 0; give a whole number of at least 1"),
     (["--cfg-options", "search=foo"], "has 'foo' for `search`, which this stage needs as dict"),
     (["--cfg-options", "kind=foo"], "the config's kind is 'foo'"),
-    (["--config", "configs/pretrain_r50.py"], "has None for `kind`, which this stage needs as str"),
+    (["--config", "configs/pretrain_r50.py"], "has None for `search`, which this stage needs as dict"),
     (["--image-size", "2"], "--image-size 2 and --batch-size 4 are too small"),
     (["--cfg-options", "operations=[Invert,Blur]"], "Blur"),
     (["--cfg-options", "operations=[Invert]"], "at least two different operations"),

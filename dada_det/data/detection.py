@@ -1,0 +1,207 @@
+"""Detection images kept as uint8 in memory, their instances beside them, and policies applied to both.
+
+N images, B of a batch, C = 3 channels (RGB), S x S pixels (all images have one size), M instances of one image.
+Boxes are (x1, y1, x2, y2) in pixels, float32, their corners on the edges of pixels. Targets stay on the CPU.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from dada_det.augment.boxes import geometry_of, transform_boxes, transform_instances
+from dada_det.augment.transform import Draws, apply_draws
+from dada_det.data.decode import load_image
+from dada_det.data.imagenet import check_broken
+from dada_det.errors import UserError
+from dada_det.files import read_json
+
+PADDING = (124, 116, 104)  # ImageNet's mean colour, 0 to the network, as mmdet's own padding is
+Mask = dict[str, Any]  # pycocotools' RLE of one instance
+
+
+@dataclass(eq=False)
+class DetectionTargets:
+    """The instances of B images. A slice, an index tensor and `repeat` give targets of these images.
+
+    boxes_M4: of each image, [M,4]. labels_M: long [M]. masks_MSS: uint8 [M,S,S] of 0 and 1; None where none are learned.
+    proposals_P4: of each image, where a two-stage detector has made its own for these very images (DetectorLosses); they
+    stay with the object, so a slice of everything is the object itself.
+    """
+
+    boxes_M4: list[Tensor]
+    labels_M: list[Tensor]
+    masks_MSS: list[Tensor] | None = None
+    proposals_P4: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes_M4)
+
+    def __getitem__(self, rows: slice | Tensor) -> "DetectionTargets":
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        if chosen == range(len(self)):
+            return self
+        return DetectionTargets([self.boxes_M4[row] for row in chosen], [self.labels_M[row] for row in chosen],
+                                None if self.masks_MSS is None else [self.masks_MSS[row] for row in chosen])
+
+    def repeat(self, times: int) -> "DetectionTargets":
+        masks = None if self.masks_MSS is None else self.masks_MSS * times
+        return DetectionTargets(self.boxes_M4 * times, self.labels_M * times, masks)
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryDetection:
+    """uint8 images [N,3,S,S] and the instances of each; masks as run lengths, which take a few hundred bytes each."""
+
+    images_NCHW: Tensor
+    boxes_M4: list[Tensor]
+    labels_M: list[Tensor]
+    masks: list[list[Mask]] | None
+
+    def __len__(self) -> int:
+        return len(self.images_NCHW)
+
+    def __getitem__(self, rows: Tensor) -> "MemoryDetection":
+        chosen = rows.tolist()
+        return MemoryDetection(self.images_NCHW[rows], [self.boxes_M4[row] for row in chosen],
+                               [self.labels_M[row] for row in chosen],
+                               None if self.masks is None else [self.masks[row] for row in chosen])
+
+    def batch(self, rows: Tensor, flips_B: Tensor | None = None) -> tuple[Tensor, DetectionTargets]:
+        """(images [B,3,S,S], their targets); those of `flips_B` (bool) are mirrored left to right."""
+        side, chosen = self.images_NCHW.shape[-1], rows.tolist()
+        targets = DetectionTargets(
+            [self.boxes_M4[row] for row in chosen], [self.labels_M[row] for row in chosen],
+            None if self.masks is None else [_decoded(self.masks[row], side) for row in chosen])
+        images_BCHW = self.images_NCHW[rows]
+        if flips_B is None:
+            return images_BCHW, targets
+        for row in flips_B.nonzero().flatten().tolist():
+            targets.boxes_M4[row] = (targets.boxes_M4[row] * torch.tensor([-1, 1, -1, 1])
+                                     + torch.tensor([side, 0, side, 0]))[:, [2, 1, 0, 3]]
+            if targets.masks_MSS is not None:
+                targets.masks_MSS[row] = targets.masks_MSS[row].flip(2)
+        return torch.where(flips_B[:, None, None, None], images_BCHW.flip(3), images_BCHW), targets
+
+
+def apply_with_instances(images_BCHW: Tensor, targets: DetectionTargets, draws: Draws,
+                         ranges: str) -> tuple[Tensor, DetectionTargets]:
+    """uint8 images and their targets after `draws`: new ones, what nothing has moved shared with the old.
+
+    Instances follow and leave by the rule of `dada_det.augment.boxes`; where there are masks, a box is that of the pixels
+    that are left of its mask. An image left without instances stays, as background.
+    """
+    images_BCHW = apply_draws(images_BCHW, draws, ranges)
+    height, width = images_BCHW.shape[2:]
+    operations_BK, values_BK = geometry_of(draws.to("cpu"), ranges)
+    moved = targets.repeat(1)
+    for row in (operations_BK >= 0).any(1).nonzero().flatten().tolist():
+        boxes_M4, geometry_1K = moved.boxes_M4[row], (operations_BK[row:row + 1], values_BK[row:row + 1])
+        if moved.masks_MSS is None:
+            boxes_M4, keep_M = transform_boxes(boxes_M4, *geometry_1K, width, height)
+        else:
+            boxes_M4, masks_MSS, keep_M = transform_instances(boxes_M4, moved.masks_MSS[row], *geometry_1K, tight=True)
+            moved.masks_MSS[row] = masks_MSS[keep_M]
+        moved.boxes_M4[row], moved.labels_M[row] = boxes_M4[keep_M], moved.labels_M[row][keep_M]
+    return images_BCHW, moved
+
+
+def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int | None,
+              generator: torch.Generator) -> tuple[MemoryDetection, list[str]]:
+    """Images of a COCO file at `side` px, in the file's order, and the names of those that do not decode and are left out.
+
+    An image is scaled (bilinear) so that its longer side has `side` px and stands in the upper left corner, the rest in
+    PADDING's colour. As in mmdet's training, labels count the file's categories in order, and crowds, boxes outside the
+    image, without area or under 1 px wide or high (here also after scaling) are left out, and so are images without any
+    instance. most: of the images, drawn by `generator`; None takes all. Raises UserError where none is left, or more than
+    1 % of the files do not decode. The file has passed `check_coco`.
+    """
+    content = read_json(annotations, "annotation file")
+    label_of = {category["id"]: label for label, category in enumerate(content["categories"])}
+    instances: dict[int, list[dict[str, Any]]] = {}
+    for entry in content["annotations"]:
+        instances.setdefault(entry["image_id"], []).append(entry)
+    infos = [info for info in content["images"] if any(_counts(e, info, side) for e in instances.get(info["id"], []))]
+    if not infos:
+        raise UserError(f"{annotations} has no image with a box of 1 px or more at {side} px; give a larger --image-size")
+    if most is not None and most < len(infos):
+        infos = [infos[row] for row in torch.randperm(len(infos), generator=generator)[:most].sort().values.tolist()]
+    pixels_NSSC = np.empty((len(infos), side, side, 3), np.uint8)
+    pixels_NSSC[:] = PADDING
+
+    def fill(row: int) -> bool:
+        size = _scaled(infos[row], side)
+        try:
+            image = load_image(images / infos[row]["file_name"], at_least=side)
+        except OSError:
+            return False
+        pixels_NSSC[row, :size[1], :size[0]] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        return True
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        fine = torch.tensor(list(pool.map(fill, range(len(infos)))))
+    broken = [info["file_name"] for info, good in zip(infos, fine.tolist(), strict=True) if not good]
+    check_broken(broken, len(infos), images)
+    boxes_M4, labels_M, run_lengths = [], [], []
+    for info in infos:
+        own = [entry for entry in instances[info["id"]] if _counts(entry, info, side)]
+        boxes_M4.append(torch.tensor([_box(entry, info, side) for entry in own]))
+        labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
+        run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
+    everything = MemoryDetection(torch.from_numpy(pixels_NSSC).permute(0, 3, 1, 2).contiguous(), boxes_M4, labels_M,
+                                 run_lengths if masks else None)
+    return everything[fine.nonzero().flatten()], broken
+
+
+def _scaled(info: dict[str, Any], side: int) -> tuple[int, int]:
+    """Width and height of an image whose longer side has been brought to `side`."""
+    longer = max(info["width"], info["height"])
+    return max(1, round(info["width"] * side / longer)), max(1, round(info["height"] * side / longer))
+
+
+def _box(entry: dict[str, Any], info: dict[str, Any], side: int) -> list[float]:
+    """The scaled box, cut at the image's border."""
+    x, y, width, height = entry["bbox"]
+    new_width, new_height = _scaled(info, side)
+    across, down = new_width / info["width"], new_height / info["height"]
+    return [max(0, x) * across, max(0, y) * down, min(info["width"], x + width) * across,
+            min(info["height"], y + height) * down]
+
+
+def _counts(entry: dict[str, Any], info: dict[str, Any], side: int) -> bool:
+    _, _, width, height = entry["bbox"]
+    x1, y1, x2, y2 = _box(entry, info, side)
+    return not entry["iscrowd"] and entry["area"] > 0 and min(width, height, x2 - x1, y2 - y1) >= 1
+
+
+def _mask(entry: dict[str, Any], info: dict[str, Any], side: int) -> Mask:
+    """The scaled mask on its padded square; without a segmentation an empty one, mmdet's stand-in."""
+    canvas_SS = np.zeros((side, side), np.uint8, order="F")
+    segmentation = entry.get("segmentation")
+    if segmentation:
+        height, width = info["height"], info["width"]
+        if isinstance(segmentation, list):
+            run_lengths = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            run_lengths = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            run_lengths = segmentation
+        size = _scaled(info, side)
+        mask = Image.fromarray(coco_mask.decode(run_lengths)).resize(size, Image.Resampling.NEAREST)
+        canvas_SS[:size[1], :size[0]] = np.asarray(mask)
+    return coco_mask.encode(canvas_SS)
+
+
+def _decoded(run_lengths: Sequence[Mask], side: int) -> Tensor:
+    """uint8 [M,S,S]."""
+    if not run_lengths:
+        return torch.zeros(0, side, side, dtype=torch.uint8)
+    return torch.from_numpy(coco_mask.decode(list(run_lengths))).permute(2, 0, 1).contiguous()
