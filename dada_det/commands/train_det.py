@@ -19,6 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train_det.py", "Trains a detector whose backbone, every tensor of it, comes from a file.",
         "python tools/train_det.py configs/mask_rcnn_r50_dada.py --backbone r50.pth --data data/coco --gpus 8")
     add_detector_flags(parser)
+    parser.add_argument("--policy", metavar="P", default="none", help="augments the training images, boxes and masks with "
+                        "them: a policy.json, or a name such as dada-imagenet or random (default: none)")
     parser.add_argument("--amp", action="store_true", help="float16 with a dynamic loss scale (GPU)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch; the "
                         "project's configs do so anyway (--cfg-options auto_scale_lr.enable=False: never)")
@@ -48,8 +50,15 @@ def body(args: Namespace) -> None:
                         "auto_scale_lr=dict(base_batch_size=16) to it")
     if args.keep is not None:
         config.default_hooks.checkpoint.max_keep_ckpts = args.keep
+    if args.policy != "none":
+        from dada_det.augment.named import resolve_policy
+
+        resolve_policy(args.policy)  # here, so that a mistake is said before anything heavy is imported
     make_folder(config.work_dir)
     from dada_det.engine.detection_runs import run_training
+    from dada_det.engine.policy_transform import use_policy
+
+    use_policy(config, args.policy)
 
     run_training(config, layout, summary, resume=args.resume, amp=args.amp,
                  auto_scale_lr=args.auto_scale_lr or bool(scaling.get("enable")), launcher=args.launcher)

@@ -90,6 +90,25 @@ def _find_split(root: Path, split: str) -> tuple[Path, Path]:
                     f"annotations/instances_{split}.json or annotations/{split}.json with {split}/; put them there")
 
 
+def find_annotations(place: str | Path) -> tuple[Path, Path]:
+    """(annotation file, folder of its images) of the images to validate on: a folder in COCO's layout, or one file of it.
+
+    Of a folder the validation part counts, or else the training part. The images of FILE are in the folder <stem without
+    instances_> beside `annotations`, as COCO has it, or beside FILE. Raises UserError where there is no such thing.
+    """
+    place = Path(place)
+    if place.is_dir():
+        try:
+            return find_coco(place, ("val",)).part("val")
+        except UserError:
+            return find_coco(place, ("train",)).part("train")
+    if not place.is_file():
+        raise UserError(f"--val-data {place} does not exist; give a COCO file of the target domain, or a folder in COCO's "
+                        "layout")
+    images = place.parent.parent / place.stem.removeprefix("instances_")
+    return place, images if images.is_dir() else place.parent
+
+
 def check_coco(annotations: str | Path, images: str | Path, test: bool = False) -> CocoSummary:
     """Checks a COCO annotation file against the folder of its images.
 

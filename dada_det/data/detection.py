@@ -134,8 +134,8 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         raise UserError(f"{annotations} has no image with a box of 1 px or more at {side} px; give a larger --image-size")
     if most is not None and most < len(infos):
         infos = [infos[row] for row in torch.randperm(len(infos), generator=generator)[:most].sort().values.tolist()]
-    pixels_NSSC = np.empty((len(infos), side, side, 3), np.uint8)
-    pixels_NSSC[:] = PADDING
+    pixels_NCSS = np.empty((len(infos), 3, side, side), np.uint8)
+    pixels_NCSS[:] = np.array(PADDING)[:, None, None]
 
     def fill(row: int) -> bool:
         size = _scaled(infos[row], side)
@@ -143,7 +143,8 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
             image = load_image(images / infos[row]["file_name"], at_least=side)
         except OSError:
             return False
-        pixels_NSSC[row, :size[1], :size[0]] = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        pixels_NCSS[row, :, :size[1], :size[0]] = np.asarray(image).transpose(2, 0, 1)
         return True
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -156,9 +157,8 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         boxes_M4.append(torch.tensor([_box(entry, info, side) for entry in own]))
         labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
         run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
-    everything = MemoryDetection(torch.from_numpy(pixels_NSSC).permute(0, 3, 1, 2).contiguous(), boxes_M4, labels_M,
-                                 run_lengths if masks else None)
-    return everything[fine.nonzero().flatten()], broken
+    everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None)
+    return everything[fine.nonzero().flatten()] if broken else everything, broken
 
 
 def _scaled(info: dict[str, Any], side: int) -> tuple[int, int]:

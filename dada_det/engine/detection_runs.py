@@ -53,6 +53,8 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     if change.has_masks(config) and summary.without_mask:
         raise UserError(f"{annotations} has {summary.without_mask} annotations without a segmentation, "
                         f"which {Path(config.filename).stem} needs; add them or train a detector of boxes")
+    _refuse_sync_bn(config)
+    change.use_backbone(config)
     change.use_data(config, layout, summary.categories)
     broken = leave_out_broken(annotations, images)
     demand_whole(*layout.part("val"))
@@ -85,6 +87,7 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     would start it: the backbone from its file, all else random by the config's seed.
     """
     _join(config, launcher)
+    change.use_backbone(config)
     change.use_data(config, layout, summary.categories)
     annotations, images = layout.part("test" if test_dev else "val")
     if test_dev:
@@ -129,8 +132,8 @@ def matching_weights(content: dict[str, Any], model: nn.Module, path: str | Path
         here, there = tuple(wanted[name].shape) if name in wanted else None, shapes.get(name)
         if here != there:
             raise UserError(f"the checkpoint {path} does not fit the detector of {config.filename}: {name} is "
-                            f"{there or 'absent'} in the file and {here or 'absent'} in the detector; give the config "
-                            "and the data it was trained with")
+                            f"{there or 'absent'} in the file and {here or 'absent'} in the detector; give the config, "
+                            "the data and, for another network than ResNet-50, the --backbone it was trained with")
     classes = tuple((content.get("meta") or {}).get("dataset_meta", {}).get("classes", ()))
     expected = tuple(config.test_dataloader.dataset.metainfo.classes)
     if classes and classes != expected:
@@ -155,6 +158,14 @@ def _refuse_pickles(config: Config) -> None:
                 if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
                     raise UserError(f"{loader} has {name}={value}: a pickle file can carry code and is not opened; give the "
                                     "same as JSON")
+
+
+def _refuse_sync_bn(config: Config) -> None:
+    """UserError where BatchNorm is to be shared by processes without a GPU, which torch cannot do."""
+    if dist.is_initialized() and not torch.cuda.is_available() and any(
+            entry.get("type") == "SyncBN" for entry in change.dicts_in(config.model)):
+        raise UserError("SyncBN shares its statistics between GPUs, and there is none here; leave norm_cfg.type=SyncBN out, "
+                        "or train in one process, where it is plain BatchNorm")
 
 
 def _runner(config: Config) -> Runner:

@@ -9,9 +9,14 @@ from mmengine.config import Config
 
 from dada_det.data.checks import CocoLayout
 from dada_det.engine.evaluation import has_faster_evaluator
+from dada_det.errors import UserError
+from dada_det.models.backbone import ARCHITECTURE, architecture_of
 
 CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is what a kill costs at most
 GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
+KEPT = ("frozen_stages", "norm_eval", "norm_cfg", "init_cfg")  # of a backbone's options, where another takes its place
+RESNET_ONLY = ("depth", "num_stages", "out_indices", "style")
+MAPS = 4  # that a neck takes
 
 
 def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> None:
@@ -35,6 +40,28 @@ def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> No
     for entry in dicts_in(config.model):
         if "num_classes" in entry:
             entry.num_classes = len(classes)
+
+
+def use_backbone(config: Config) -> None:
+    """Builds the detector around the network that the JSON beside its backbone file names, where that is no ResNet-50.
+
+    frozen_stages, norm_eval and norm_cfg stay as they are. UserError where the network has no maps that the neck could take,
+    or the config asks for what only a ResNet has.
+    """
+    before = config.model.backbone
+    architecture = architecture_of(before.init_cfg.checkpoint)
+    if architecture == ARCHITECTURE:
+        return
+    from dada_det.engine.detection import feature_maps  # imports mmdet
+
+    strange = set(before) - {"type", "architecture", *KEPT, *RESNET_ONLY}
+    if strange or len(config.model.get("neck", {}).get("in_channels", [])) != MAPS:
+        raise UserError(f"{config.filename} has a ResNet of its own kind ({', '.join(sorted(strange)) or 'another neck'}), "
+                        f"and timm's {architecture} cannot take its place; give a config such as "
+                        "configs/retinanet_r50_dada.py")
+    config.model.neck.in_channels = feature_maps(architecture).feature_info.channels()
+    config.model.backbone = {"type": "DADATimm", "architecture": architecture,
+                             **{name: before[name] for name in KEPT if name in before}}
 
 
 def use_test_dev(config: Config, annotations: Path, images: Path) -> None:

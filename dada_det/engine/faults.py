@@ -44,6 +44,18 @@ class LoaderTimeout(Hook):
 
 
 @contextmanager
+def starting(work_dir: str | Path) -> Iterator[None]:
+    """Turns into UserError what keeps a Runner from writing its log and its config, as it is built."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise UserError(f"cannot write {error.filename or f'into {work_dir}'}: {error.strerror}; make room or choose "
+                        "another --work-dir") from error
+
+
+@contextmanager
 def explained(runner: Runner) -> Iterator[None]:
     """Turns what the block raises into UserError where it is a fault of the machine; anything else passes through."""
     try:

@@ -22,7 +22,7 @@ from mmengine.visualization import Visualizer
 
 from dada_det.engine.checkpoint import age, find_checkpoint
 from dada_det.engine.exact_resume import ExactResume
-from dada_det.engine.faults import LoaderTimeout, explained
+from dada_det.engine.faults import LoaderTimeout, explained, starting
 from dada_det.errors import UserError
 from dada_det.files import whole_file, write_text
 
@@ -267,7 +267,8 @@ class QuietRunner(Runner):
 
     def __init__(self, *arguments: Any, experiment_name: str | None = None, **options: Any) -> None:
         # mmengine tells runs apart by the second; two of one process must not share log and loss history.
-        super().__init__(*arguments, experiment_name=f"{experiment_name or 'run'}_{next(_runs)}", **options)
+        with starting(options.get("work_dir", "its folder")):
+            super().__init__(*arguments, experiment_name=f"{experiment_name or 'run'}_{next(_runs)}", **options)
         self.register_hook(LoaderTimeout())
 
     def train(self) -> torch.nn.Module:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -119,6 +120,34 @@ class PolicyEpochHook(Hook):
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             for step in _steps(runner.train_dataloader.dataset):
                 step.set_epoch(runner.epoch)
+
+
+def use_policy(config: Config, policy: str) -> None:
+    """Puts ApplyPolicy behind LoadAnnotations of the training pipeline, and PolicyEpochHook; "none" changes nothing.
+
+    Where the pipeline loads masks, boxes are recomputed from them, as a search with masks does. Raises UserError where the
+    policy, or the pipeline, does not fit.
+    """
+    if policy == "none":
+        return
+    dataset = config.train_dataloader.dataset
+    while "dataset" in dataset and "pipeline" not in dataset:
+        dataset = dataset.dataset
+    steps = [step["type"] for step in dataset.get("pipeline", [])]
+    if "ApplyPolicy" in steps:
+        raise UserError(f"{config.filename} has an ApplyPolicy in its training pipeline already; leave --policy out, or "
+                        "take that step away")
+    if steps.count("LoadAnnotations") != 1:
+        raise UserError(f"--policy stands behind LoadAnnotations, which the training pipeline of {config.filename} has "
+                        f"{steps.count('LoadAnnotations')} times; put ApplyPolicy into the config by hand")
+    place = steps.index("LoadAnnotations")
+    masks, seed = bool(dataset.pipeline[place].get("with_mask")), config.get("randomness", {}).get("seed") or 0
+    ApplyPolicy(policy, masks, seed)  # a policy that does not fit says so now
+    step = {"type": "ApplyPolicy", "policy": policy, "recompute_bbox": masks, "seed": seed}
+    dataset.pipeline = [*dataset.pipeline[:place + 1], step, *dataset.pipeline[place + 1:]]
+    config.custom_hooks = [*config.get("custom_hooks", []), {"type": "PolicyEpochHook"}]
+    imports = config.setdefault("custom_imports", {"imports": [], "allow_failed_imports": False})
+    imports["imports"] = [*imports["imports"], __name__]  # the config that is written beside the checkpoints stands alone
 
 
 def _steps(dataset: Any) -> Iterator[ApplyPolicy]:

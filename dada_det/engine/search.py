@@ -10,15 +10,20 @@ from mmengine.device import get_device
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
-from dada_det.augment.space import SearchSpace
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.space import AtomSpace, SearchSpace
 from dada_det.engine.checkpoint import forbid_unsafe_loading, resume_point
 from dada_det.engine.hooks import QuietRunner
 from dada_det.engine.launch import join_processes
 from dada_det.engine.search_problems import LOADERS, Problem, search_device
 from dada_det.engine.searcher import Searcher
 from dada_det.errors import UserError
+from dada_det.models.darts import SuperNet
+from dada_det.search import daas
 from dada_det.search.alignment import learned
+from dada_det.search.daas import Daas
 from dada_det.search.dada import Dada
+from dada_det.search.ddas import Ddas, ddas_settings
 from dada_det.search.ranks import world
 from dada_det.search.settings import settings_for
 from dada_det.search.step import Algorithm
@@ -107,5 +112,26 @@ def dada(config: Config) -> Callable[[nn.Module], Dada]:
     return lambda network: Dada(space, settings)
 
 
+def joint(config: Config) -> Callable[[nn.Module], Daas]:
+    settings = daas.settings_for(**config.search)
+    if settings.warmup_epochs >= config.epochs:
+        settings = replace(settings, warmup_epochs=config.epochs - 1)
+    space = SearchSpace(operations=config.operations) if config.get("operations") else SearchSpace()
+
+    def make(network: nn.Module) -> Daas:
+        if not isinstance(network, SuperNet):
+            raise UserError(f"the method daas searches a supernet, and config.classifier is {config.classifier.name}; give "
+                            "classifier.name=darts_supernet")
+        return Daas(space, settings, network, config.epochs)
+
+    return make
+
+
+def ddas(config: Config) -> Callable[[nn.Module], Ddas]:
+    settings = ddas_settings(**config.search)
+    space = AtomSpace.of_levels(config.get("operations") or OPERATION_NAMES, settings.levels, settings.ranges)
+    return lambda network: Ddas(space, settings, config.epochs)
+
+
 # By the config's `method`: checks the config before any image is read, and gives what makes the algorithm for a network.
-METHODS: dict[str, Callable[[Config], Callable[[nn.Module], Algorithm]]] = {"dada": dada}
+METHODS: dict[str, Callable[[Config], Callable[[nn.Module], Algorithm]]] = {"dada": dada, "ddas": ddas, "daas": joint}

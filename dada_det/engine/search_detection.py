@@ -76,7 +76,7 @@ def build_detector(model: dict[str, Any], classes: int) -> nn.Module:
     with DefaultScope.overwrite_default_scope("mmdet"):
         detector = detection.MODELS.build(model)
         detector.init_weights()
-    if isinstance(detector.backbone, detection.DADAResNet):
+    if isinstance(detector.backbone, detection.Guarded):
         detection.check_preprocessing(detector)
     return detector
 

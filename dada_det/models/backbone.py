@@ -3,7 +3,7 @@
 Beside NAME.pth lies NAME.json with what belongs to the weights: mean and std on the 0..255 scale, channel order,
 classes, the policy's hash and the sha256 of the pth. Both are written whole; a pth without its JSON is taken for
 torchvision's own. Another network of timm's has the keys of timm.create_model(architecture, num_classes=0), and its JSON
-also says which channels and strides its feature maps have; the detectors of this project take ResNet-50 only.
+also says which channels and strides its feature maps have, from which the detectors take their necks.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dada_det.errors import UserError
 from dada_det.files import read_json, sha256_of, write_json, write_torch
-from dada_det.models.classifiers import build_classifier
+from dada_det.models.classifiers import build_classifier, has_fixed_size
 
 ARCHITECTURE = "resnet50"
 IMAGENET: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "channel_order": "RGB"}
@@ -36,12 +36,11 @@ def export_backbone(state_dict: Mapping[str, Tensor], path: str | Path, meta: Ma
     """
     if architecture == ARCHITECTURE:
         tensors = {name: _plain(tensor) for name, tensor in state_dict.items() if not name.startswith("fc.")}
-        problem, features = _problem(tensors), {}
+        features = {}
     else:
-        names = _timm_names(architecture)
-        tensors = {name: _plain(state_dict[name]) for name in names if name in state_dict}
-        problem = f"lacks {(names - set(tensors)).pop()} of {architecture}" if names - set(tensors) else None
-        features = {"library": "timm", "features": _timm_features(architecture)}
+        tensors = {name: _plain(state_dict[name]) for name in _expected(architecture) if name in state_dict}
+        features = {"library": "timm", "features": timm_features(architecture)}
+    problem = _problem(tensors, architecture)
     if problem:
         raise ValueError(f"this state dict cannot be exported: it {problem}")
     missing = {"mean", "std", "channel_order", "classes", "policy_sha256"} - set(meta)
@@ -53,41 +52,49 @@ def export_backbone(state_dict: Mapping[str, Tensor], path: str | Path, meta: Ma
 
 
 def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The backbone in `path` as (state dict: 318 tensors with torchvision's keys, meta: the JSON beside it).
+    """The backbone in `path` as (state dict, meta: the JSON beside it).
 
-    fc.* of torchvision's own files is dropped. UserError for a missing file, one that carries code, is no ResNet-50,
-    holds only a part, has prefixed keys, sparse or meta tensors, another dtype or NaN, or does not belong to the JSON
-    beside it.
+    The state dict holds a ResNet-50's 318 tensors with torchvision's keys (fc.* of torchvision's own files is dropped), or,
+    where meta["library"] is "timm", those of timm.create_model(meta["architecture"], num_classes=0). UserError for a missing
+    file, one that carries code, holds only a part of its network or another one, has prefixed keys, sparse or meta tensors,
+    another dtype or NaN, or does not belong to the JSON beside it.
     """
     path = Path(path)
-    content = _read_tensors(path)
+    content, architecture = _read_tensors(path), architecture_of(path)
     nested = [name for name, value in content.items() if isinstance(value, Mapping)]
     if nested:
         raise UserError(f"the backbone {path} is a whole checkpoint (it holds {nested[0]!r}), not a flat state dict; "
                         "give the r50.pth that pretraining exports")
+    if architecture != ARCHITECTURE:
+        if problem := _problem(content, architecture):
+            raise UserError(f"the backbone {path} {problem}; give the file that tools/pretrain_r50.sh exported")
+        return dict(content), _read_meta(path)
     tensors = {name: value for name, value in content.items() if not str(name).startswith("fc.")}
-    if problem := _problem(tensors):
-        if other := _other_architecture(path):
-            raise UserError(f"the backbone {path} is timm's {other}, and the detectors here are built around ResNet-50; "
-                            "pretrain one with classifier.name=resnet50")
+    if problem := _problem(tensors, ARCHITECTURE):
         raise UserError(f"the backbone {path} {problem}; give the r50.pth that tools/pretrain_r50.sh exports")
     # Files from before torch 0.4.1 do not count batches; the count is used by no detector.
-    return {name: tensors.get(name, torch.tensor(0)) for name in _shapes()}, _read_meta(path)
+    return {name: tensors.get(name, torch.tensor(0)) for name in _expected(ARCHITECTURE)}, _read_meta(path)
 
 
-def load_timm_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The backbone of another network of timm's as (state dict, meta).
+def architecture_of(path: str | Path) -> str:
+    """The network whose weights `path` holds, as the JSON beside it says: ResNet-50, or timm's name of another.
 
-    The state dict is whole for timm.create_model(meta["architecture"], num_classes=0); meta["features"] holds "channels" and
-    "strides" of the feature maps that features_only=True gives. UserError where the file is missing, carries code, has no
-    JSON of ours beside it or does not belong to it.
+    UserError where the JSON names a network that timm does not have.
     """
-    path = Path(path)
-    tensors, beside = _read_tensors(path), path.with_suffix(".json")
+    beside = Path(path).with_suffix(".json")
+    if not beside.is_file():
+        return ARCHITECTURE
     meta = read_json(beside, "backbone's meta file")
-    if not isinstance(meta, dict) or meta.get("library") != "timm":
-        raise UserError(f"{beside} does not describe a network of timm's (library: 'timm'); export the backbone again")
-    return dict(tensors), _checked(meta, path)
+    name = meta.get("architecture") if isinstance(meta, dict) else None
+    if name == ARCHITECTURE:
+        return ARCHITECTURE
+    import timm  # takes seconds, and most files are of a ResNet-50
+
+    # A name of a built-in network: timm would fetch what "hf-hub:.." or "local-dir:.." name.
+    if not (isinstance(name, str) and meta.get("library") == "timm" and timm.is_model(name)):
+        raise UserError(f"{beside} describes neither a ResNet-50 (architecture: {ARCHITECTURE!r}) nor another network of "
+                        "timm's; export the backbone again")
+    return name
 
 
 def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor, architecture: str = ARCHITECTURE) -> None:
@@ -113,7 +120,7 @@ def _fresh(path: str | Path, architecture: str, images_BCHW: Tensor) -> tuple[nn
     """A network that holds the file's weights, and what turns images into its last feature map."""
     if architecture != ARCHITECTURE:
         network = build_classifier(architecture, num_classes=0, image_size=images_BCHW.shape[-1])
-        network.load_state_dict(load_timm_backbone(path)[0])
+        network.load_state_dict(load_backbone(path)[0])
         return network, network.forward_features  # type: ignore[return-value]
     from torchvision.models import resnet50  # takes seconds, and a search needs only IMAGENET from here
 
@@ -122,13 +129,9 @@ def _fresh(path: str | Path, architecture: str, images_BCHW: Tensor) -> tuple[nn
     return network, nn.Sequential(*list(network.children())[:-2])  # without the average pooling and fc
 
 
-def _timm_names(architecture: str) -> set[str]:
-    with torch.device("meta"):
-        return set(build_classifier(architecture, num_classes=0, image_size=224).state_dict())
-
-
-def _timm_features(architecture: str) -> dict[str, list[int]]:
-    """Channels and strides of the feature maps that timm's features_only gives."""
+@cache
+def timm_features(architecture: str) -> dict[str, list[int]]:
+    """"channels" and "strides" of the feature maps that timm's features_only gives."""
     import timm
 
     with torch.device("meta"):
@@ -137,13 +140,14 @@ def _timm_features(architecture: str) -> dict[str, list[int]]:
 
 
 @cache
-def _shapes() -> dict[str, torch.Size]:
-    """Name and shape of every tensor of a ResNet-50 without fc."""
-    from torchvision.models import resnet50
-
+def _expected(architecture: str) -> dict[str, Tensor]:
+    """Every tensor of the network without its classifier, with shape and dtype and on the meta device."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in resnet50(weights=None).state_dict().items()
-                if not name.startswith("fc.")}
+        if architecture != ARCHITECTURE:
+            return build_classifier(architecture, num_classes=0, image_size=224).state_dict()
+        from torchvision.models import resnet50
+
+        return {name: tensor for name, tensor in resnet50(weights=None).state_dict().items() if not name.startswith("fc.")}
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -151,30 +155,34 @@ def _plain(tensor: Tensor) -> Tensor:
     return (tensor.float() if tensor.is_floating_point() else tensor).contiguous().clone()
 
 
-def _problem(tensors: Mapping[str, Any]) -> str | None:
-    """What keeps `tensors` from being a whole float32 ResNet-50, as the end of a sentence; None where nothing does."""
-    shapes = _shapes()
-    prefixes = [str(name).removesuffix("conv1.weight") for name in tensors if str(name).endswith(".conv1.weight")]
-    if strange := [prefix for prefix in prefixes if not re.fullmatch(r"layer\d+\.\d+\.", prefix)]:
-        return f"has the prefix {min(strange, key=len)!r} before its keys"
-    needed = [name for name in shapes if not name.endswith("num_batches_tracked")]
+def _problem(tensors: Mapping[str, Any], architecture: str) -> str | None:
+    """What keeps `tensors` from being the whole network, as the end of a sentence; None where nothing does."""
+    expected, title = _expected(architecture), "ResNet-50" if architecture == ARCHITECTURE else architecture
+    if architecture == ARCHITECTURE:
+        prefixes = [str(name).removesuffix("conv1.weight") for name in tensors if str(name).endswith(".conv1.weight")]
+        if strange := [prefix for prefix in prefixes if not re.fullmatch(r"layer\d+\.\d+\.", prefix)]:
+            return f"has the prefix {min(strange, key=len)!r} before its keys"
+    needed = [name for name in expected if not name.endswith("num_batches_tracked")]
     missing = [name for name in needed if name not in tensors]
     if len(missing) == len(needed):
-        return "is no ResNet-50: it has none of its tensors"
-    wrong = [f"the tensor {name}" for name in tensors if name not in shapes]
-    wrong += [f"{name} of another shape" for name, shape in shapes.items()
-              if name in tensors and (not isinstance(tensors[name], Tensor) or tensors[name].shape != shape)]
+        return f"is no {title}: it has none of its tensors"
+    wrong = [f"the tensor {name}" for name in tensors if name not in expected]
+    # Where a network is built for one size, its position embedding is that of its own images.
+    any_size = architecture == ARCHITECTURE or not has_fixed_size(architecture)
+    wrong += [f"{name} of another shape" for name, tensor in expected.items()
+              if name in tensors and (not isinstance(tensors[name], Tensor)
+                                      or (any_size and tensors[name].shape != tensor.shape))]
     if wrong:
-        return f"is no ResNet-50: it has {wrong[0]}" + (f" and {len(wrong) - 1} more like it" if len(wrong) > 1 else "")
+        return f"is no {title}: it has {wrong[0]}" + (f" and {len(wrong) - 1} more like it" if len(wrong) > 1 else "")
     if missing:
-        return (f"holds only {len(needed) - len(missing)} of a ResNet-50's {len(needed)} tensors: {missing[0]} is "
-                "missing")
+        return f"holds only {len(needed) - len(missing)} of a {title}'s {len(needed)} tensors: {missing[0]} is missing"
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             return f"holds a {'meta' if tensor.is_meta else 'sparse'} tensor and not a dense one ({name})"
     for name in needed:
-        if tensors[name].dtype != torch.float32:
-            return f"is {str(tensors[name].dtype).removeprefix('torch.')} and not float32 ({name})"
+        found, wanted = (str(tensor.dtype).removeprefix("torch.") for tensor in (tensors[name], expected[name]))
+        if found != wanted:
+            return f"is {found} and not {wanted} ({name})"
         if not tensors[name].isfinite().all():
             return f"holds NaN or infinite numbers ({name})"
     return None
@@ -210,15 +218,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
         _warn_without_meta(path)
         return dict(IMAGENET)
     meta = read_json(beside, "backbone's meta file")
-    if not isinstance(meta, dict) or meta.get("architecture") != ARCHITECTURE:
-        raise UserError(f"{beside} does not describe a ResNet-50 (architecture: {ARCHITECTURE!r}); export the backbone "
-                        "again")
-    return _checked(meta, path)
-
-
-def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`meta` where its numbers and its hash fit the weights in `path`, else UserError."""
-    beside = path.with_suffix(".json")
+    if meta["architecture"] != ARCHITECTURE and meta.get("features") != timm_features(meta["architecture"]):
+        raise UserError(f"{beside} has other feature maps than timm's {meta['architecture']}, which has "
+                        f"{timm_features(meta['architecture'])}; export the backbone again")
     for name in ("mean", "std"):
         value = meta.get(name)
         if not (isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
@@ -228,10 +230,3 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     if meta.get("sha256") != sha256_of(path):
         raise UserError(f"{path} and {beside} do not belong together (the sha256 differs); export the backbone again")
     return meta
-
-
-def _other_architecture(path: Path) -> str | None:
-    """The network of timm's that the JSON beside `path` names, where there is one."""
-    beside = path.with_suffix(".json")
-    meta = read_json(beside, "backbone's meta file") if beside.is_file() else None
-    return str(meta.get("architecture")) if isinstance(meta, dict) and meta.get("library") == "timm" else None

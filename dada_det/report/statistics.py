@@ -48,3 +48,11 @@ def student_share(t: float, freedom: int) -> float:
         total += term
         term *= k / (k + 1) * math.cos(angle) ** 2
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """A 95 % interval of the median from the order statistics; of fewer than six values the smallest and the largest."""
+    n = len(values)
+    tails = [2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(1, n // 2 + 1)]
+    k = max([k for k, tail in enumerate(tails, 1) if tail <= 1 - CONFIDENCE], default=1)
+    return sorted(values)[k - 1], sorted(values)[n - k]

@@ -25,6 +25,14 @@ def test_a_table_and_its_json(bench: ModuleType, tmp_path: Path, capsys: pytest.
                                                                                              ["convnet", "paper"]]
 
 
+def test_a_row_of_ddas(bench: ModuleType, tmp_path: Path) -> None:
+    arguments = ["--models", "convnet", "--modes", "ddas", "--rounds", "1", "--device", "cpu"]
+    assert bench.main([*arguments, "--json", str(tmp_path / "step.json")]) == 0
+    (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
+    assert (row["mode"], row["rewards_per_step"], row["baseline"]) == ("ddas", 3, "unaugmented")
+    assert all(row[name] > 0 for name in ("augmentation", "data", "weights_update", "policy_update"))
+
+
 def test_settings_are_changed_by_name(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shape = ["--models", "convnet", "--modes", "default", "--rounds", "1", "--device", "cpu"]
     assert bench.main([*shape, "--json", str(tmp_path / "step.json"), "--settings", "draws=2", "baseline=batch"]) == 0

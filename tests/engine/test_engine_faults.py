@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -21,7 +22,9 @@ from dada_det.commands.common import ROOT
 from dada_det.engine import faults
 from dada_det.engine.checkpoint import check_checkpoint, find_checkpoint
 from dada_det.engine.hooks import QuietRunner
+from dada_det.engine.launch import PATIENCE
 from dada_det.errors import UserError
+from dada_det.files import make_folder
 
 
 class Numbers(Dataset):
@@ -63,11 +66,12 @@ class InEpochTwo(Hook):
             self.then()
 
 
-def runner_for(folder, data, then=lambda: None, workers=0):
+def runner_for(folder, data, then=lambda: None, workers=0, **options):
     runner = QuietRunner(
         model=Line(), work_dir=str(folder), train_dataloader=DataLoader(data, num_workers=workers),
         train_cfg={"by_epoch": True, "max_epochs": 3}, optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}},
-        default_hooks={"logger": None, "checkpoint": {"type": "AtomicCheckpoint"}}, experiment_name="faults")
+        default_hooks={"logger": None, "checkpoint": {"type": "AtomicCheckpoint"}}, experiment_name="faults",
+        **options)
     runner.register_hook(InEpochTwo(then))
     return runner
 
@@ -101,6 +105,28 @@ def test_a_write_that_the_kernel_cuts_short(tmp_path):
         says(runner, f"cannot write {tmp_path}/epoch_2.pth: File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_before_the_first_step(tmp_path):
+    """The folder can be made and its log opened, but nothing written into it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        with pytest.raises(UserError, match=rf"^cannot write .*{tmp_path}.*: File too large; make room or choose another "
+                           "--work-dir$"):
+            runner_for(tmp_path, Numbers(), cfg=Config({"epochs": 3}))  # which is the first that is written
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_work_dir_that_cannot_be_written_is_refused_before_anything_runs(call, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(*((Path, "mkdir") if call == "mkdir" else ("tempfile.TemporaryFile",)), refuse)
+    with pytest.raises(UserError, match=f"^cannot write into {tmp_path}/w: Read-only file system; choose another place$"):
+        make_folder(tmp_path / "w")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -214,6 +240,7 @@ def test_a_process_of_the_run_that_is_killed(start):
         "dying: error: process 1 of 2 was killed by SIGKILL, mostly for want of memory, and the others were stopped; its "
         "checkpoints are whole, and --resume goes on from the last"]
     assert find_checkpoint(work_dir) == work_dir / "epoch_1.pth"
+    assert time.time() - (work_dir / "there_1").stat().st_mtime < 4 * PATIENCE  # mostly seconds
 
 
 @pytest.mark.slow

@@ -6,6 +6,11 @@ from types import ModuleType
 
 import pytest
 
+from dada_det.augment import OPERATION_NAMES
+from dada_det.augment.schedule import Schedule
+from dada_det.commands.bench import write_rows
+from dada_det.errors import UserError
+
 
 def test_the_planted_operation_comes_out_on_top(planted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +37,36 @@ def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleTyp
     lines = planted.summary([row, found])
     assert lines[0] == "not counted, mean gap below 10 points: Cutout"
     assert "mean AUC 1.000" in lines[1] and "first in 1 of 1" in lines[1] and "75 % on average" in lines[1]
+
+
+def test_the_ranking_of_a_schedule_is_that_of_its_last_stage(planted: ModuleType, tmp_path: Path) -> None:
+    """By hand: nine ordered pairs of three atoms, of which five hold Invert and five Rotate."""
+    Schedule.from_dict({"schema": 1, "ranges": "strength", "atoms": [
+        {"name": None, "magnitude": 0.0}, {"name": "Invert", "magnitude": 0.0}, {"name": "Rotate", "magnitude": 1.0}],
+        "schedule": [{"until": 0.5, "probability": 0.3, "preferences": [0.1, 0.1, 0.8]},
+                     {"until": 1.0, "probability": 0.3, "preferences": [0.3, 0.5, 0.2]}]}).save(tmp_path / "schedule.json")
+    preferences, names = planted.of_schedule(tmp_path / "schedule.json")
+    assert len(preferences) == 9 and names[:2] == ["Invert", "Rotate"] and set(names) == set(OPERATION_NAMES)
+    assert planted.ranking_auc(preferences, "Invert") == 1.0
+    # Those that hold Rotate: 0.04, 2 x 0.06, 2 x 0.10; the others: 0.09, 2 x 0.15, 0.25.
+    assert planted.ranking_auc(preferences, "Rotate") == pytest.approx(2 / 20)
+
+
+def test_rows_of_ddas_join_a_file_that_has_none_but_not_those_of_other_settings(planted: ModuleType, tmp_path: Path) -> None:
+    table, before = tmp_path / "planted.json", {"epochs": 30, "default": "a"}
+    write_rows(table, [{"mode": "paper"}], before)
+    assert planted.rows_in(table, {**before, "ddas": "b"}) == [{"mode": "paper"}]
+    write_rows(table, [{"mode": "ddas"}], {**before, "ddas": "b"})
+    for other in ({**before, "ddas": "c"}, before, {**before, "default": "d", "ddas": "b"}):
+        with pytest.raises(UserError, match="was not measured with"):
+            planted.rows_in(table, other)
+
+
+@pytest.mark.slow
+def test_ddas_finds_the_planted_operation(planted: ModuleType) -> None:
+    task = planted.Task("Invert", seed=0, modes=("ddas",), epochs=30, folder=None, image_size=14, options=())
+    (row,) = planted.run(task)
+    assert row["rank"] == 1 and row["auc"] > 0.7 and row["accuracy"] > row["accuracy_none"] + 0.5 * row["gap"], row
 
 
 @pytest.mark.slow

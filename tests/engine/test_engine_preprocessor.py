@@ -10,7 +10,7 @@ from dada_det.augment import OPERATION_NAMES, Operation, Policy, PolicyTransform
 from dada_det.augment.named import resolve_policy
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import ImageFolder
-from dada_det.engine.preprocessor import DrawnImages, ImagePreprocessor
+from dada_det.engine.preprocessor import DrawnImages, ImagePreprocessor, TrainImages, blank
 
 # Every operation with a drawn magnitude, before Cutout.
 SPREAD = Policy("strength", [SubPolicy(1.0 + place, (Operation(name, 0.9, 0.6, 0.8), Operation("Cutout", 0.5, 0.7)))
@@ -85,3 +85,50 @@ def test_a_gpu_gives_the_images_of_the_workers_within_one_level(images):
     levels = ImagePreprocessor(mean=[0, 0, 0], std=[1, 1, 1])
     difference = (levels.cuda()(batch)["images"].cpu() - levels.cpu()(batch)["images"]).abs()
     assert difference.max() <= 1 and (difference > 0).float().mean() <= 1e-3
+
+
+def cut_training_images(images, cutout, policy=None):
+    transform = PolicyTransform(policy) if policy else lambda image, generator: image
+    return TrainImages(images, [33], transform, seed=3, cutout=cutout)
+
+
+def test_cutout_blanks_a_square_around_a_uniform_pixel_of_each_normalised_image(images):
+    plain, cut = cut_training_images(images, 0), cut_training_images(images, 10)
+    lefts, tops = [], []
+    for epoch in range(40):
+        before, after = epoch_of(plain, epoch), epoch_of(cut, epoch)
+        cut.set_epoch(epoch)
+        for index in range(len(images)):
+            left, top, right, bottom = cut[index]["cutout"].tolist()
+            assert (right - left, bottom - top) == (10, 10)
+            expected = before[index].clone()
+            expected[:, max(top, 0):bottom, max(left, 0):right] = 0
+            assert torch.equal(after[index], expected)
+            lefts.append(left)
+            tops.append(top)
+    # The centre, five pixels right and down of the corner, is any of the image's 33 x 33 pixels: 480 draws miss no row.
+    assert set(lefts) == set(tops) == set(range(-5, 28))
+    assert abs(np.corrcoef(lefts, tops)[0, 1]) < 0.2
+    assert not torch.equal(epoch_of(cut, 0), epoch_of(cut, 1))
+
+
+def test_cutout_comes_after_the_policy_in_the_workers_and_on_the_device(images):
+    in_workers, on_device = cut_training_images(images, 11, SPREAD), DrawnImages(images, 33, SPREAD, seed=3, cutout=11)
+    uncut = cut_training_images(images, 0, SPREAD)
+    for epoch in range(3):
+        expected = epoch_of(in_workers, epoch)
+        assert torch.equal(epoch_of(on_device, epoch, workers=epoch % 2), expected)
+        blanked = (expected == 0).all(1, keepdim=True)
+        assert torch.equal(torch.where(blanked, 0, epoch_of(uncut, epoch)), expected)
+        assert (blanked.flatten(1).sum(1) >= 30).all()  # a corner of 11 x 11 pixels has 30 of them, or 36
+
+
+def test_boxes_are_clipped_and_each_image_has_its_own():
+    boxes = torch.tensor([[-3, -2, 2, 1], [4, 3, 9, 9], [0, 0, 6, 5], [7, 7, 9, 9]])
+    images = torch.ones(4, 2, 5, 6)
+    result = blank(images, boxes)
+    expected = images.clone()
+    expected[0, :, :1, :2] = 0
+    expected[1, :, 3:, 4:] = 0
+    expected[2] = 0
+    assert torch.equal(result, expected) and images.min() == 1

@@ -10,15 +10,26 @@ import torch.distributed as dist
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from dada_det.augment.space import SearchSpace
+from dada_det.augment.space import AtomSpace, SearchSpace
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search import optimizers
 from dada_det.engine.search_loop import SearchBatches
 from dada_det.engine.searcher import Searcher
 from dada_det.search.dada import Dada
+from dada_det.search.ddas import Ddas, ddas_settings
 from dada_det.search.settings import settings_for
+from dada_det.search.step import Algorithm
 
 STEPS = 4
+
+
+def algorithm_for(mode: str, baseline: str) -> Algorithm:
+    operations = ("ShearX", "Invert", "Solarize", "Brightness", "Cutout")
+    if mode == "ddas":
+        ddas = ddas_settings(val_batches=1, probability_lr=0.05)
+        return Ddas(AtomSpace.of_levels(operations, ddas.levels), ddas, epochs=1)
+    settings = settings_for(mode) if mode == "paper" else settings_for(mode, warmup_epochs=0, baseline=baseline)
+    return Dada(SearchSpace(operations, settings.ranges), settings)
 
 
 def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
@@ -27,12 +38,13 @@ def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     halves = [MemoryImages(torch.randint(0, 256, (24, 3, 18, 18), generator=generator, dtype=torch.uint8),
                            torch.randint(0, 4, (24,), generator=generator)) for _ in range(2)]
-    settings = settings_for(mode) if mode == "paper" else settings_for(mode, warmup_epochs=0, baseline=baseline)
-    space = SearchSpace(("ShearX", "Invert", "Solarize", "Brightness", "Cutout"), settings.ranges)
     network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
-    searcher = Searcher(network, Dada(space, settings), [125.0] * 3, [60.0] * 3).double()
+    algorithm = algorithm_for(mode, baseline)
+    settings = algorithm.settings
+    searcher = Searcher(network, algorithm, [125.0] * 3, [60.0] * 3).double()
     batches = SearchBatches(*halves, image_size=16, padding=0, mirror=True, batch_size=8,
-                            val_batch_size=8 * settings.val_batches, draws=settings.draws, draw_noise=searcher.algorithm.draw_noise, seed=3)
+                            val_batch_size=8 * settings.val_batches, draws=settings.draws, draw_noise=algorithm.draw_noise,
+                            seed=3)
     wrappers = optimizers(searcher, Config(dict(
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1, momentum=0.9),
         policy_optimizer=dict(lr=0.05, betas=(0.5, 0.999)))))
@@ -48,13 +60,15 @@ def process(rank: int, folder: str, mode: str, baseline: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("mode", "baseline"), [("default", "unaugmented"), ("default", "batch"), ("paper", "none")])
+@pytest.mark.parametrize(("mode", "baseline"), [("default", "unaugmented"), ("default", "batch"), ("paper", "none"),
+                                                ("ddas", "unaugmented")])
 def test_two_processes_equal_one(mode: str, baseline: str, tmp_path: Path) -> None:
     children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode, baseline]) for rank in range(2)]
     assert [child.wait(timeout=300) for child in children] == [0, 0]
     ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     alone = search_steps(mode, baseline)
-    moved = [name for name, tensor in alone.items() if name.startswith("algorithm.distribution") and tensor.std() > 1e-4]
+    moved = [name for name, tensor in alone.items()
+             if name.startswith(("algorithm.distribution", "algorithm.alpha")) and tensor.std() > 1e-4]
     assert moved, "the policy did not move, so there would be nothing to compare"
     for name, tensor in alone.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 
 from dada_det.errors import UserError
-from dada_det.models.backbone import IMAGENET, export_backbone, load_backbone, load_timm_backbone, verify_export
+from dada_det.models.backbone import IMAGENET, export_backbone, load_backbone, verify_export
 
 META = {**IMAGENET, "classes": ["n01440764", "n02102040"], "policy_sha256": None}
 
@@ -144,7 +144,10 @@ def test_missing_truncated_and_foreign_files(exported, tmp_path):
     ({"mean": [1, 2]}, "has no mean of three numbers"),
     ({"std": None}, "has no std of three numbers"),
     ({"channel_order": "GBR"}, "has the channel order 'GBR'"),
-    ({"architecture": "resnet101"}, "does not describe a ResNet-50"),
+    ({"architecture": "resnet101"}, r"describes neither a ResNet-50 \(architecture: 'resnet50'\) nor another network"),
+    ({"architecture": None}, "describes neither a ResNet-50"),
+    ({"architecture": "hf-hub:someone/network", "library": "timm"}, "describes neither a ResNet-50"),
+    ({"architecture": "local-dir:somewhere", "library": "timm"}, "describes neither a ResNet-50"),
 ])
 def test_json_that_does_not_fit_is_refused(change, message, exported, tmp_path):
     path = tmp_path / "r50.pth"
@@ -169,7 +172,7 @@ def convnext(tmp_path):
 
 def test_another_network_is_exported_whole_without_its_classifier(convnext):
     model, path = convnext
-    tensors, meta = load_timm_backbone(path)
+    tensors, meta = load_backbone(path)
     assert set(model.state_dict()) - set(tensors) == {"head.fc.weight", "head.fc.bias"}
     timm.create_model("test_convnext", num_classes=0).load_state_dict(tensors)
     assert meta["features"] == {"channels": [24, 32, 48, 64], "strides": [4, 8, 16, 32]}
@@ -182,18 +185,40 @@ def test_a_network_built_for_one_size_is_verified_at_that_size(tmp_path):
     model = timm.create_model("test_vit", num_classes=5, img_size=32)
     export_backbone(model.state_dict(), tmp_path / "vit.pth", META, "test_vit")
     verify_export(model, tmp_path / "vit.pth", torch.randn(2, 3, 32, 32), "test_vit")
-    assert load_timm_backbone(tmp_path / "vit.pth")[1]["features"]["strides"] == [16, 16, 16]  # no pyramid
+    assert load_backbone(tmp_path / "vit.pth")[1]["features"]["strides"] == [16, 16, 16]  # no pyramid
+
+
+OTHER = {
+    "is no test_convnext: it has none of its tensors": lambda state: {"weight": torch.zeros(1)},
+    "is no test_convnext: it has the tensor head.fc.bias": lambda state: {**state, "head.fc.bias": torch.zeros(5)},
+    "is no test_convnext: it has stem.0.weight of another shape":
+        lambda state: {**state, "stem.0.weight": torch.zeros(24, 3, 3, 3)},
+    "holds only 1 of a test_convnext's": lambda state: {"stem.0.weight": state["stem.0.weight"]},
+    "is float16 and not float32": lambda state: {name: value.half() for name, value in state.items()},
+    "holds NaN or infinite numbers (stem.0.bias)": lambda state: {**state, "stem.0.bias": torch.full((24,), torch.nan)},
+    "is a whole checkpoint (it holds 'state_dict')": lambda state: {"state_dict": state},
+    "carries code in its pickle and is not opened": lambda state: {**state, "stem.0.weight": Payload()},
+}
+
+
+@pytest.mark.parametrize("message", OTHER)
+def test_each_bad_file_of_another_network_gets_its_sentence(message, convnext, capfd):
+    path = convnext[1]
+    torch.save(OTHER[message](torch.load(path, weights_only=True)), path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_backbone(path)
+    assert "executed" not in capfd.readouterr().out
 
 
 def test_files_of_other_networks_that_do_not_fit_are_refused(convnext, trained, tmp_path):
     path = convnext[1]
-    with pytest.raises(UserError, match=r"is timm's test_convnext, and the detectors here are built around ResNet-50"):
-        load_backbone(path)
-    with pytest.raises(ValueError, match=r"cannot be exported: it lacks .* of test_convnext"):
+    with pytest.raises(ValueError, match=r"cannot be exported: it is no test_convnext"):
         export_backbone(trained.state_dict(), tmp_path / "other.pth", META, "test_convnext")
-    torch.save({}, path)
-    with pytest.raises(UserError, match="do not belong together"):
-        load_timm_backbone(path)
-    path.with_suffix(".json").write_text(json.dumps({"architecture": "resnet50"}))
-    with pytest.raises(UserError, match=r"does not describe a network of timm's"):
-        load_timm_backbone(path)
+    meta = json.loads(path.with_suffix(".json").read_text())
+    for change, message in (({"sha256": "0" * 64}, "do not belong together"), ({"mean": None}, "has no mean"),
+                            ({"features": {"channels": [1], "strides": [4]}}, "has other feature maps than timm's"),
+                            ({"architecture": "test_resnet"}, "is no test_resnet"),
+                            ({"library": "none"}, "describes neither a ResNet-50")):
+        path.with_suffix(".json").write_text(json.dumps({**meta, **change}))
+        with pytest.raises(UserError, match=message):
+            load_backbone(path)

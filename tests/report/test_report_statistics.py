@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from dada_det.report.statistics import mean_interval, paired_difference, student_quantile, student_share
+from dada_det.report.statistics import (
+    mean_interval,
+    median_interval,
+    paired_difference,
+    student_quantile,
+    student_share,
+)
 
 
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706),
@@ -44,3 +50,9 @@ def test_pairs_take_out_what_their_seeds_share() -> None:
     assert half < mean_interval(reference)[1] / 10
     with pytest.raises(ValueError):
         paired_difference([1.0], reference)
+
+
+@pytest.mark.parametrize(("n", "ends"), [(1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (12, (3, 10)), (25, (8, 18))])
+def test_the_interval_of_a_median(n: int, ends: tuple[int, int]) -> None:
+    """The places of the order statistics in the table of the sign test at 5 %."""
+    assert median_interval(list(range(n, 0, -1))) == ends

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dada_det.augment.space import SearchSpace
-from dada_det.search import alignment, dada
+from dada_det.search import alignment
 from dada_det.search.curvature import DAMPING, SQUARES_DECAY, RunningMean, precondition
-from dada_det.search.distribution import PolicyDistribution, draw_noise
-from dada_det.search.estimators import ControlVariate
+from dada_det.search.dada import Dada
+from dada_det.search.policy_gradient import policy_gradient
+from dada_det.search.settings import settings_for
+from dada_det.search.step import Batch, Step, augment
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +112,14 @@ def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
 def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditioned: bool, v_decay: float) -> None:
     """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand."""
     torch.manual_seed(0)
-    settings = dada.settings_for("default", baseline="none", normalise=False, estimator="score", val_statistics="batch",
-                                 preconditioned=preconditioned, v_decay=v_decay)
-    distribution = PolicyDistribution(SearchSpace(("Rotate", "Solarize", "Brightness")), spread=settings.spread).double()
+    settings = settings_for("default", baseline="none", normalise=False, estimator="score", val_statistics="batch",
+                            preconditioned=preconditioned, v_decay=v_decay)
+    algorithm = Dada(SearchSpace(("Rotate", "Solarize", "Brightness")), settings).double()
+    distribution = algorithm.distribution
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3)).double()
     images, labels = torch.randint(0, 256, (2, 8, 3, 10, 10), dtype=torch.uint8), torch.randint(0, 3, (2, 8))
-    noise = draw_noise(8, 3, torch.Generator().manual_seed(1))
-    batch = dada.Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
+    noise = algorithm.draw_noise(8, torch.Generator().manual_seed(1))
+    batch = Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
     weights = alignment.weights_of(network)
     before = {name: torch.randn_like(tensor) for name, tensor in weights.items()}  # the gradient of an earlier step
     squares = RunningMean(network, SQUARES_DECAY) if preconditioned else None
@@ -124,12 +127,11 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
     v_mean.add(before, torch.ones(()))
     if squares is not None:
         add_square(squares, before)
-    parts = dada.Step(network, distribution, ControlVariate(3).double(), settings,
-                      lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
-                      squares=squares, v_mean=v_mean)
+    parts = Step(network, settings, lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda name: None,
+                 squares=squares, v_mean=v_mean)
 
     sample = distribution.sample(noise)
-    augmented = dada.augment(parts, batch.images_BCHW, sample, noise)
+    augmented, _ = augment(parts, batch.images_BCHW, labels[0], algorithm.draws(sample, noise, 8))
     gradient = alignment.training_gradient(network, augmented, labels[0])[0]
     v = alignment.gradient_at(network, alignment.step(weights, gradient, -0.1), parts.normalise(images[1]), labels[1])
     v = {name: (1 - v_decay) * (v_decay * before[name] + tensor / alignment.norm(v)) for name, tensor in v.items()}
@@ -138,7 +140,7 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
                 for name, tensor in gradient.items()}
         v = precondition(v, both, gradient, out=copy.deepcopy(v))
     rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
-    wanted = dada.policy_gradient(parts, rewards, None, sample, noise)[0].logits_N
-    dada.default_step(parts, batch, 0.1, learn=True)
+    wanted = policy_gradient(settings, distribution, algorithm.control_variate, rewards, None, sample, noise)[0].logits_N
+    algorithm.default_step(parts, batch, 0.1, learn=True)
     assert distribution.preferences_N.grad is not None
     assert (-distribution.preferences_N.grad - wanted).norm() < 0.02 * wanted.norm()  # the step takes one-sided differences

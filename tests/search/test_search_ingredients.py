@@ -20,49 +20,55 @@ B, SIZE, CLASSES, ZETA = 8, 10, 3, 0.1
 OPERATIONS = ("Rotate", "Solarize", "Brightness")
 
 
-def case(**changes: Any) -> tuple[dada.Step, dada.Batch]:
+def case(**changes: Any) -> tuple[Dada, Step, Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
     plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch"}
-    settings = dada.settings_for("default", **{**plain, **changes})
-    distribution = PolicyDistribution(SearchSpace(OPERATIONS), shared=settings.shared, spread=settings.spread).double()
-    for parameter in distribution.parameters():
+    settings = settings_for("default", **{**plain, **changes})
+    algorithm = Dada(SearchSpace(OPERATIONS), settings).double()
+    for parameter in algorithm.distribution.parameters():
         nn.init.normal_(parameter, std=0.7)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, CLASSES)).double()
     images = torch.randint(0, 256, (2, B, 3, SIZE, SIZE), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (2, B))
-    noise = draw_noise(settings.draws * B, len(distribution.space), torch.Generator().manual_seed(1))
-    batch = dada.Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
-    return dada.Step(network, distribution, ControlVariate(len(distribution.space)).double(), settings,
-                     lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda: None,
-                     v_mean=RunningMean(network, settings.v_decay)), batch
+    noise = algorithm.draw_noise(settings.draws * B, torch.Generator().manual_seed(1))
+    batch = Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
+    return algorithm, Step(network, settings, lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None,
+                           lambda name: None, v_mean=RunningMean(network, settings.v_decay)), batch
 
 
-def gradient_of(parts: dada.Step, batch: dada.Batch) -> dict[str, Tensor]:
+def gradient_of(algorithm: Dada, parts: Step, batch: Batch, **changes: Any) -> dict[str, Tensor]:
     """What the step hands to the policy's optimiser, turned round: it minimises."""
-    dada.default_step(parts, batch, ZETA, learn=True)
-    return {name: -parameter.grad for name, parameter in parts.distribution.named_parameters()}
+    kept = algorithm.settings
+    algorithm.settings = replace(kept, **changes)
+    algorithm.default_step(parts, batch, ZETA, learn=True)
+    algorithm.settings = kept
+    return {name: -parameter.grad for name, parameter in algorithm.distribution.named_parameters()}
+
+
+def augmented(algorithm: Dada, parts: Step, batch: Batch, draws: int = 1) -> Tensor:
+    sample = algorithm.distribution.sample(batch.noise)
+    return augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), None, algorithm.draws(sample, batch.noise, draws * B))[0]
 
 
 @pytest.mark.parametrize("draws", [1, 2])
 def test_straight_through_magnitudes_equal_autograd_through_the_pixel_sum(draws: int) -> None:
     """Eq. 10: m joins every pixel of the images that its operation acted on, with the value 0 and the derivative 1."""
-    parts, batch = case(spread=None, estimator="score", normalise=False, draws=draws)
-    sample, network = parts.distribution.sample(batch.noise), parts.network
-    torch.testing.assert_close(sample.logit_m_B2, parts.distribution.magnitudes_N2.detach()[sample.c_B])  # not drawn
-    images, labels = dada.augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), sample, batch.noise), \
-        batch.labels_B.repeat(draws)
+    algorithm, parts, batch = case(spread=None, estimator="score", normalise=False, draws=draws)
+    sample, network = algorithm.distribution.sample(batch.noise), parts.network
+    torch.testing.assert_close(sample.logit_m_B2, algorithm.distribution.magnitudes_N2.detach()[sample.c_B])  # not drawn
+    images, labels = augmented(algorithm, parts, batch, draws), batch.targets_B.repeat(draws)
     weights = alignment.weights_of(network)
     gradient = alignment.gradient_at(network, weights, images[:B], labels[:B])
     v = alignment.gradient_at(network, alignment.step(weights, gradient, -ZETA), parts.normalise(batch.val_images_VCHW),
-                              batch.val_labels_V)
+                              batch.val_targets_V)
     v = {name: tensor / alignment.norm(v) for name, tensor in v.items()}
-    leaf_N2 = parts.distribution.magnitudes_N2.detach().clone().requires_grad_()
+    leaf_N2 = algorithm.distribution.magnitudes_N2.detach().clone().requires_grad_()
     m_B2 = leaf_N2.sigmoid()[sample.c_B]
     moved = images + ((m_B2 - m_B2.detach()) * sample.b_B2).sum(1)[:, None, None, None]
     rewards = torch.func.jvp(lambda w: alignment.losses_at(network, w, moved, labels), (weights,), (v,))[1]
     (exact,) = torch.autograd.grad(rewards.mean(), leaf_N2)
-    got = gradient_of(parts, batch)["magnitudes_N2"]
+    got = gradient_of(algorithm, parts, batch)["magnitudes_N2"]
     assert exact.abs().max() > 1e-4 and 0 < sample.b_B2.sum() < sample.b_B2.numel()
     torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-3 * exact.abs().max().item())
 
@@ -70,11 +76,11 @@ def test_straight_through_magnitudes_equal_autograd_through_the_pixel_sum(draws:
 @pytest.mark.parametrize("changes", [{}, {"spread": None, "estimator": "score"}])
 def test_dividing_by_the_spread_divides_every_gradient(changes: dict[str, Any]) -> None:
     """The pixels' sums with the rewards, so that no option changes their weight against each other."""
-    parts, batch = case(**changes)
-    plain = gradient_of(replace(parts, settings=replace(parts.settings, normalise=False)), batch)
-    spread = dada.default_step(parts, batch, ZETA, learn=True)["spread"]
+    algorithm, parts, batch = case(**changes)
+    plain = gradient_of(algorithm, parts, batch, normalise=False)
+    spread = algorithm.default_step(parts, batch, ZETA, learn=True)["spread"]
     assert abs(spread.item() - 1) > 0.1
-    for name, gradient in gradient_of(parts, batch).items():
+    for name, gradient in gradient_of(algorithm, parts, batch).items():
         torch.testing.assert_close(gradient, plain[name] / spread)
 
 
@@ -89,13 +95,13 @@ def test_the_entropys_gradient_equals_autograd(shared: bool) -> None:
         torch.testing.assert_close(-parameter.grad, zeros_N2 if exact is None else exact)
 
 
-@pytest.mark.parametrize("estimator", dada.ESTIMATORS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> None:
     """The same draws with and without it: the difference is the coefficient times the entropy's gradient."""
-    parts, batch = case(estimator=estimator, shared=False)
-    plain = gradient_of(parts, batch)
-    found = gradient_of(replace(parts, settings=replace(parts.settings, entropy=0.3)), batch)
-    exact = parts.distribution.entropy_gradient_N()
+    algorithm, parts, batch = case(estimator=estimator, shared=False)
+    plain = gradient_of(algorithm, parts, batch)
+    found = gradient_of(algorithm, parts, batch, entropy=0.3)
+    exact = algorithm.distribution.entropy_gradient_N()
     assert exact.abs().max() > 0.01
     for name in plain:
         added = 0.3 * exact if name == "preferences_N" else torch.zeros_like(plain[name])
@@ -106,7 +112,7 @@ def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> Non
 def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(statistics: str,
                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """Against autograd through a copy at w' in train or eval mode; the step leaves the network in train mode."""
-    parts, batch = case(val_statistics=statistics)
+    algorithm, parts, batch = case(val_statistics=statistics)
     network = nn.Sequential(nn.BatchNorm2d(3), *parts.network).double()
     directions = []
     kept = alignment.rewards
@@ -118,9 +124,9 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
 
     monkeypatch.setattr(alignment, "rewards", rewards)
     parts = replace(parts, network=network, v_mean=RunningMean(network, 0.0))
-    images = dada.augment(parts, batch.images_BCHW, parts.distribution.sample(batch.noise), batch.noise)
+    images = augmented(algorithm, parts, batch)
     moved = copy.deepcopy(network)
-    gradient, _ = alignment.training_gradient(moved, images, batch.labels_B)
+    gradient, _ = alignment.training_gradient(moved, images, batch.targets_B)
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             parameter -= ZETA * gradient[name]
@@ -128,12 +134,12 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
     for running, rows in {"batch": [(False, slice(B))], "running": [(True, slice(B))],
                           "both": [(True, slice(B // 2, B)), (False, slice(B // 2))]}[statistics]:
         moved.train(not running)
-        loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_labels_V[rows])
+        loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_targets_V[rows])
         own = torch.autograd.grad(loss, list(moved.parameters()))
         weight = 0.5 if running and statistics == "both" else 1.0
         length = torch.cat([tensor.flatten() for tensor in own]).norm()
         gradients.append([weight * tensor / length for tensor in own])
     wanted = dict(zip(gradient, (sum(parts_of) for parts_of in zip(*gradients, strict=True)), strict=True))
-    dada.default_step(parts, batch, ZETA, learn=True)
+    algorithm.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)

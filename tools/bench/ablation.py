@@ -85,9 +85,8 @@ def run(task: Task) -> dict[str, Any]:
         folder = Path(name)
         train, val, _ = plant(task.operation, task.seed)
         write_folders(folder / "data", train=train, val=val)
-        found = planted.searched(folder, "default", search, mirror=False)
-    names = [entry["name"] for entry in found["operations"]]
-    return {**task.entries(), "auc": planted.ranking_auc(found["sub_policies"], task.operation),
+        preferences, names = planted.searched(folder, "default", search, mirror=False)
+    return {**task.entries(), "auc": planted.ranking_auc(preferences, task.operation),
             "rank": names.index(task.operation) + 1, "first": names[0], "seconds": round(time.monotonic() - began, 1)}
 
 

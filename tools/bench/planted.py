@@ -1,6 +1,6 @@
 """Planted policies: validation images transformed by one operation, which the search must put first, and what it is worth.
 
-    python tools/bench/planted.py --operations Rotate Invert --seeds 2 --modes default paper --processes 2
+    python tools/bench/planted.py --operations Rotate Invert --seeds 2 --modes default paper ddas --processes 2
     python tools/bench/planted.py --data DIR --image-size 64        # any folder <class>/* of images
 
 A third of the images trains, a third is transformed and validates, a third is transformed the same way and is seen by
@@ -8,8 +8,14 @@ nobody. The search runs through its own command (--val-data); then a network is 
 saved and tested on the last third, beside none, random, one-op and the oracle (the planted operation at its magnitude,
 probability 1/2), all with the same seed.
 
+Modes: DADA's default and paper, and ddas, whose step costs more, so that it gets fewer epochs (of smaller batches): as many
+passes over an image as the default, where a forward pass counts 1 and a backward pass 2. The default passes 9 times over
+each training image of an epoch (training 3, validation 3, rewards 3), ddas 15 times (4 copies 3 each, validation 3), and
+paper, which has the default's epochs, 15 times too.
+
 gap   accuracy of the oracle minus that of none, in points; an operation whose mean gap is below 10 is not counted
-auc   how well the preferences of all 105 sub-policies rank those that hold the planted operation (0.5 is chance)
+auc   how well the preferences of all candidates rank those that hold the planted operation (0.5 is chance): DADA's 105
+      sub-policies; of ddas all ordered pairs of its 28 atoms
 rank  of the planted operation among the fifteen by probability of use; way: share of the gap that the policy closes
 """
 
@@ -26,17 +32,23 @@ import torch
 from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
+from dada_det.augment.schedule import Schedule
 from dada_det.commands.bench import run_search, side_by_side, write_rows
 from dada_det.data.planted import SIDE, oracle, plant, write_folders
+from dada_det.engine.launch import read_config
 from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.statistics import mean_interval, paired_difference
+from dada_det.search.ddas import ddas_settings
 from dada_det.search.settings import settings_for
 
 BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
 COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find
+MODES = ("default", "paper", "ddas")
 PAPER = ["search.mode=paper", "policy_optimizer.lr=0.005"]
+DDAS_CONFIG = "configs/debug/search_ddas.py"
+DDAS_BATCH, DDAS_EPOCHS = 25, 9 / 15  # a share of the epochs
 CONTROLS = ("none", "random", "one_op", "oracle")
 COLUMNS = {"mode": "8", "operation": "13", "seed": "4d", "gap": "5.1f", "auc": "5.3f", "rank": "4d", "accuracy": "8.1f",
            **{f"accuracy_{name}": f"{len(name) + 9}.1f" for name in CONTROLS}}
@@ -72,27 +84,50 @@ def run(task: Task) -> list[dict]:
         controls = {f"accuracy_{name}": accuracy(policy) for name, policy in policies.items()}
         rows = []
         for mode in task.modes:
-            found = searched(folder, mode, task, mirror=recipe.mirror)
-            names = [entry["name"] for entry in found["operations"]]
+            preferences, names = searched(folder, mode, task, mirror=recipe.mirror)
             rows.append({"mode": mode, "operation": task.operation, "seed": task.seed,
                          "gap": controls["accuracy_oracle"] - controls["accuracy_none"],
-                         "auc": ranking_auc(found["sub_policies"], task.operation), "rank": names.index(task.operation) + 1,
+                         "auc": ranking_auc(preferences, task.operation), "rank": names.index(task.operation) + 1,
                          "first": names[0], "accuracy": accuracy(Policy.load(folder / "search/policy.json")), **controls})
     return rows
 
 
-def searched(folder: Path, mode: str, task: Task, mirror: bool) -> dict:
-    """search.json of the search command on folder/data."""
-    options = [f"mirror={mirror}", *(PAPER if mode == "paper" else task.options)]
-    run_search(["--config", "configs/debug/search.py", "--data", f"{folder}/data", "--val-data", f"{folder}/data/val",
-                "--image-size", str(task.image_size), "--batch-size", str(BATCH), "--epochs", str(task.epochs),
+Preferences = list[tuple[float, set[str | None]]]  # of each candidate, and the operations that it holds
+
+
+def searched(folder: Path, mode: str, task: Task, mirror: bool) -> tuple[Preferences, list[str]]:
+    """(preferences of all candidates, operations by their use) of the search command on folder/data."""
+    ddas = mode == "ddas"
+    options = [f"mirror={mirror}", *{"default": task.options, "paper": PAPER, "ddas": ()}[mode]]
+    epochs = max(1, round(task.epochs * DDAS_EPOCHS)) if ddas else task.epochs
+    run_search(["--config", DDAS_CONFIG if ddas else "configs/debug/search.py", "--data", f"{folder}/data",
+                "--val-data", f"{folder}/data/val", "--image-size", str(task.image_size),
+                "--batch-size", str(DDAS_BATCH if ddas else BATCH), "--epochs", str(epochs),
                 "--seed", str(task.seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
-    return json.loads((folder / "search/search.json").read_text())
+    return of_schedule(folder / "search/schedule.json") if ddas else of_table(folder / "search/search.json")
 
 
-def ranking_auc(sub_policies: list[dict], operation: str) -> float:
-    holds = torch.tensor([any(o["name"] == operation for o in s["operations"]) for s in sub_policies])
-    preferences = torch.tensor([s["preference"] for s in sub_policies], dtype=torch.float64)
+def of_table(path: Path) -> tuple[Preferences, list[str]]:
+    """Of DADA's search.json."""
+    found = json.loads(path.read_text())
+    return ([(s["preference"], {o["name"] for o in s["operations"]}) for s in found["sub_policies"]],
+            [entry["name"] for entry in found["operations"]])
+
+
+def of_schedule(path: Path) -> tuple[Preferences, list[str]]:
+    """Of DDAS's last epoch: all ordered pairs of atoms."""
+    schedule = Schedule.load(path)
+    atoms = list(zip(schedule.stages[-1].preferences, (atom.name for atom in schedule.atoms), strict=True))
+    use: dict[str, float] = dict.fromkeys(OPERATION_NAMES, 0.0)
+    for preference, name in atoms:
+        if name is not None:
+            use[name] += preference
+    return [(p * q, {first, second}) for p, first in atoms for q, second in atoms], sorted(use, key=lambda name: -use[name])
+
+
+def ranking_auc(candidates: Preferences, operation: str) -> float:
+    holds = torch.tensor([operation in names for _, names in candidates])
+    preferences = torch.tensor([preference for preference, _ in candidates], dtype=torch.float64)
     ours, others = preferences[holds][:, None], preferences[~holds]
     return ((ours > others).double() + 0.5 * (ours == others)).mean().item()
 
@@ -102,7 +137,9 @@ def rows_in(path: Path | None, settings: dict) -> list[dict]:
     if path is None or not path.exists():
         return []
     found = read_json(path, "table")
-    if not isinstance(found, dict) or found.get("settings") != settings or not isinstance(found.get("rows"), list):
+    known = found.get("settings") if isinstance(found, dict) else None
+    # A file without ddas says nothing of it, and gets its rows beside those it has.
+    if not isinstance(known, dict) or {**settings, **known} != settings or not isinstance(found.get("rows"), list):
         raise UserError(f"{path} was not measured with {settings}; give its own flags, or another --json")
     return found["rows"]
 
@@ -145,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="(default: all fifteen)")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=("default", "paper"), default=["default", "paper"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"])
     parser.add_argument("--epochs", type=int, default=30, help="of the search and of the networks (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each (default: 1)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
@@ -158,6 +195,9 @@ def main(argv: list[str] | None = None) -> int:
              for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
     settings = {"epochs": args.epochs, "image_size": size, "data": args.data.name if args.data else None,
                 "options": args.cfg_options, "default": str(settings_for())}  # no rows of another default beside these
+    if "ddas" in args.modes:
+        config = read_config(DDAS_CONFIG, [])
+        settings["ddas"] = f"{ddas_settings(**config.search)} {dict(config.policy_optimizer)}"
     print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
     began = time.monotonic()
     try:

@@ -1,6 +1,6 @@
 """What a step of the search costs: a whole step over a plain forward+backward of the same model and batch.
 
-    python tools/bench/search_step.py --models wide_resnet40_2 resnet50 --modes default paper
+    python tools/bench/search_step.py --models wide_resnet40_2 resnet50 --modes default paper ddas
     python tools/bench/search_step.py --modes default --settings draws=1 baseline=batch --json step.json
 
 Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
@@ -13,7 +13,9 @@ augmentation      the policies' operations as a share of the step; data: crops, 
 memory_ratio      peak bytes of a step over those of plain training (forward, backward, the weights' update), weights and
                   optimiser state included: CUDA's max_memory_allocated; on the CPU what torch's allocator has handed out
                   and not got back, by the profiler's record (so without fragmentation and without Python itself)
-rewards_per_step  images that got a reward of their own; baseline: what is subtracted from it
+rewards_per_step  images that got a reward of their own, in ddas copies of the batch; baseline: what is subtracted from it
+
+The modes are DADA's two and ddas; each takes the search settings of its own config (ddas on CIFAR: 8 validation batches).
 """
 
 import argparse
@@ -27,7 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import comb
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,26 +38,30 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a machine 
 import torch
 from torch.nn import functional as F
 
-from dada_det.augment.space import SearchSpace
 from dada_det.commands.bench import write_rows
 from dada_det.commands.common import positive
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.launch import read_config
-from dada_det.engine.search import MARGIN, optimizers
+from dada_det.engine.search import METHODS, optimizers
 from dada_det.engine.search_loop import SearchBatches
+from dada_det.engine.search_problems import MARGIN, classification_batches
 from dada_det.engine.searcher import Searcher
 from dada_det.engine.trial import hardware
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET
 from dada_det.models.classifiers import build_classifier
-from dada_det.search import dada, estimators
+from dada_det.report.statistics import median_interval as interval
+from dada_det.search import estimators, step
+from dada_det.search.ddas import Ddas
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-MODELS = {"wide_resnet40_2": ("search_cifar10", 10, 32, 32), "resnet50": ("search_imagenet", 120, 128, 8),
-          "convnet": ("search_imagenet", 10, 16, 32)}  # config, classes, side in pixels, batch
+MODES = {"default": "search_{}", "paper": "search_{}_paper", "ddas": "search_ddas_{}"}  # config
+MODELS = {"wide_resnet40_2": ("cifar10", 10, 32, 32), "resnet50": ("imagenet", 120, 128, 8),
+          "convnet": ("imagenet", 10, 16, 32)}  # data of the config, classes, side in pixels, batch
 COLUMNS = {"model": "15", "mode": "20", "ratio": "6.2f", "low": "6.2f", "high": "6.2f", "memory_ratio": "13.2f",
            "rewards_per_step": "17d", "baseline": ">12", "augmentation": "13.1%", "data": "6.1%", "weights_update": "15.2f",
            "policy_update": "14.2f", "plain_ms": "9.1f"}
+AFTER_WARM_UP = 10**6  # an epoch
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,13 @@ class Case:
     def step(self, number: int) -> None:
         """A whole step of the search, its data included, after the warm-up epochs."""
         batch = self.batches.batch(0, number % len(self.batches))
-        self.searcher.search_step(batch, self.wrappers, epoch=self.searcher.settings.warmup_epochs)
+        self.searcher.search_step(batch, self.wrappers, epoch=AFTER_WARM_UP)
 
     def plain(self, number: int) -> Callable[[], None]:
         """Plain forward+backward on a batch made ready beforehand."""
         batch = self.batches.batch(0, number % len(self.batches))
         images = self.searcher.normalise(batch.images_BCHW)
-        return lambda: F.cross_entropy(self.searcher.network(images), batch.labels_B).backward()
+        return lambda: F.cross_entropy(self.searcher.network(images), batch.targets_B).backward()
 
     def plain_training(self, number: int) -> None:
         """Plain forward+backward and the weights' update."""
@@ -88,21 +93,17 @@ class Case:
 
 def build(model: str, mode: str, changes: Sequence[str], device: torch.device) -> Case:
     """The searcher of configs/search_*.py with `changes` (name=value) of its search settings, on random images."""
-    stem, classes, size, batch_size = MODELS[model]
-    config = read_config(str(CONFIGS / f"{stem}{'_paper' if mode == 'paper' else ''}.py"),
-                         [f"search.{change}" for change in changes])
-    config.batch_size = batch_size
-    settings = dada.settings_for(**config.search)
-    space = SearchSpace(ranges=settings.ranges)
+    data, classes, size, batch_size = MODELS[model]
+    config = read_config(str(CONFIGS / f"{MODES[mode].format(data)}.py"), [f"search.{change}" for change in changes])
+    config.batch_size, config.image_size = batch_size, size
+    make_algorithm = METHODS[config.get("method", "dada")](config)
     torch.manual_seed(0)
-    searcher = Searcher(build_classifier(model, classes, size), space, settings, IMAGENET["mean"], IMAGENET["std"])
-    padding = config.get("padding", 0)
-    side = size if padding else round(size * MARGIN)
+    network = build_classifier(model, classes, size)
+    searcher = Searcher(network, make_algorithm(network), IMAGENET["mean"], IMAGENET["std"])
+    side = size if config.get("padding", 0) else round(size * MARGIN)
     halves = [MemoryImages(torch.randint(0, 256, (20 * batch_size, 3, side, side), dtype=torch.uint8).to(device),
                            torch.randint(0, classes, (20 * batch_size,)).to(device)) for _ in range(2)]
-    batches = SearchBatches(*halves, image_size=size, padding=padding, mirror=config.mirror, batch_size=batch_size,
-                            val_batch_size=batch_size * settings.val_batches, draws=settings.draws,
-                            sub_policies=len(space), seed=0)
+    batches = classification_batches(config, halves[0], halves[1], searcher.algorithm)
     searcher.to(device).train()
     return Case(searcher, batches, optimizers(searcher, config), device)
 
@@ -114,13 +115,13 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         plain = seconds(case.plain(number), case.device)
         case.wrappers["weights"].zero_grad()
         whole_step = partial(case.step, number)
-        step = seconds(whole_step, case.device)
+        took = seconds(whole_step, case.device)
         with watched(case) as spent:  # of a step of its own: on a GPU each look at the clock waits for the device
             spent["step"] = seconds(whole_step, case.device)
         if number == 0:
             memory_ratio = peak_bytes(case, case.step) / peak_bytes(case, case.plain_training)
             continue
-        ratios.append((step - spent["weights_update"]) / plain)
+        ratios.append((took - spent["weights_update"]) / plain)
         plains.append(plain)
         parts.append({**spent, "plain": plain})
     low, high = interval(ratios)
@@ -128,7 +129,8 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     updates = {name: statistics.median(part[name] / part["plain"] for part in parts)
                for name in ("weights_update", "policy_update")}
     return {"ratio": statistics.median(ratios), "low": low, "high": high, "memory_ratio": memory_ratio,
-            "rewards_per_step": int(parts[-1]["rewards"]), "baseline": case.searcher.settings.baseline, **share, **updates,
+            "rewards_per_step": int(parts[-1]["rewards"]), **share, **updates,
+            "baseline": getattr(case.searcher.algorithm.settings, "baseline", "unaugmented"),
             "plain_ms": 1000 * statistics.median(plains), "rounds": rounds}
 
 
@@ -164,11 +166,15 @@ def watched(case: Case) -> Iterator[dict[str, float]]:
             return function(rewards, *arguments, **options)
         return call
 
+    def counted_by_method(method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda own, rewards, *rest: counted(partial(method, own))(rewards, *rest)
+
     weights, policy = case.wrappers["weights"], case.wrappers["policy"]
-    with (patch.object(dada, "apply_draws", timed("augmentation", dada.apply_draws)),
+    with (patch.object(step, "apply_draws", timed("augmentation", step.apply_draws)),
           patch.object(weights, "step", timed("weights_update", weights.step)),
           patch.object(policy, "step", timed("policy_update", policy.step)),
           patch.object(SearchBatches, "batch", timed("data", SearchBatches.batch)),
+          patch.object(Ddas, "learn", counted_by_method(Ddas.learn)),
           # Each estimate of the magnitudes goes through one of these, with every reward once.
           patch.object(estimators, "marginal_score", counted(estimators.marginal_score)),
           patch.object(estimators, "magnitude_score", counted(estimators.magnitude_score)),
@@ -198,19 +204,11 @@ def peak_bytes(case: Case, run: Callable[[int], None]) -> int:
     return peak
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % interval of the median from the order statistics; of fewer than six values the smallest and the largest."""
-    n = len(values)
-    tails = [2 * sum(comb(n, i) for i in range(k)) / 2**n for k in range(1, n // 2 + 1)]
-    k = max([k for k, tail in enumerate(tails, 1) if tail <= 0.05], default=1)
-    return sorted(values)[k - 1], sorted(values)[n - k]
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["wide_resnet40_2", "resnet50"],
                         help="(default: %(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=dada.MODES, default=["default", "paper"],
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"],
                         help="(default: %(default)s)")
     parser.add_argument("--settings", nargs="+", default=[], metavar="name=value",
                         help="changes of the modes' search settings")

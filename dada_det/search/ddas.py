@@ -1,0 +1,186 @@
+"""DDAS's search (ICCV 2021, arXiv 2104.04282): two levels over atoms, an expected loss, and its exact one-step gradient.
+
+B images of a training batch, V of a validation batch, K copies of a batch under a policy each, A atoms, E epochs.
+An image is augmented with probability sigma(t), by a policy: an ordered pair (i, j) of atoms with probability pi_i pi_j,
+pi = softmax(alpha). K policies are drawn uniformly; D_k is the batch under policy k, D_0 the batch as it is, and
+
+    L_T = (1 - sum_k q_k) L(D_0) + sum_k q_k L(D_k),   q_k = sigma(t) pi_i pi_j / Z,   Z = sum_k pi_i pi_j held fixed,
+
+whose weights q enter linearly, so that one virtual step w' = w - zeta grad L_T has the gradient, without second derivatives,
+
+    d L_val(w') / d theta = -zeta sum_k d_k d q_k / d theta,   d_k = g_k - g_0,   g_k = <grad L(D_k; w), grad L_val(w')>.
+
+g_k is the mean of alignment's rewards over copy k, and d_k that with the batch as it is for baseline. L_T needs the
+gradient of every copy anyway, so g_k is their inner product with v: exact, and no pass more (a central difference would
+take two forward passes a copy). In the paper Blur, Smooth and two flips are atoms too, which our fifteen operations lack
+(Sharpness at its low end is Smooth, and the crop mirrors); its level 0 is the image as it is, one atom here.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dada_det.augment.schedule import Schedule, Stage
+from dada_det.augment.space import LAST_LEVEL, AtomSpace
+from dada_det.errors import UserError
+from dada_det.search import alignment
+from dada_det.search.curvature import precondition
+from dada_det.search.ranks import mean_over_ranks, mean_weights
+from dada_det.search.results import most_used
+from dada_det.search.step import VAL_STATISTICS, Algorithm, Batch, Step, augment, validation_gradient
+
+
+@dataclass(frozen=True)
+class DdasSettings:
+    """What a search by DDAS does; a config's `search` changes single entries. The defaults are the paper's on CIFAR."""
+
+    levels: tuple[int, ...] = (2, 10, 14)  # of operations that have a magnitude; the paper has 0 too
+    draws: int = 3  # K
+    probability: float = 0.35  # sigma(t) at the start
+    probability_lr: float = 1e-3  # Adam's rate for t; policy_optimizer.lr is alpha's
+    val_batches: int = 8  # V over B: 256 images for 32
+    val_statistics: str = "batch"
+    v_decay: float | None = None  # None, False: the validation gradient of this step as it is
+    preconditioned: bool = False
+    ranges = "strength"  # no entry: level 0 is the image as it is
+
+    def __post_init__(self) -> None:
+        levels = tuple(self.levels) if isinstance(self.levels, tuple | list) else ()
+        start, rate, decay = self.probability, self.probability_lr, self.v_decay
+        fine: dict[str, dict[str, Any]] = {
+            f"different whole numbers from 1 to {LAST_LEVEL}": {"levels": levels and len(set(levels)) == len(levels) and all(
+                isinstance(level, int) and 1 <= level <= LAST_LEVEL for level in levels)},
+            "a whole number of at least 1": {entry: isinstance(number, int) and number >= 1 for entry, number in
+                                             (("draws", self.draws), ("val_batches", self.val_batches))},
+            "a number between 0 and 1": {"probability": isinstance(start, float) and 0 < start < 1},
+            "a number of at least 0": {"probability_lr": isinstance(rate, int | float) and rate >= 0},
+            f"one of {', '.join(VAL_STATISTICS)}": {"val_statistics": self.val_statistics in VAL_STATISTICS},
+            "None, or a number of at least 0 and below 1": {
+                "v_decay": decay is None or (isinstance(decay, int | float) and 0 <= decay < 1)},
+            "True or False": {"preconditioned": isinstance(self.preconditioned, bool)}}
+        for wanted, entries in fine.items():
+            for entry in (entry for entry, good in entries.items() if not good):
+                raise UserError(f"search.{entry} is {getattr(self, entry)!r}; give {wanted}")
+        if self.val_statistics == "both" and decay is None:
+            raise UserError("search.val_statistics='both' needs search.v_decay of at least 0")
+        object.__setattr__(self, "levels", levels)
+
+
+def ddas_settings(**changes: Any) -> DdasSettings:
+    """The paper's settings with single entries changed; UserError for an entry or a value that does not exist."""
+    known = [field.name for field in fields(DdasSettings)]
+    unknown = [name for name in changes if name not in known]
+    if unknown:
+        raise UserError(f"search has no entry {unknown[0]} in the method ddas; entries: {', '.join(known)}")
+    return DdasSettings(**changes)
+
+
+@dataclass(frozen=True)
+class PairNoise:
+    """Of each of K * B draws, copy by copy: the pair of atoms, the same for all of a copy, and the image's own chance."""
+
+    pairs_B2: Tensor
+    signs_B2: Tensor
+    centers_B22: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> "PairNoise":
+        return PairNoise(self.pairs_B2[rows], self.signs_B2[rows], self.centers_B22[rows])
+
+    def to(self, like: Tensor) -> "PairNoise":
+        return PairNoise(self.pairs_B2.to(like.device), self.signs_B2.to(like), self.centers_B22.to(like))
+
+
+class Ddas(Algorithm):
+    """alpha and t, and what they were after each epoch so far."""
+
+    def __init__(self, space: AtomSpace, settings: DdasSettings, epochs: int) -> None:
+        super().__init__()
+        self.space, self.settings = space, settings
+        self.alpha_A = nn.Parameter(torch.zeros(len(space)))
+        self.t = nn.Parameter(torch.tensor(settings.probability).logit())
+        self.past_EA: Tensor  # sigma(t) and pi at the end of each epoch
+        self.register_buffer("past_EA", torch.zeros(epochs, 1 + len(space)))
+        self.provenance = {"method": "ddas"}
+        self.identity = f"ddas, {settings}, {len(space)} atoms of " + \
+            "/".join(dict.fromkeys(atom.name for atom in space.atoms if atom.name is not None))
+
+    def groups(self) -> dict[str, list[dict[str, Any]]]:
+        return {"policy": [{"params": [self.alpha_A]}, {"params": [self.t], "lr": self.settings.probability_lr}]}
+
+    def draw_noise(self, n: int, generator: torch.Generator) -> PairNoise:
+        copies = self.settings.draws
+        pairs_K2 = torch.randint(len(self.space), (copies, 2), generator=generator)
+        signs_B2 = torch.randint(2, (n, 2), generator=generator) * 2.0 - 1
+        return PairNoise(pairs_K2.repeat_interleave(n // copies, 0), signs_B2, torch.rand(n, 2, 2, generator=generator))
+
+    def shares(self, pairs_K2: Tensor) -> Tensor:
+        """q_k, the weights of the copies in L_T, [K]."""
+        p_K = self.alpha_A.softmax(0)[pairs_K2].prod(1)
+        return self.t.sigmoid() * p_K / p_K.sum().detach()
+
+    def step(self, parts: Step, batch: Batch, zeta: float, epoch: int) -> dict[str, Tensor]:
+        network, copies, n = parts.network, self.settings.draws, len(batch.images_BCHW)
+        noise = batch.noise
+        draws = self.space.draws(noise.pairs_B2, noise.signs_B2, noise.centers_B22)
+        images, targets = augment(parts, batch.images_BCHW.repeat(copies, 1, 1, 1), batch.targets_B.repeat(copies), draws)
+        copy = [slice(k * n, (k + 1) * n) for k in range(copies)]
+        passes = [(parts.normalise(batch.images_BCHW), batch.targets_B), *((images[rows], targets[rows]) for rows in copy)]
+        gradients, losses = [], []
+        for one in passes:
+            gradient, losses_B = alignment.training_gradient(network, *one, parts.low)
+            gradients.append(mean_weights(gradient))
+            losses.append(losses_B.mean())
+        q_K = self.shares(noise.pairs_B2[::n])
+        q_0K = torch.cat([1 - q_K.sum(0, keepdim=True), q_K]).detach()
+        expected = {name: torch.stack([gradient[name] for gradient in gradients], -1) @ q_0K.to(tensor)
+                    for name, tensor in gradients[0].items()}
+        weights = alignment.weights_of(network)
+        virtual = alignment.step(weights, expected, -zeta)
+        v = validation_gradient(parts, virtual, batch)
+        if parts.squares is not None:
+            parts.squares.forget()
+            parts.squares.add(expected, expected)
+            v = precondition(v, parts.squares.means, expected, out=virtual)
+        g_0K = torch.stack([alignment.inner(gradient, v) for gradient in gradients])
+        norm = self.learn(g_0K[1:] - g_0K[0], q_K)
+        parts.update("policy")
+        parts.update_weights(expected)
+        return {"loss": mean_over_ranks([torch.stack(losses) @ q_0K.to(losses[0])])[0], "advantage": norm}
+
+    def learn(self, advantages_K: Tensor, q_K: Tensor) -> Tensor:
+        """Puts the gradient of -sum_k d_k q_k / ||d||_1 into .grad; returns ||d||_1."""
+        norm = advantages_K.abs().sum().clamp_min(1e-30)
+        self.zero_grad()
+        torch.autograd.backward(-(advantages_K / norm) @ q_K)
+        return norm
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int) -> None:
+        self.past_EA[epoch] = torch.cat([self.t.sigmoid()[None], self.alpha_A.softmax(0)])
+
+    def schedule(self, provenance: dict[str, Any]) -> Schedule:
+        """The epochs so far, stretched over a whole training."""
+        rows = [row for row in self.past_EA.double().tolist() if row[0] > 0]  # an epoch to come has no probability yet
+        return Schedule(self.space.ranges, self.space.atoms, tuple(
+            Stage((epoch + 1) / len(rows), row[0], tuple(row[1:])) for epoch, row in enumerate(rows)), provenance)
+
+    def use(self) -> dict[str, float]:
+        """How many times each operation acts on an image now, most used first."""
+        use: dict[str, float] = dict.fromkeys((atom.name for atom in self.space.atoms if atom.name is not None), 0.0)
+        now = self.schedule({}).stages[-1]
+        for atom, preference in zip(self.space.atoms, now.preferences, strict=True):
+            if atom.name is not None:
+                use[atom.name] += 2 * now.probability * preference
+        return dict(sorted(use.items(), key=lambda item: -item[1]))
+
+    def results(self, provenance: dict[str, Any], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+        """policy.json, the schedule's average, and schedule.json."""
+        schedule = self.schedule(provenance)
+        return {"policy.json": schedule.average().to_dict(), "schedule.json": schedule.to_dict()}
+
+    def closing(self, work_dir: str) -> str:
+        return (f"{len(self.schedule({}).stages)} epochs' probabilities of {len(self.space)} atoms in "
+                f"{work_dir}/schedule.json, their average in policy.json beside it; probability of augmentation "
+                f"{self.t.sigmoid().item():.2f}, {most_used(self.use())}")

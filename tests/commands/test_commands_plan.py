@@ -1,0 +1,118 @@
+"""tools/plan.py: measures a config of each stage, keeps figures by hardware, plans from them, says what is missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dada_det.commands import plan
+from dada_det.engine.trial import hardware
+from tests.conftest import write_noise
+
+SMALL = ["classifier.name=convnet", "image_size=16"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "SECONDS", 0.1)
+
+
+def figures(folder: Path, **changes: object) -> dict[str, object]:
+    """A plan_*.json of a GPU, as --measure writes it."""
+    row = {"config": "pretrain_r50", "stage": "pretraining", "model": "resnet50", "precision": "bfloat16", "batch": 256,
+           "seconds_per_image": 1e-3, "low": 1e-3, "high": 1e-3, "n": 30, "fixed_bytes": 2**30, "bytes_per_image": 2**26,
+           "sample_core_seconds": 4e-3, "samples": 100, "sample_source": "400 images of 110 kB", "device_bytes": 80 * 2**30,
+           "cores": 16, "threads": 0, **changes}
+    folder.mkdir(exist_ok=True)
+    (folder / "plan_some_gpu.json").write_text(json.dumps({"hardware": "Some GPU", "rows": [row], "versions": {}}))
+    return row
+
+
+def test_pretraining_and_search_are_measured_and_planned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_noise(tmp_path / "data" / "train", classes=2, images=3, side=20, spread=60)
+    arguments = ["configs/pretrain_r50.py", "configs/search_imagenet.py", "--measure", "--data", str(tmp_path / "data"),
+                 "--threads", "1", "--results", str(tmp_path / "results"), "--json", str(tmp_path / "plan.json"),
+                 "--cfg-options", *SMALL]
+    assert plan.main(arguments) == 0
+    output = capsys.readouterr()
+    (path,) = (tmp_path / "results").glob("plan_*.json")
+    kept = json.loads(path.read_text())
+    assert kept["hardware"] == hardware() and "torch" in kept["versions"]
+    pretrain, search = kept["rows"]
+    assert (pretrain["stage"], search["stage"], pretrain["samples"]) == ("pretraining", "search", 6)
+    for row in kept["rows"]:
+        assert 0 < row["low"] <= row["seconds_per_image"] <= row["high"] and row["n"] >= 3
+        assert row["fixed_bytes"] > 0 and row["bytes_per_image"] > 3 * 16 * 16 * 4 and row["threads"] == 1
+    assert pretrain["sample_core_seconds"] > 0 and search["sample_core_seconds"] is None
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert [row["images"] for row in rows] == [1_281_167 // 256 * 256 * 100, 3000 // 128 * 128 * 20]
+    assert rows[0]["hours"] == pytest.approx(rows[0]["images"] * pretrain["seconds_per_image"] / 3600)
+    assert f"{hardware()}, 1 of " in output.out and "no decode in the loop" in output.out
+    assert "No GPU was measured, so --gpus 1 changes nothing (a machine without one is one device): run the" in output.out
+    assert output.out.splitlines()[-1].startswith(f"plan  done: 2 rows in {tmp_path}/plan.json; time is linear in images")
+    assert "communication, validation and the start of a run are not modelled" in output.out
+    # Measured again, a row takes the place of the old one; another config's stays.
+    assert plan.main([arguments[1], "--measure", "--results", str(tmp_path / "results"), "--cfg-options", *SMALL]) == 0
+    assert [row["stage"] for row in json.loads(path.read_text())["rows"]] == ["pretraining", "search"]
+
+
+def test_a_plan_for_a_gpu_comes_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    figures(tmp_path / "results")
+    assert plan.main(["configs/pretrain_r50.py", "--gpus", "8", "--nodes", "2", "--results", str(tmp_path / "results"),
+                      "--json", str(tmp_path / "plan.json")]) == 0
+    (row,) = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert (row["hardware"], row["devices"], row["per_device"], row["limit"]) == ("Some GPU", 16, 16, "decode")
+    assert row["hours"] == pytest.approx(1_281_024 * 100 * 4e-3 / 16 / 2 / 3600)
+    output = capsys.readouterr().out
+    assert "No GPU was measured" not in output and "measured on Some GPU, resnet50 in bfloat16, batch 256: 1 ms" in output
+
+
+@pytest.mark.parametrize("config, images, per_device", [
+    ("configs/pretrain_r50_paper.py", 1_281_167 // 1024 * 1024 * 270, 128),
+    ("configs/pretrain_r50_modern.py", 1_281_167 // 1024 * 1024 * (38 * 160**2 + 37 * 192**2 + 25 * 224**2) / 224**2, 128),
+    ("configs/search_imagenet.py", 3000 // 128 * 128 * 20, 16), ("configs/search_cifar10.py", 2000 // 128 * 128 * 20, 16),
+    ("configs/retinanet_r50_dada.py", 117_266 * 12, 2), ("configs/mask_rcnn_r50_dada_ms3x.py", 117_266 * 36, 2),
+    ("configs/debug/faster_rcnn.py", 50 * 4 * 8, 4)])
+def test_what_each_config_goes_through(config: str, images: float, per_device: int) -> None:
+    from dada_det.commands.common import load_config
+    from dada_det.engine.plan_steps import demand_of
+
+    demand = demand_of(load_config(config), 8, None)
+    assert demand.images == pytest.approx(images) and demand.per_device == per_device
+
+
+def test_a_detector_is_measured_on_real_images(shared: Path, tmp_path: Path) -> None:
+    assert plan.main(["configs/debug/retinanet.py", "--measure", "--threads", "1", "--data", str(shared / "data/coco-tiny"),
+                      "--results", str(tmp_path), "--cfg-options", "train_dataloader.dataset.pipeline.2.scale=(64,64)"]) == 0
+    (path,) = tmp_path.glob("plan_*.json")
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["stage"], row["model"], row["batch"]) == ("detection", "RetinaNet", 2)
+    assert row["sample_core_seconds"] > 0 and row["sample_source"] == "80 images of coco-tiny"
+
+
+def test_mistakes_are_told_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def sentence(*arguments: str) -> str:
+        assert plan.main([*arguments, "--results", str(tmp_path / "results")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "has no figures of pretrain_r50; run `python tools/plan.py configs/pretrain_r50.py --measure` on the machine " \
+        "that will train" in sentence("configs/pretrain_r50.py")
+    assert "the config nowhere.py does not exist" in sentence("nowhere.py")
+    assert "--data is what --measure decodes; add --measure" in sentence("configs/pretrain_r50.py", "--data", "x")
+    assert "x has no folder train/; give the folder that holds it" in sentence("configs/pretrain_r50.py", "--measure",
+                                                                               "--data", "x")
+    assert "the data folder x does not exist" in sentence("configs/debug/retinanet.py", "--measure", "--data", "x")
+    (tmp_path / "other.py").write_text("epochs = 3\n")
+    assert "other.py is no config that can be planned; give one of a search over images" in sentence(
+        str(tmp_path / "other.py"))
+    figures(tmp_path / "results", colour="red")
+    assert "plan_some_gpu.json is not what --measure writes (rows of config, stage" in sentence("configs/pretrain_r50.py")
+    (tmp_path / "results" / "plan_some_gpu.json").write_text("{")
+    assert "plan_some_gpu.json is no JSON" in sentence("configs/pretrain_r50.py")
+
+
+def test_help_shows_an_example(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        plan.main(["--help"])
+    assert "python tools/plan.py configs/pretrain_r50.py configs/retinanet_r50_dada.py --gpus 8" in capsys.readouterr().out

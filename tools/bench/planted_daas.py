@@ -1,0 +1,225 @@
+"""The joint search against exhaustion: all pairs of architecture and policy of a small space, trained from scratch.
+
+    python tools/bench/planted_daas.py --seeds 3 --search-seeds 8 --json results/planted_daas.json
+
+Two cells of one node (a normal and a reduction cell), each edge skip_connect or sep_conv_3x3: 16 architectures, 12 of them
+different (both inputs of the first cell are the stem). Three sub-policies, the pairs of three operations; the validation
+images are transformed by both operations of one of them. A third of the images trains, a third is transformed and
+validates, a third is transformed the same way and is seen by nobody. Every pair of architecture and sub-policy (as a search
+starts it: probability 1/2, strength drawn around 1/2) is trained with each of --seeds and tested on the last third; the
+means rank the pairs. The joint search then runs through its own command with each of --search-seeds, and what it found, the
+genotype and the sub-policy with the largest preference, is looked up among them.
+
+rank    of the pair found among all pairs, by mean accuracy (1 is the best)
+regret  mean accuracy of the best pair minus that of the pair found, in points
+saved   accuracy of the network of genotype.json trained from scratch with policy.json as saved, of that seed
+"""
+
+import argparse
+import functools
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from dada_det.augment import apply_operation
+from dada_det.augment.named import AnyPolicy
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.commands.bench import run_search, side_by_side, write_rows
+from dada_det.data.imagenet import generator_for
+from dada_det.data.memory import MemoryImages
+from dada_det.data.planted import images_for, write_folders
+from dada_det.engine.trial import Recipe, run_trial
+from dada_det.errors import UserError
+from dada_det.files import read_json
+from dada_det.models.darts import name_of
+from dada_det.models.genotype import Edge, Genotype
+from dada_det.report.statistics import paired_difference
+
+CANDIDATES = ("skip_connect", "sep_conv_3x3")
+OPERATIONS = ("TranslateX", "Rotate", "Invert")  # of the policies
+PLANTED = ("Rotate", "Invert")
+STRENGTH, SPREAD = 0.95, 0.8
+SIDE, CROP = 9, 8  # pixels of a stored image, and of what a network sees
+CHANNELS, CELLS = 8, 2
+EPOCHS, BATCH, LR = 12, 100, 0.1
+SEARCH_EPOCHS, SEARCH_BATCH, SEARCH_LR = 30, 50, 0.05
+SEARCH = ("search.warmup_epochs=10", "architecture_optimizer.lr=0.01")
+Pair = tuple[tuple[str, ...], str]  # the operations of the four edges, and the sub-policy's name
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of a pair, or, without a pair, one search and the training of what it found."""
+
+    seed: int
+    pair: Pair | None = None
+
+    @property
+    def key(self) -> list[Any]:
+        return [self.seed, self.pair and [list(self.pair[0]), self.pair[1]]]
+
+
+def canonical(operations: tuple[str, ...]) -> tuple[str, ...]:
+    """The same for architectures that differ by the order of the first cell's inputs, which are both the stem."""
+    return (*sorted(operations[:2]), *operations[2:])
+
+
+def pairs() -> list[Pair]:
+    architectures = sorted({canonical(operations) for operations in itertools.product(CANDIDATES, repeat=4)})
+    return [(architecture, policy) for architecture in architectures for policy in
+            ("+".join(names) for names in itertools.combinations(OPERATIONS, 2))]
+
+
+@functools.lru_cache(maxsize=1)
+def images(seed: int) -> tuple[MemoryImages, ...]:
+    """(training third, validation third, unseen third), the last two transformed by both planted operations."""
+    pixels, labels_N = images_for(PLANTED[0], seed, None, SIDE)
+    generator, third, moved = generator_for(seed, 12), len(pixels) // 3, pixels
+    for name in PLANTED:
+        signs_N = (torch.rand(len(pixels), generator=generator) < 0.5).float() * 2 - 1
+        moved = apply_operation(moved, name, STRENGTH, signs_N, ranges="strength", generator=generator)
+    small = [F.interpolate(source.float(), SIDE, mode="area").round().to(torch.uint8) for source in (pixels, moved, moved)]
+    return tuple(MemoryImages(source[part * third:(part + 1) * third], labels_N[part * third:(part + 1) * third])
+                 for part, source in enumerate(small))
+
+
+def policy_of(name: str) -> Policy:
+    return Policy("strength", (SubPolicy(1.0, tuple(Operation(one, 0.5, 0.5, SPREAD) for one in name.split("+"))),))
+
+
+def genotype_of(operations: tuple[str, ...]) -> Genotype:
+    nodes = [(Edge(half[0], 0), Edge(half[1], 1)) for half in (operations[:2], operations[2:])]
+    return Genotype((nodes[0],), (nodes[1],))
+
+
+def accuracy(genotype: Genotype, policy: AnyPolicy, seed: int) -> float:
+    train, _, unseen = images(seed)
+    recipe = Recipe(model=name_of(genotype, CHANNELS, CELLS), classes=10, image_size=CROP, epochs=EPOCHS, batch_size=BATCH,
+                    lr=LR, weight_decay=2e-4, mirror=False)
+    with tempfile.TemporaryDirectory() as folder:
+        return run_trial(train, unseen, policy=policy, recipe=recipe, seed=seed, work_dir=folder, quiet=True)["top1"]
+
+
+def run(task: Task) -> dict[str, Any]:
+    """The row of a task; seconds: of processor time."""
+    began = time.process_time()
+    if task.pair is not None:
+        found: dict[str, Any] = {"architecture": list(task.pair[0]), "policy": task.pair[1],
+                                 "accuracy": accuracy(genotype_of(task.pair[0]), policy_of(task.pair[1]), task.seed)}
+    else:
+        found = searched(task.seed)
+    return {"key": task.key, "seed": task.seed, **found, "seconds": round(time.process_time() - began, 2)}
+
+
+def searched(seed: int) -> dict[str, Any]:
+    """What the search command finds on the folders of this seed."""
+    train, val, _ = images(seed)
+    options = [f"classifier.channels={CHANNELS}", f"classifier.cells={CELLS}", "classifier.nodes=1",
+               f"classifier.operations=[{','.join(CANDIDATES)}]", f"operations=[{','.join(OPERATIONS)}]", "mirror=False",
+               f"base_batch_size={SEARCH_BATCH}", f"weights_optimizer.lr={SEARCH_LR}", *SEARCH]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_folders(folder / "data", train=train, val=val)
+        run_search(["--config", "configs/debug/search_daas.py", "--data", f"{folder}/data", "--val-data",
+                    f"{folder}/data/val", "--image-size", str(CROP), "--batch-size", str(SEARCH_BATCH), "--epochs",
+                    str(SEARCH_EPOCHS), "--seed", str(seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
+        genotype, policy = Genotype.load(folder / "search/genotype.json"), Policy.load(folder / "search/policy.json")
+        everything = read_json(folder / "search/search.json", "search result")
+    operations = tuple(edge.operation for cell in (genotype.normal, genotype.reduction) for edge in cell[0])
+    return {"architecture": list(canonical(operations)), "probabilities": everything["architecture"],
+            "policy": "+".join(operation.name for operation in policy.sub_policies[0].operations),
+            "preferences": [entry["preference"] for entry in everything["sub_policies"]],
+            "accuracy": accuracy(genotype, policy, seed)}
+
+
+def short(architecture: list[str] | tuple[str, ...]) -> str:
+    """The four edges, as in "skip,sep skip,sep": the normal cell, then the reduction cell."""
+    names = [name.split("_")[0] for name in architecture]
+    return f"{names[0]},{names[1]} {names[2]},{names[3]}"
+
+
+def report(rows: list[dict[str, Any]]) -> list[str]:
+    """The ranking, then a line for every search, then the summary."""
+    by_pair: dict[Pair, dict[int, float]] = {}
+    for row in rows:
+        if row["key"][1]:
+            by_pair.setdefault((tuple(row["architecture"]), row["policy"]), {})[row["seed"]] = row["accuracy"]
+    means = {pair: sum(own.values()) / len(own) for pair, own in by_pair.items()}
+    ranking = sorted(means, key=lambda pair: -means[pair])
+    best = ranking[0]
+    lines = [f"rank  {'architecture':<18}  {'policy':<18}  accuracy  behind the best (95 %, {len(by_pair[best])} seeds)"]
+    for rank, pair in enumerate(ranking, 1):
+        mean, half = paired_difference(list(by_pair[best].values()), [by_pair[pair][seed] for seed in by_pair[best]])
+        lines.append(f"{rank:4d}  {short(pair[0]):<18}  {pair[1]:<18}  {means[pair]:8.1f}  {mean:6.1f} ± {half:.1f}")
+    searches = sorted((row for row in rows if not row["key"][1]), key=lambda row: row["seed"])
+    lines.append(f"seed  {'found':<18}  {'policy':<18}  rank  regret  saved")
+    ranks, regrets = [], []
+    for row in searches:
+        pair = (tuple(row["architecture"]), row["policy"])
+        ranks.append(ranking.index(pair) + 1)
+        regrets.append(means[best] - means[pair])
+        lines.append(f"{row['seed']:4d}  {short(pair[0]):<18}  {pair[1]:<18}  {ranks[-1]:4d}  {regrets[-1]:6.1f}  "
+                     f"{row['accuracy']:5.1f}")
+    if searches:
+        chance = sum(means[best] - mean for mean in means.values()) / len(means)
+        lines.append(f"of {len(ranking)} pairs the best one was found in {ranks.count(1)} of {len(ranks)} searches; mean "
+                     f"rank {sum(ranks) / len(ranks):.1f} (chance {(len(ranking) + 1) / 2:.1f}), mean regret "
+                     f"{sum(regrets) / len(regrets):.1f} points (chance {chance:.1f}), best architecture in "
+                     f"{sum(tuple(row['architecture']) == best[0] for row in searches)}, best policy in "
+                     f"{sum(row['policy'] == best[1] for row in searches)}")
+    return lines
+
+
+def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that `path` holds already; UserError where it was measured with other settings."""
+    if path is None or not path.exists():
+        return []
+    found = read_json(path, "table")
+    if not isinstance(found, dict) or found.get("settings") != settings or not isinstance(found.get("rows"), list):
+        raise UserError(f"{path} was not measured with {settings}; give another --json")
+    return found["rows"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="of the exhaustion, from 0 on (default: %(default)s)")
+    parser.add_argument("--search-seeds", type=int, default=8, help="how many (default: %(default)s)")
+    parser.add_argument("--first-search-seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="side by side, one thread each (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write hardware, versions and rows after every run; runs that it holds are not run again")
+    args = parser.parse_args(argv)
+    settings = {"epochs": EPOCHS, "search_epochs": SEARCH_EPOCHS, "search": list(SEARCH)}
+    tasks = [Task(seed, pair) for seed in range(args.seeds) for pair in pairs()]
+    tasks += [Task(seed) for seed in range(args.first_search_seed, args.first_search_seed + args.search_seeds)]
+    began = time.monotonic()
+    try:
+        rows = rows_in(args.json, settings)
+        known = [row["key"] for row in rows]
+        left = [task for task in tasks if task.key not in known]
+        for done, (_, row) in enumerate(side_by_side(run, left, args.processes), 1):
+            rows.append(row)
+            eta = (time.monotonic() - began) / done * (len(left) - done)
+            print(f"planted  {done}/{len(left)}  seed {row['seed']}  {'pair' if row['key'][1] else 'search'}  "
+                  f"{short(row['architecture'])}  {row['policy']}  {row['accuracy']:.1f} %  ETA {eta / 60:.0f} min",
+                  file=sys.stderr, flush=True)
+            if args.json:
+                write_rows(args.json, rows, settings)
+    except UserError as error:
+        print(f"planted_daas.py: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(report(rows)))
+    if args.json:
+        print(f"planted  done: {len(rows)} rows in {args.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
