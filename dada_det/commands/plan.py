@@ -58,13 +58,12 @@ def body(args: Namespace) -> None:
 
     for config in configs.values():
         demand_of(config, args.gpus * args.nodes, args.images)  # so that a mistake is told before anything is measured
-    if args.measure:
-        measured = [measure(name, config, args) for name, config in configs.items()]
-        known = [*(old for old in known if (old.config, old.hardware) not in {(f.config, f.hardware) for f in measured}),
-                 *measured]
-        path = figures_path(args.results, measured[0].hardware)
-        write(path, [as_row(each) for each in known if each.hardware == measured[0].hardware])
-        print(f"plan  wrote the figures of {', '.join(configs)} on {measured[0].hardware} in {path}", file=sys.stderr)
+    for name, config in configs.items() if args.measure else ():
+        new = measure(name, config, args)
+        known = [*(old for old in known if (old.config, old.hardware) != (name, new.hardware)), new]
+        path = figures_path(args.results, new.hardware)
+        write(path, [as_row(each) for each in known if each.hardware == new.hardware])
+        print(f"plan  wrote the figures of {name} on {new.hardware} in {path}", file=sys.stderr)
     rows = []
     for name, config in configs.items():
         found = [figures for figures in known if figures.config == name]
