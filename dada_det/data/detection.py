@@ -195,8 +195,10 @@ def _mask(entry: dict[str, Any], info: dict[str, Any], side: int) -> Mask:
         else:
             run_lengths = segmentation
         size = _scaled(info, side)
-        mask = Image.fromarray(coco_mask.decode(run_lengths)).resize(size, Image.Resampling.NEAREST)
-        canvas_SS[:size[1], :size[0]] = np.asarray(mask)
+        mask = coco_mask.decode(run_lengths)
+        if size != (width, height):
+            mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        canvas_SS[:size[1], :size[0]] = mask
     return coco_mask.encode(canvas_SS)
 
 

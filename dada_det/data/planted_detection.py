@@ -79,7 +79,7 @@ def tiles(images: MemoryDetection, rows: Tensor, side: int) -> MemoryDetection:
 
 def in_memory(images_BCHW: Tensor, targets: DetectionTargets) -> MemoryDetection:
     """Images and targets with masks, as they are kept."""
-    masks = [[coco_mask.encode(np.asfortranarray(mask_SS.numpy())) for mask_SS in masks_MSS]
+    masks = [coco_mask.encode(np.asfortranarray(masks_MSS.permute(1, 2, 0).numpy()))
              for masks_MSS in targets.masks_MSS or []]
     return MemoryDetection(images_BCHW, targets.boxes_M4, targets.labels_M, masks)
 

@@ -59,7 +59,7 @@ class DetectorLosses(LossNetwork):
         images have equally many: box terms once proposals fill the sampler, mask terms up to the number of positives.
         """
         features = self.detector.extract_feat(images_BCHW)
-        samples = [self.sample(targets_B, row, images_BCHW) for row in range(len(targets_B))]
+        samples = [data_sample(targets_B, row, images_BCHW) for row in range(len(targets_B))]
         with torch.autocast(images_BCHW.device.type, enabled=False):  # bfloat16 is for the convolutions below
             features = tuple(level.to(images_BCHW.dtype) for level in features)
             if not self.two_stage:
@@ -97,15 +97,16 @@ class DetectorLosses(LossNetwork):
             *detached, batch_img_metas=[sample.metainfo for sample in samples], cfg=config)
         return [result.bboxes for result in results]
 
-    def sample(self, targets: DetectionTargets, row: int, images_BCHW: Tensor) -> Any:
-        """The instances of one image as MMDetection wants them; padding counts as image, for a policy moves both."""
-        size = tuple(images_BCHW.shape[2:])
-        instances = InstanceData(bboxes=targets.boxes_M4[row].to(images_BCHW),
-                                 labels=targets.labels_M[row].to(images_BCHW.device))
-        if targets.masks_MSS is not None:
-            instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *size)
-        return DetDataSample(gt_instances=instances,
-                             metainfo={"img_shape": size, "pad_shape": size, "batch_input_shape": size})
+
+def data_sample(targets: DetectionTargets, row: int, images_BCHW: Tensor) -> Any:
+    """The instances of image `row` as MMDetection wants them; padding counts as image, for a policy moves both."""
+    size = tuple(images_BCHW.shape[2:])
+    instances = InstanceData(bboxes=targets.boxes_M4[row].to(images_BCHW),
+                             labels=targets.labels_M[row].to(images_BCHW.device))
+    if targets.masks_MSS is not None:
+        instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *size)
+    return DetDataSample(gt_instances=instances,
+                         metainfo={"img_shape": size, "pad_shape": size, "batch_input_shape": size})
 
 
 @contextmanager

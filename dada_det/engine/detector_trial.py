@@ -18,7 +18,7 @@ from dada_det.augment.transform import PolicyTransform
 from dada_det.data.detection import MemoryDetection, apply_with_instances
 from dada_det.data.imagenet import generator_for
 from dada_det.data.memory import epoch_order
-from dada_det.engine.detector_losses import DetectorLosses
+from dada_det.engine.detector_losses import DetectorLosses, data_sample
 
 FLIPS, DRAWS = 1, 2  # the random streams of a trial beside epoch_order's, keyed (seed, stream, step)
 MOST = 100  # detections of one image that COCO counts
@@ -64,8 +64,7 @@ def average_precision(detector: Any, test: MemoryDetection, batch_size: int = 16
     for start in range(0, len(test), batch_size):
         rows = torch.arange(start, min(start + batch_size, len(test)))
         images, targets = test.batch(rows)
-        network = DetectorLosses(detector)
-        samples = [network.sample(targets, row, images) for row in range(len(rows))]
+        samples = [data_sample(targets, row, images) for row in range(len(rows))]
         for image, result in zip(rows.tolist(), detector.predict(normalise(detector, images), samples, rescale=False),
                                  strict=True):
             predicted = result.pred_instances

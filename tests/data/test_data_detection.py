@@ -187,9 +187,13 @@ def test_val_data_is_a_file_or_a_folder(folder):
         find_annotations("no.json")
 
 
-def test_a_planted_shift_moves_two_thirds_with_their_masks(shared):
-    nuclei = shared / "data/nuclei"
-    train, val, unseen = plant_detection("Invert", 0, nuclei, 128)
+@pytest.fixture(scope="module")
+def inverted(shared):
+    return plant_detection("Invert", 0, shared / "data/nuclei", 128)
+
+
+def test_a_planted_shift_moves_two_thirds_with_their_masks(inverted):
+    train, val, unseen = inverted
     assert min(map(len, (train, val, unseen))) > 350
     assert train.images_NCHW.float().mean() < 60 < 180 < val.images_NCHW.float().mean()
     hashes = [{bytes(image.numpy().data) for image in part} for part in
@@ -203,8 +207,8 @@ def test_a_planted_shift_moves_two_thirds_with_their_masks(shared):
     assert oracle("Rotate").sub_policies[0].operations[0].magnitude == 1.0
 
 
-def test_what_is_written_is_what_is_loaded(shared, tmp_path):
-    images = plant_detection("Invert", 0, shared / "data/nuclei", 128)[0][torch.arange(12)]
+def test_what_is_written_is_what_is_loaded(inverted, tmp_path):
+    images = inverted[0][torch.arange(12)]
     root = write_coco(tmp_path, train=images)
     again, _ = load_coco(root / "annotations/instances_train.json", root / "train", 128, True, None, generator())
     assert torch.equal(again.images_NCHW, images.images_NCHW)

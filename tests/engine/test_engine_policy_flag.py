@@ -31,8 +31,8 @@ def policy(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "masks", "repeated"), [
-    ("retinanet_r50_dada", False, False), ("mask_rcnn_r50_baseline", True, False), ("faster_rcnn_r50_dada_ms3x", True, True),
-    ("debug/mask_rcnn", True, False)])
+    ("retinanet_r50_dada", False, False), ("mask_rcnn_r50_baseline", True, False), ("debug/mask_rcnn", True, False),
+    ("faster_rcnn_r50_dada_ms3x", False, True)])
 def test_apply_policy_stands_behind_the_annotations(name, masks, repeated, policy):
     config, plain = read(name), read(name)
     use_policy(config, policy)
@@ -92,4 +92,4 @@ def test_a_detector_trains_with_it(policy, tmp_path, monkeypatch, capsys):
     assert "dada_det.engine.policy_transform" in written
     capsys.readouterr()
     assert train_det.main([*flags, "--policy", "nowhere.json"]) == 2
-    assert "the policy 'nowhere.json' is neither a file nor a name" in capsys.readouterr().err
+    assert "the policy nowhere.json is neither a file nor a name" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """A search on a detector as a command: artefacts, --resume, --val-data, both methods, and every promised sentence."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +173,13 @@ def test_the_configs_for_coco_ask_for_their_backbone(name, data, tmp_path, capsy
         "search_imagenet.sh: error: the backbone work_dirs/pretrain_r50_none/r50.pth does not exist; make it with "
         "`tools/pretrain_r50.sh --policy none --work-dir work_dirs/pretrain_r50_none`, or give another with --cfg-options "
         "model.backbone.init_cfg.checkpoint=FILE\n")
+
+
+@pytest.mark.slow
+def test_two_processes_search_over_gloo(data, tmp_path):
+    command = [sys.executable, "-m", "dada_det.commands.search", "--config", CONFIG, "--data", str(data), "--work-dir",
+               str(tmp_path), "--image-size", str(SIDE), "--batch-size", "4", "--epochs", "2", "--gpus", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies")
+    assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 25

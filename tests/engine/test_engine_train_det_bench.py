@@ -24,7 +24,11 @@ def test_the_ratio_is_ours_over_mmdetections_with_its_interval():
     rounds = [{"ours": {"step": ours}, "mmdet": {"step": 2.0}} for ours in (1.0, 4.0)]
     mean, low, high = bench.ratio(rounds, "step")
     assert mean == pytest.approx(1.0) and low < 0.01 and high > 100 and low * high == pytest.approx(1.0)
-    assert bench.ratio(rounds[1:], "step")[0] == pytest.approx(2.0)
+    assert bench.ratio(rounds[1:], "step") == [pytest.approx(2.0)]
+    row = {"config": "x", "steps": 3, "scalars": 30, "differing": 0, "step": [1.0, 0.5, 2.0], "process": [1.01, 1.0, 1.02],
+           "cpu": [1.0, 0.99, 1.01], "seconds": [{}]}
+    assert bench.line_of(row).split() == ["x", "3", "30", "0", "1.000", "(0.500", "to", "2.000)", "1.010", "(1.000", "to",
+                                          "1.020)", "1.000", "(0.990", "to", "1.010)"]
 
 
 @pytest.mark.slow
@@ -33,9 +37,11 @@ def test_mmdetections_own_tool_and_ours_log_the_same_losses(tmp_path, capsys):
     write_demo(tmp_path / "demo", size=DemoSize(classes=1, train_per_class=1, val_per_class=1, det_train=12, det_val=3,
                                                 det_test=1))
     argv = ["--data", str(tmp_path / "demo" / "coco"), "--image-size", "64", "--rounds", "1"]
-    assert bench.main([*argv, "--json", str(tmp_path / "r.json")]) == 0
+    argv += ["--configs", "configs/retinanet_r50_dada.py", "--json", str(tmp_path / "r.json")]
+    assert bench.main(argv) == 0
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
-    assert [(row["config"], row["steps"], row["differing"]) for row in rows] == [
-        ("faster_rcnn", 3, 0), ("retinanet_r50_dada", 6, 0)]
+    assert [(row["config"], row["steps"], row["differing"]) for row in rows] == [("retinanet_r50_dada", 6, 0)]
     assert all(row["scalars"] > 3 * row["steps"] and row["step"][0] > 0 for row in rows)
-    assert f"wrote {tmp_path / 'r.json'}" in capsys.readouterr().out.splitlines()[-1]
+    header, row, last = capsys.readouterr().out.splitlines()[-3:]
+    assert header.split() == list(bench.COLUMNS) and row.split()[:2] == ["retinanet_r50_dada", "6"]
+    assert last == f"wrote {tmp_path / 'r.json'}"

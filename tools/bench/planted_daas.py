@@ -32,6 +32,7 @@ from dada_det.augment import apply_operation
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands.bench import run_search, side_by_side, write_rows
+from dada_det.commands.common import positive
 from dada_det.data.imagenet import generator_for
 from dada_det.data.memory import MemoryImages
 from dada_det.data.planted import images_for, write_folders
@@ -48,9 +49,8 @@ PLANTED = ("Rotate", "Invert")
 STRENGTH, SPREAD = 0.95, 0.8
 SIDE, CROP = 9, 8  # pixels of a stored image, and of what a network sees
 CHANNELS, CELLS = 8, 2
-EPOCHS, BATCH, LR = 12, 100, 0.1
-SEARCH_EPOCHS, SEARCH_BATCH, SEARCH_LR = 30, 50, 0.05
-SEARCH = ("search.warmup_epochs=10", "architecture_optimizer.lr=0.01")
+BATCH, LR, EPOCHS, SEARCH_EPOCHS = 50, 0.05, 16, 60
+SEARCH = ("search.warmup_epochs=20", "architecture_optimizer.lr=0.01")
 Pair = tuple[tuple[str, ...], str]  # the operations of the four edges, and the sub-policy's name
 
 
@@ -123,12 +123,12 @@ def searched(seed: int) -> dict[str, Any]:
     train, val, _ = images(seed)
     options = [f"classifier.channels={CHANNELS}", f"classifier.cells={CELLS}", "classifier.nodes=1",
                f"classifier.operations=[{','.join(CANDIDATES)}]", f"operations=[{','.join(OPERATIONS)}]", "mirror=False",
-               f"base_batch_size={SEARCH_BATCH}", f"weights_optimizer.lr={SEARCH_LR}", *SEARCH]
+               f"base_batch_size={BATCH}", f"weights_optimizer.lr={LR}", *SEARCH]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_folders(folder / "data", train=train, val=val)
         run_search(["--config", "configs/debug/search_daas.py", "--data", f"{folder}/data", "--val-data",
-                    f"{folder}/data/val", "--image-size", str(CROP), "--batch-size", str(SEARCH_BATCH), "--epochs",
+                    f"{folder}/data/val", "--image-size", str(CROP), "--batch-size", str(BATCH), "--epochs",
                     str(SEARCH_EPOCHS), "--seed", str(seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
         genotype, policy = Genotype.load(folder / "search/genotype.json"), Policy.load(folder / "search/policy.json")
         everything = read_json(folder / "search/search.json", "search result")
@@ -189,14 +189,14 @@ def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="of the exhaustion, from 0 on (default: %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=3, help="of the exhaustion, from 0 on (default: %(default)s)")
     parser.add_argument("--search-seeds", type=int, default=8, help="how many (default: %(default)s)")
     parser.add_argument("--first-search-seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="side by side, one thread each (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write hardware, versions and rows after every run; runs that it holds are not run again")
     args = parser.parse_args(argv)
-    settings = {"epochs": EPOCHS, "search_epochs": SEARCH_EPOCHS, "search": list(SEARCH)}
+    settings = {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "search_epochs": SEARCH_EPOCHS, "search": list(SEARCH)}
     tasks = [Task(seed, pair) for seed in range(args.seeds) for pair in pairs()]
     tasks += [Task(seed) for seed in range(args.first_search_seed, args.first_search_seed + args.search_seeds)]
     began = time.monotonic()

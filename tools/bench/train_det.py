@@ -67,14 +67,21 @@ def body(args: argparse.Namespace) -> None:
         backbone = write_backbone(Path(folder))
         for config in args.configs:
             rows.append(measure(args, config, backbone, Path(folder) / Path(config).stem))
-            texts = {name: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})" if isinstance(value, list) else value
-                     for name, value in rows[-1].items()}
-            print("".join(f"{texts[name]:{form}}" for name, form in COLUMNS.items()), flush=True)
+            print(line_of(rows[-1]), flush=True)
     if args.json:
         from dada_det.commands.bench import write_rows
 
         write_rows(args.json, rows)
         print(f"wrote {args.json}")
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """The row in the table's columns; a ratio with its interval."""
+    texts = {name: row[name] for name in COLUMNS}
+    for clock in ("step", "process", "cpu"):
+        mean, *ends = row[clock]
+        texts[clock] = f"{mean:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+    return "".join(f"{texts[name]:{form}}" for name, form in COLUMNS.items())
 
 
 def write_backbone(folder: Path) -> Path:
@@ -114,7 +121,7 @@ def measure(args: argparse.Namespace, config: str, backbone: Path, folder: Path)
             found[tool]["step"] = sum([line["time"] for line in lines if "loss" in line][WARM_UP:])
         seconds.append(found)
     return {"config": Path(config).stem, "image_size": args.image_size, "rounds": args.rounds,
-            "steps": len({step for step, name in scalars[0] if name == "loss"}), "scalars": len(scalars[0]),
+            "steps": sum(name == "loss" for _, name in scalars[0]), "scalars": len(scalars[0]),
             "differing": differing(scalars),
             **{clock: ratio(seconds, clock) for clock in ("step", "process", "cpu")}, "seconds": seconds}
 
@@ -181,11 +188,11 @@ def differing(scalars: Sequence[dict[tuple[int, str], str]]) -> int:
 
 
 def ratio(seconds: Sequence[dict[str, dict[str, float]]], clock: str) -> list[float]:
-    """[ours over MMDetection's, lower end, upper end]: the geometric mean of the rounds' ratios."""
+    """[ours over MMDetection's, lower end, upper end]: the geometric mean of the rounds' ratios; of one round that alone."""
     from dada_det.report.statistics import mean_interval
 
     mean, width = mean_interval([math.log(found["ours"][clock] / found["mmdet"][clock]) for found in seconds])
-    return [math.exp(mean), math.exp(mean - width), math.exp(mean + width)]
+    return [math.exp(mean), *([] if math.isnan(width) else [math.exp(mean - width), math.exp(mean + width)])]
 
 
 if __name__ == "__main__":
