@@ -1,8 +1,8 @@
 """DDAS's search in under a minute on 2 cores, on the demo's images when no --data is given.
 
-It takes some hundred steps, where the paper's sizes take thousands: larger rates, and DADA's validation gradient (the mean of
-its direction over steps, by both kinds of BatchNorm statistics, divided by the weights' curvature). tools/bench/planted.py
-searches with this config.
+It takes some hundred steps, where the paper's sizes take thousands: larger rates, and DADA's validation gradient (the mean
+of its direction over steps, by both kinds of BatchNorm statistics, divided by the weights' curvature).
+tools/bench/planted.py searches with this config.
 Command: tools/search_imagenet.sh --config configs/debug/search_ddas.py
 """
 

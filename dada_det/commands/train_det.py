@@ -86,7 +86,7 @@ def detector_config(args: Namespace) -> Any:
     except AttributeError as error:
         raise UserError(f"{args.config} is no detector's config (it lacks {error}); give one such as "
                         "configs/retinanet_r50_dada.py") from error
-    if kind != "DADAResNet":
+    if kind not in ("DADAResNet", "DADATimm"):
         raise UserError(f"the backbone of {args.config} is a {kind}, which loads weights unchecked; make it "
                         "DADAResNet, as configs/retinanet_r50_dada.py does")
     if not isinstance(init, dict) or not (args.backbone or isinstance(init.get("checkpoint"), str)):
