@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=["Invert"], metavar="NAME",
                         help="(default: Invert)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=128, help="side of a tile in pixels (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="of a detector's training (default: %(default)s)")
     parser.add_argument("--search-epochs", type=int, default=6, help="(default: %(default)s)")
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = rows_in(args.json, settings)
         known = {(row["operation"], row["seed"], row["policy"]) for row in rows}
         tasks = [(operation, seed, [name for name in POLICIES if (operation, seed, name) not in known])
-                 for seed in range(args.seeds) for operation in args.operations]
+                 for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
         total = sum(len(left) for _, _, left in tasks)
         for operation, seed, left in tasks:
             for row in run(operation, seed, left, args) if left else ():
