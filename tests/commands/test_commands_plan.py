@@ -81,6 +81,7 @@ def test_what_each_config_goes_through(config: str, images: float, per_device: i
     assert demand.images == pytest.approx(images) and demand.per_device == per_device
 
 
+@pytest.mark.slow
 def test_a_detector_is_measured_on_real_images(shared: Path, tmp_path: Path) -> None:
     assert plan.main(["configs/debug/retinanet.py", "--measure", "--threads", "1", "--data", str(shared / "data/coco-tiny"),
                       "--results", str(tmp_path), "--cfg-options", "train_dataloader.dataset.pipeline.2.scale=(64,64)"]) == 0

@@ -12,6 +12,7 @@ from dada_det.commands.bench import write_rows
 from dada_det.errors import UserError
 
 
+@pytest.mark.slow
 def test_the_planted_operation_comes_out_on_top(planted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "planted.json"

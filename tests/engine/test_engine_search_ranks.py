@@ -60,8 +60,9 @@ def process(rank: int, folder: str, mode: str, baseline: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("mode", "baseline"), [("default", "unaugmented"), ("default", "batch"), ("paper", "none"),
-                                                ("ddas", "unaugmented")])
+@pytest.mark.parametrize(("mode", "baseline"), [
+    ("default", "unaugmented"), ("ddas", "unaugmented"), pytest.param("default", "batch", marks=pytest.mark.slow),
+    pytest.param("paper", "none", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(mode: str, baseline: str, tmp_path: Path) -> None:
     children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode, baseline]) for rank in range(2)]
     assert [child.wait(timeout=300) for child in children] == [0, 0]

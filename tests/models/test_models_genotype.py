@@ -58,7 +58,7 @@ MISTAKES: dict[str, tuple[Callable[[dict], object], str]] = {
     "later input": (lambda data: edge(data).update(input=3), r"normal\[1\]: a node has two edges from two different inputs "
                     r"of 0 to 2, not from \[3, 0\]"),
     "negative input": (lambda data: edge(data).update(input=-1), r"of 0 to 2, not from \[-1, 0\]"),
-    "huge input": (lambda data: edge(data).update(input=10**300), "not from .a whole number of more than 300 digits"),
+    "huge input": (lambda data: edge(data).update(input=10**300), "not from .a whole number of more than 300 digi"),
     "one input twice": (lambda data: edge(data).update(input=0), r"two different inputs of 0 to 2, not from \[0, 0\]"),
     "unequal cells": (lambda data: data["normal"].pop(), "the cells have 1 and 2 nodes; give both the same"),
 }
