@@ -12,8 +12,9 @@ setup: .venv/.ready
 demo: setup
 	@$(RUN) -m dada_det.commands.demo
 
+# Two processes of one thread each; a file's tests stay together, as they share what they have made.
 test: setup lint
-	@$(RUN) -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: setup lint
 	@$(RUN) -m pytest

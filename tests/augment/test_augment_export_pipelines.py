@@ -118,7 +118,8 @@ def test_mmdets_config_builds_and_renders_every_operation(image, tmp_path):
     config = Config.fromfile(tmp_path / "config.py")
     from mmdet.registry import TRANSFORMS
 
-    transform = TRANSFORMS.build(config.augmentation_policy)
+    # Another test may have left mmengine as the default scope.
+    transform = TRANSFORMS.build({**config.augmentation_policy, "_scope_": "mmdet"})
     assert transform.policy_transform.policy == policy
     generator = torch.Generator().manual_seed(2)
     for index, name in enumerate(OPERATION_NAMES):
