@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--policies", required=True, nargs="+", metavar="[NAME=]P",
                         help="a policy.json, a published name such as dada-imagenet, or none, random, uniform, one-op, "
                         "trivial, rand, cutout; {seed} in a file's name is the seed; NAME is what the row is called")
-    parser.add_argument("--model", required=True, metavar="M", help="timm's name, wide_resnet40_2 or convnet")
+    parser.add_argument("--model", required=True, metavar="M", help="timm's name, or one of ours, such as wide_resnet40_2 "
+                        "or convnet")
     parser.add_argument("--epochs", required=True, type=common.positive, metavar="E")
     parser.add_argument("--seeds", type=common.positive, default=5, metavar="n", help="(default: %(default)s)")
     parser.add_argument("--image-size", type=common.positive, default=128, metavar="N",

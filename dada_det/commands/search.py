@@ -21,8 +21,9 @@ NEEDED = {"kind": str, "data": dict, "search": dict, "weights_optimizer": dict, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the search; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for(
-        "search_imagenet.sh", "Searches an augmentation policy on images in ImageNet's layout; by DADA it writes "
-        "W/policy.json (25 sub-policies) and W/search.json (all preferences), by DDAS (configs/search_ddas_imagenet.py) "
+        "search_imagenet.sh", "Searches an augmentation policy on images in ImageNet's layout, CIFAR's or SVHN's files, or, "
+        "with configs/search_det_*.py, on a detector and images in COCO's layout; by DADA it writes W/policy.json (25 "
+        "sub-policies) and W/search.json (all preferences), by DDAS (configs/search_ddas_imagenet.py) "
         "W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)
