@@ -16,7 +16,7 @@ from dada_det.commands.search import main as search
 from dada_det.engine.trial import hardware
 from dada_det.engine.trials import end_with_parent
 from dada_det.errors import UserError
-from dada_det.files import write_json
+from dada_det.files import read_json, write_json
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,3 +64,17 @@ def write_rows(path: Path | str, rows: Sequence[dict[str, Any]], settings: dict[
     """{"hardware", "versions", "rows"} as JSON, and "settings": what the rows were measured with."""
     write_json(path, {"hardware": hardware(), "rows": rows, **({"settings": settings} if settings else {}),
                       "versions": {name: version(name) for name in ("torch", "timm", "dada_det")}})
+
+
+def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that `path` holds already, where `write_rows` wrote it; UserError where it was measured with other settings.
+
+    A setting of which the file says nothing came later, and its rows join those of the file.
+    """
+    if path is None or not path.exists():
+        return []
+    found = read_json(path, "table")
+    known = found.get("settings") if isinstance(found, dict) else None
+    if not isinstance(known, dict) or {**settings, **known} != settings or not isinstance(found.get("rows"), list):
+        raise UserError(f"{path} was not measured with {settings}; give its own flags, or another --json")
+    return found["rows"]

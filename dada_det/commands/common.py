@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -43,6 +44,21 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         print(f"{parser.prog}: interrupted{advice}", file=sys.stderr)
         return 130
     return 0
+
+
+def named(texts: Sequence[str], flag: str) -> dict[str, str]:
+    """Names and values of `flag`'s `[NAME=]VALUE`; without one a file's stem. UserError for a bad or a second name."""
+    names: dict[str, str] = {}
+    for text in texts:
+        label, equals, value = text.partition("=")
+        if not equals or "/" in label:
+            value, label = text, re.sub(r"[^\w.-]+", "-", Path(text.replace("{seed}", "")).stem)
+        if not re.fullmatch(r"\w[\w.-]*", label) or not value:
+            raise UserError(f"{flag} {text}: a name is made of letters, digits, '.', '_' and '-'; write NAME=VALUE")
+        if label in names:
+            raise UserError(f"{flag} has two called {label}; give each a name of its own, as in NAME={value}")
+        names[label] = value
+    return names
 
 
 def start(module: str, argv: Sequence[str], processes: int) -> int:

@@ -4,7 +4,6 @@ import argparse
 import copy
 import math
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -63,7 +62,7 @@ def share(text: str) -> float:
 
 
 def body(args: Namespace) -> None:
-    names, detectors = named_files(args.backbones, "--backbones"), named_files(args.detectors, "--detectors")
+    names, detectors = common.named(args.backbones, "--backbones"), common.named(args.detectors, "--detectors")
     if len(names) < 2:
         raise UserError("--backbones needs at least two, the last of which is the reference; write NAME=FILE NAME=FILE")
     if not Path(args.data).exists():
@@ -88,21 +87,6 @@ def body(args: Namespace) -> None:
         raise
     if is_first_process():
         report(args, trials, work_dir)
-
-
-def named_files(texts: Sequence[str], flag: str) -> dict[str, str]:
-    """Names and files of `[NAME=]FILE`; without a name a file's stem."""
-    names: dict[str, str] = {}
-    for text in texts:
-        label, equals, file = text.partition("=")
-        if not equals or "/" in label:
-            file, label = text, re.sub(r"[^\w.-]+", "-", Path(text.replace("{seed}", "")).stem)
-        if not re.fullmatch(r"\w[\w.-]*", label) or not file:
-            raise UserError(f"{flag} {text}: a name is made of letters, digits, '.', '_' and '-'; write NAME=FILE")
-        if label in names:
-            raise UserError(f"{flag} has two called {label}; give each a name of its own, as in NAME={file}")
-        names[label] = file
-    return names
 
 
 def make_trials(args: Namespace, names: dict[str, str], detectors: dict[str, str], layout: CocoLayout,

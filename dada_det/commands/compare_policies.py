@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -83,16 +82,7 @@ def body(args: Namespace) -> None:
 
 def named_policies(texts: Sequence[str]) -> dict[str, str]:
     """Rows and their policies as given; `random`, the reference, comes last where nobody asked for it."""
-    names: dict[str, str] = {}
-    for text in texts:
-        label, equals, policy = text.partition("=")
-        if not equals or "/" in label:
-            policy, label = text, re.sub(r"[^\w.-]+", "-", Path(text.replace("{seed}", "")).stem)
-        if not re.fullmatch(r"\w[\w.-]*", label) or not policy:
-            raise UserError(f"--policies {text}: a row's name is made of letters, digits, '.', '_' and '-'; write NAME=P")
-        if label in names:
-            raise UserError(f"--policies has two rows called {label}; give each a name of its own, as in NAME={policy}")
-        names[label] = policy
+    names = common.named(texts, "--policies")
     if names.setdefault(REFERENCE, REFERENCE) != REFERENCE:
         raise UserError(f"--policies calls {names[REFERENCE]} {REFERENCE!r}, which is the name of the reference; choose "
                         "another name")

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as masks
 from torchvision.models import resnet50
 
-from dada_det.commands import compare_backbones
-from dada_det.commands.compare_backbones import main, named_files
+from dada_det.commands import common, compare_backbones
+from dada_det.commands.compare_backbones import main
 from dada_det.data.checks import find_coco
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone
@@ -199,7 +199,7 @@ def test_seed_in_a_name_is_the_seed_and_short_names_are_the_project_s_configs(ba
     (["a=w/s{seed}/r50.pth", "w/b {seed}.pth"], {"a": "w/s{seed}/r50.pth", "b-": "w/b {seed}.pth"}),
     (["./w=1/c.pth"], {"c": "./w=1/c.pth"})])
 def test_what_the_rows_are_called(texts, expected):
-    assert named_files(texts, "--backbones") == expected
+    assert common.named(texts, "--backbones") == expected
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [

@@ -179,8 +179,8 @@ def test_what_the_rows_are_called(texts: list[str], expected: dict[str, str]) ->
 
 
 @pytest.mark.parametrize(("texts", "sentence"), [
-    (["a/policy.json", "b/policy.json"], "two rows called policy"), (["random=x.json"], "the name of the reference"),
-    (["a b=none"], "a row's name is made of"), (["a="], "write NAME=P")])
+    (["a/policy.json", "b/policy.json"], "has two called policy"), (["random=x.json"], "the name of the reference"),
+    (["a b=none"], "a name is made of"), (["a="], "write NAME=VALUE")])
 def test_names_that_do_not_do(texts: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         named_policies(texts)

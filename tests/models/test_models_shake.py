@@ -10,10 +10,10 @@ from dada_det.models.pyramidnet import PyramidBlock, PyramidNet
 from dada_det.models.shake import ShakeBlock, ShakeDrop, ShakeShake, TwoPathShortcut, draw, value_and_derivative
 
 # Gastaldi, arXiv:1705.07485, Table 1; Zagoruyko and Komodakis, arXiv:1605.07146, Table 4; Han et al., arXiv:1610.02915,
-# Table 4, which has 26.0 million: its released code has 26.2, as here.
+# Table 4: of its 26.0 million our 272 layers are 0.8 % more, and we do not know why.
 SIZES = {"wide_resnet28_10": (36_479_194, 36.5), "shake_shake26_2x32d": (2_923_162, 2.9),
          "shake_shake26_2x96d": (26_192_922, 26.2), "shake_shake26_2x112d": (35_640_442, 35.6),
-         "pyramidnet272_a200_shakedrop": (26_210_842, 26.2)}
+         "pyramidnet272_a200_shakedrop": (26_210_842, 26.0)}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -21,7 +21,8 @@ def test_networks_have_the_published_sizes(name):
     with torch.device("meta"):
         network = build_classifier(name, num_classes=10, image_size=32)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert (parameters, round(parameters / 1e6, 1)) == SIZES[name]
+    exactly, millions = SIZES[name]
+    assert parameters == exactly and parameters / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 def test_pyramidnet_272_has_272_layers_and_its_channels_grow_by_equal_steps_to_216():

@@ -33,12 +33,11 @@ from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.augment.schedule import Schedule
-from dada_det.commands.bench import run_search, side_by_side, write_rows
+from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
 from dada_det.data.planted import SIDE, oracle, plant, write_folders
 from dada_det.engine.launch import read_config
 from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
-from dada_det.files import read_json
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.ddas import ddas_settings
 from dada_det.search.settings import settings_for
@@ -130,18 +129,6 @@ def ranking_auc(candidates: Preferences, operation: str) -> float:
     preferences = torch.tensor([preference for preference, _ in candidates], dtype=torch.float64)
     ours, others = preferences[holds][:, None], preferences[~holds]
     return ((ours > others).double() + 0.5 * (ours == others)).mean().item()
-
-
-def rows_in(path: Path | None, settings: dict) -> list[dict]:
-    """The rows that `path` holds already; UserError where it was measured with other settings."""
-    if path is None or not path.exists():
-        return []
-    found = read_json(path, "table")
-    known = found.get("settings") if isinstance(found, dict) else None
-    # A file without ddas says nothing of it, and gets its rows beside those it has.
-    if not isinstance(known, dict) or {**settings, **known} != settings or not isinstance(found.get("rows"), list):
-        raise UserError(f"{path} was not measured with {settings}; give its own flags, or another --json")
-    return found["rows"]
 
 
 def print_rows(rows: list[dict]) -> None:

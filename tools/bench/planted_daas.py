@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from dada_det.augment import apply_operation
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import Operation, Policy, SubPolicy
-from dada_det.commands.bench import run_search, side_by_side, write_rows
+from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
 from dada_det.commands.common import positive
 from dada_det.data.imagenet import generator_for
 from dada_det.data.memory import MemoryImages
@@ -175,16 +175,6 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
                      f"{sum(tuple(row['architecture']) == best[0] for row in searches)}, best policy in "
                      f"{sum(row['policy'] == best[1] for row in searches)}")
     return lines
-
-
-def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that `path` holds already; UserError where it was measured with other settings."""
-    if path is None or not path.exists():
-        return []
-    found = read_json(path, "table")
-    if not isinstance(found, dict) or found.get("settings") != settings or not isinstance(found.get("rows"), list):
-        raise UserError(f"{path} was not measured with {settings}; give another --json")
-    return found["rows"]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ import torch
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
-from dada_det.commands.bench import run_search, write_rows
+from dada_det.commands.bench import rows_in, run_search, write_rows
 from dada_det.commands.common import ROOT, load_config
 from dada_det.data.planted_detection import oracle, plant_detection, write_coco
 from dada_det.errors import UserError
@@ -67,16 +67,6 @@ def searched(operation: str, seed: int, train: Any, val: Any, args: argparse.Nam
                     "--seed", str(seed), "--work-dir", f"{name}/search", "--cfg-options", "masks=True", *args.cfg_options])
         found = [entry["name"] for entry in read_json(f"{name}/search/search.json", "search's result")["operations"]]
         return Policy.load(f"{name}/search/policy.json"), {"rank": found.index(operation) + 1, "first": found[0]}
-
-
-def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that `path` holds already; UserError where it was measured with other settings."""
-    if path is None or not path.exists():
-        return []
-    found = read_json(path, "table")
-    if not isinstance(found, dict) or found.get("settings") != settings or not isinstance(found.get("rows"), list):
-        raise UserError(f"{path} was not measured with {settings}; give its own flags, or another --json")
-    return found["rows"]
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
