@@ -78,8 +78,10 @@ class Nursery:
         return hits
 
     def close(self) -> None:
-        self.server.communicate(timeout=30)
-        assert self.server.returncode == 0
+        """Between stages the process that forks holds nothing; the end of its input it may never see, as loader workers that
+        were forked here meanwhile keep the pipe open."""
+        self.server.kill()
+        self.server.communicate()
 
     def _answer(self) -> str:
         assert self.server.stdout is not None
