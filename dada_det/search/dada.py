@@ -90,7 +90,6 @@ class Dada(Algorithm):
         gradient, losses_B = alignment.training_gradient(network, images[:n], targets[:n], parts.low)
         gradient = mean_weights(gradient)
         if parts.squares is not None:
-            parts.squares.forget()
             parts.squares.add(gradient, gradient)
         log = {"loss": losses_B.mean()}
         if learn:

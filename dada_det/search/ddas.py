@@ -140,7 +140,6 @@ class Ddas(Algorithm):
         virtual = alignment.step(weights, expected, -zeta)
         v = validation_gradient(parts, virtual, batch)
         if parts.squares is not None:
-            parts.squares.forget()
             parts.squares.add(expected, expected)
             v = precondition(v, parts.squares.means, expected, out=virtual)
         g_0K = torch.stack([alignment.inner(gradient, v) for gradient in gradients])

@@ -142,11 +142,10 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
         return _validation_pass(parts, weights, batch, statistics, slice(0, n))
     half = max(1, n // 2) if statistics == "both" else n
     passes = {"batch": slice(0, half), "running": slice(n - half, n)}
-    parts.v_mean.forget()
-    for name in passes if statistics == "both" else [statistics]:
+    for number, name in enumerate(passes if statistics == "both" else [statistics]):
         v = _validation_pass(parts, weights, batch, name, passes[name])
         weight = RUNNING_WEIGHT if statistics == "both" and name == "running" else 1.0
-        parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12))
+        parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12), decay=number == 0)
     return parts.v_mean.means
 
 

@@ -83,7 +83,6 @@ def test_it_solves_the_diagonal_and_the_gradient_s_own_direction() -> None:
 
 def add_square(squares: RunningMean, gradient: alignment.Weights) -> None:
     """As the step does."""
-    squares.forget()
     squares.add(gradient, gradient)
 
 
@@ -101,7 +100,6 @@ def test_a_weight_without_gradients_counts_at_most_as_the_damping_says() -> None
 def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
     mean = RunningMean(nn.Linear(1, 1, bias=False), 0.9)
     for value in (1.0, 2.0, 4.0):
-        mean.forget()
         mean.add({"weight": torch.full((1, 1), value)}, torch.ones(()))
     torch.testing.assert_close(mean.means["weight"].item(), 0.1 * (0.81 + 0.9 * 2 + 4))
     assert list(mean.state_dict()) == ["weight"]
