@@ -34,6 +34,8 @@ from dada_det.report.statistics import mean_interval, paired_difference
 CONFIG = str(ROOT / "configs/debug/search_det.py")
 POLICIES = ("none", "random", "one-op", "oracle", "found")
 BATCH, LR, WEIGHT_DECAY = 16, 3e-3, 1e-4
+POLICY_LR = 0.05
+WARM_UP = 1 / 3  # of the search: a detector from random weights has first to find anything at all
 
 
 def run(operation: str, seed: int, left: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -64,9 +66,16 @@ def searched(operation: str, seed: int, train: Any, val: Any, args: argparse.Nam
         root = write_coco(Path(name, "data"), train=train, val=val)
         run_search(["--config", CONFIG, "--data", str(root), "--val-data", f"{root}/annotations/instances_val.json",
                     "--image-size", str(args.image_size), "--batch-size", str(BATCH), "--epochs", str(args.search_epochs),
-                    "--seed", str(seed), "--work-dir", f"{name}/search", "--cfg-options", "masks=True", *args.cfg_options])
+                    "--seed", str(seed), "--work-dir", f"{name}/search", "--cfg-options", "masks=True",
+                    *search_options(args)])
         found = [entry["name"] for entry in read_json(f"{name}/search/search.json", "search's result")["operations"]]
         return Policy.load(f"{name}/search/policy.json"), {"rank": found.index(operation) + 1, "first": found[0]}
+
+
+def search_options(args: argparse.Namespace) -> list[str]:
+    """What the searches change in CONFIG."""
+    return [f"policy_optimizer.lr={POLICY_LR}", f"search.warmup_epochs={int(WARM_UP * args.search_epochs)}",
+            *args.cfg_options]
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
@@ -99,14 +108,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=128, help="side of a tile in pixels (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, help="of a detector's training (default: %(default)s)")
-    parser.add_argument("--search-epochs", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=12, help="of a detector's training (default: %(default)s)")
+    parser.add_argument("--search-epochs", type=int, default=12, help="(default: %(default)s)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="of the search")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write hardware, versions and rows after every training; those that it holds are not run again")
     args = parser.parse_args(argv)
     settings = {"data": args.data.name, "image_size": args.image_size, "epochs": args.epochs,
-                "search_epochs": args.search_epochs, "options": args.cfg_options, "lr": LR}
+                "search_epochs": args.search_epochs, "options": search_options(args), "lr": LR}
     torch.set_num_threads(1)
     began, done = time.monotonic(), 0
     try:
