@@ -122,7 +122,7 @@ def joint(config: Config) -> Callable[[nn.Module], Daas]:
         if not isinstance(network, SuperNet):
             raise UserError(f"the method daas searches a supernet, and config.classifier is {config.classifier.name}; give "
                             "classifier.name=darts_supernet")
-        return Daas(space, settings, network, config.epochs)
+        return Daas(space, settings, network)
 
     return make
 

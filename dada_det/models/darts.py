@@ -17,7 +17,6 @@ from dada_det.errors import UserError
 from dada_det.models.genotype import MOST_NODES, NONE, OPERATIONS, Genotype
 from dada_det.untrusted import short
 
-GATES = "gates_2E"
 PREFIX = "darts/"  # of a CellNetwork's name
 AUXILIARY_WEIGHT = 0.4  # of the auxiliary head's loss, as in DARTS
 STEM = 3  # channels of the stem over those of the first cells
@@ -106,7 +105,7 @@ class Cell(nn.Module):
 
 
 class SearchCell(Cell):
-    """All candidates on all edges; a pass runs one on each, times the edge's gate."""
+    """All candidates on all edges; a pass runs one on each."""
 
     def __init__(self, before: int, last: int, channels: int, halved: bool, reduction: bool, nodes: int,
                  operations: Sequence[str]) -> None:
@@ -116,10 +115,10 @@ class SearchCell(Cell):
             CandidateEdge(BUILD[name](channels, 2 if reduction and index < 2 else 1, False) for name in operations)
             for _, index in self.places)
 
-    def forward(self, before: Tensor, last: Tensor, choices_E: Sequence[int], gates_E: Tensor) -> Tensor:
+    def forward(self, before: Tensor, last: Tensor, choices_E: Sequence[int]) -> Tensor:
         states = [self.before(before), self.last(last)]
-        for (node, index), edge, choice, gate in zip(self.places, self.edges, choices_E, gates_E, strict=True):
-            part = gate * edge(states[index], choice)
+        for (node, index), edge, choice in zip(self.places, self.edges, choices_E, strict=True):
+            part = edge(states[index], choice)
             if len(states) == 2 + node:
                 states.append(part)
             else:
@@ -178,8 +177,7 @@ class SuperNet(CellStack):
     """The network of a search: normalised images [B,3,H,W] -> logits [B,K] along the path of `on`.
 
     channels, cells, nodes, operations: the size of the space (DARTS: 16, 8, 4 and its eight operations).
-    The architecture is no part of its weights: whoever learns it gives the path, and finds what a path is worth in the
-    gradient for gates_2E (ones, the factor of each edge's output), a frozen parameter under the name of GATES.
+    The architecture is no part of its weights: whoever learns it gives the path. edges: of one cell.
     """
 
     def __init__(self, num_classes: int, channels: int = 16, cells: int = 8, nodes: int = 4,
@@ -194,7 +192,7 @@ class SuperNet(CellStack):
         super().__init__(channels, cells, nodes, num_classes, partial(SearchCell, nodes=nodes, operations=operations))
         self.operations = tuple(operations)
         self.size = f"{channels} channels, {cells} cells of {nodes} nodes"
-        self.gates_2E = nn.Parameter(torch.ones(2, len(edges_of(nodes))), requires_grad=False)
+        self.edges = len(edges_of(nodes))
         self.choices_2E: Sequence[Sequence[int]] = ()
 
     @contextmanager
@@ -210,7 +208,7 @@ class SuperNet(CellStack):
         assert self.choices_2E, "a pass outside of SuperNet.on"
         before = last = self.stem(images_BCHW)
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            before, last = last, cell(before, last, self.choices_2E[kind], self.gates_2E[kind])
+            before, last = last, cell(before, last, self.choices_2E[kind])
         return self.head(last.mean((2, 3)))
 
 

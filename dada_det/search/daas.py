@@ -1,13 +1,15 @@
 """DAAS (arXiv:2109.15273), architecture and policy searched together: a reconstruction from its abstract and introduction.
 
 The paper's: a single path, Gumbel-softmax for the memory's sake, policy gradient for the augmentation, both jointly. Ours
-(inferred): DARTS's cells, a hard sample with a straight-through gradient and a temperature that falls from 10 to 0.1, and
-DADA's PolicyDistribution with the alignment reward. One step: the weights on the augmented training batch; the architecture
-on the validation batch; the policy by score function, with the mean over the batch for baseline.
+(inferred): DARTS's cells, paths drawn by the Gumbel maximum, a score function of the validation loss of pairs of paths for
+the architecture, and DADA's PolicyDistribution with the alignment reward. One step: the weights on the augmented training
+batch; the policy by score function, with the mean over the batch for baseline; the architecture on the validation batch.
 
-B images of a training batch, E edges of a cell, O operations of an edge, N sub-policies; 2 the cells, normal and reduction.
-One path is drawn a step and is that of all its passes: the gradients whose inner product is the reward are of the same
-weights, and both ends of a difference are of one network.
+B images of a training batch, E edges of a cell, O operations of an edge, N sub-policies, P paths; 2 the cells, normal and
+reduction. One path is that of all passes of weights and policy: the gradients whose inner product is the reward are of the
+same weights, and both ends of a difference are of one network. It is drawn with equal chances (Guo et al., ECCV 2020): a
+path that is drawn more is trained more, and would be preferred for that alone. For the same reason the paths that the
+architecture learns from are drawn apart from it.
 """
 
 from dataclasses import dataclass
@@ -15,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dada_det.augment.space import SearchSpace
 from dada_det.errors import UserError
-from dada_det.models.darts import GATES, SuperNet
+from dada_det.models.darts import SuperNet
 from dada_det.models.genotype import Genotype, discretise
 from dada_det.search import alignment, estimators
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, draw_noise
@@ -26,14 +29,14 @@ from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
 from dada_det.search.step import Algorithm, Batch, Step, augment, validation_gradient
 
-FIRST_TEMPERATURE, LAST_TEMPERATURE = 10.0, 0.1
+PATHS = 2  # of which a step compares the validation loss: each is the other's baseline
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a joint search does; a config's `search` changes warmup_epochs.
 
-    warmup_epochs: epochs that train the weights alone, on paths drawn with equal chances.
+    warmup_epochs: epochs that train the weights alone.
     """
 
     warmup_epochs: int = 1
@@ -59,26 +62,27 @@ def settings_for(**changes: object) -> Settings:
 
 @dataclass(frozen=True)
 class JointNoise:
-    """What B draws take from chance: their policies', and gumbel_B2EO, the path's, which is the same in every row."""
+    """What B draws take from chance: their policies', and gumbel_BP2EO, the same in every row: a path for the weights, and
+    PATHS for the architecture."""
 
     policy: Noise
-    gumbel_B2EO: Tensor
+    gumbel_BP2EO: Tensor
 
     def __getitem__(self, index: slice | Tensor) -> "JointNoise":
-        return JointNoise(self.policy[index], self.gumbel_B2EO[index])
+        return JointNoise(self.policy[index], self.gumbel_BP2EO[index])
 
     def to(self, like: Tensor) -> "JointNoise":
-        return JointNoise(self.policy.to(like), self.gumbel_B2EO.to(like))
+        return JointNoise(self.policy.to(like), self.gumbel_BP2EO.to(like))
 
 
 class Daas(Algorithm):
-    """The logits of the operations on the edges of a SuperNet, and a PolicyDistribution; a search of `epochs` epochs."""
+    """The logits of the operations on the edges of a SuperNet, and a PolicyDistribution."""
 
-    def __init__(self, space: SearchSpace, settings: Settings, network: SuperNet, epochs: int) -> None:
+    def __init__(self, space: SearchSpace, settings: Settings, network: SuperNet) -> None:
         super().__init__()
-        self.settings, self.epochs, self.operations = settings, epochs, network.operations
+        self.settings, self.operations = settings, network.operations
         self.distribution = PolicyDistribution(space, spread=settings.spread)
-        self.architecture_2EO = nn.Parameter(torch.zeros(*network.gates_2E.shape, len(self.operations)))
+        self.architecture_2EO = nn.Parameter(torch.zeros(2, network.edges, len(self.operations)))
         self.provenance = {"method": "daas"}
         self.identity = (f"daas, {settings}, {network.size}, {'/'.join(self.operations)}, "
                          f"{len(space.operations)} operations {'/'.join(space.operations)}")
@@ -89,41 +93,32 @@ class Daas(Algorithm):
 
     def draw_noise(self, n: int, generator: torch.Generator) -> JointNoise:
         policy = draw_noise(n, len(self.distribution.space), generator)
-        uniform_2EO = torch.rand(self.architecture_2EO.shape, generator=generator, dtype=torch.float64)
-        gumbel_2EO = -(-uniform_2EO.clamp(1e-12, 1 - 1e-12).log()).log()  # 0 and 1 have no finite logarithm
-        return JointNoise(policy, gumbel_2EO.expand(n, -1, -1, -1))
+        uniform_P2EO = torch.rand(1 + PATHS, *self.architecture_2EO.shape, generator=generator, dtype=torch.float64)
+        gumbel_P2EO = -(-uniform_P2EO.clamp(1e-12, 1 - 1e-12).log()).log()  # 0 and 1 have no finite logarithm
+        return JointNoise(policy, gumbel_P2EO.expand(n, -1, -1, -1, -1))
 
-    def temperature(self, epoch: int) -> float:
-        """From the first to the last, linearly over the epochs."""
-        share = epoch / max(1, self.epochs - 1)
-        return FIRST_TEMPERATURE + share * (LAST_TEMPERATURE - FIRST_TEMPERATURE)
-
-    def path(self, gumbel_2EO: Tensor, temperature: float) -> tuple[list[list[int]], Tensor]:
-        """(the drawn operation of each edge, its relaxed weight [2,E] with the graph to the architecture)."""
-        z_2EO = self.architecture_2EO.log_softmax(2) + gumbel_2EO
-        choices_2E = z_2EO.argmax(2)
-        relaxed_2E = (z_2EO / temperature).softmax(2).gather(2, choices_2E[..., None]).squeeze(2)
-        return choices_2E.tolist(), relaxed_2E
+    def paths(self, gumbel_P2EO: Tensor) -> Tensor:
+        """The operation that each path draws on each edge, long [P,2,E], with the chances of the softmax (Gumbel-max)."""
+        return (self.architecture_2EO.detach().log_softmax(2) + gumbel_P2EO).argmax(3)
 
     def step(self, parts: Step, batch: Batch, zeta: float, epoch: int) -> dict[str, Tensor]:
-        """Weights, architecture, policy, each once; in warm-up the weights alone."""
+        """Weights, policy, architecture, each once; in warm-up the weights alone."""
         network, learn = parts.network, epoch >= self.settings.warmup_epochs
         assert isinstance(network, SuperNet)
-        choices_2E, relaxed_2E = self.path(batch.shared_noise.gumbel_B2EO[0], self.temperature(epoch))
         noise: Noise = batch.noise.policy
         sample = self.distribution.sample(noise)
         draws = self.distribution.space.draws(sample.c_B, sample.b_B2, sample.magnitudes_B2, noise.signs_B2,
                                               noise.centers_B22)
         images, targets = augment(parts, batch.images_BCHW, batch.targets_B, draws)
-        with network.on(choices_2E):
+        own_2EO, *others = batch.shared_noise.gumbel_BP2EO[0]
+        with network.on(own_2EO.argmax(2).tolist()):
             gradient, losses_B = alignment.training_gradient(network, images, targets, parts.low)
             weights = alignment.weights_of(network)
             before = {name: weight.clone() for name, weight in weights.items()} if learn else {}
             parts.update_weights(mean_weights(gradient))
             if not learn:
                 return {"loss": losses_B.mean()}
-            v = validation_gradient(parts, {**weights, GATES: network.gates_2E}, batch)
-            self.update_architecture(parts, relaxed_2E, v.pop(GATES))
+            v = validation_gradient(parts, weights, batch)
             (rewards_B,) = alignment.rewards(network, before, v, (images, targets),
                                              losses_B=losses_B if parts.low is None else None)
         advantages_B = estimators.subtract_baseline(rewards_B, "batch", 1)
@@ -135,11 +130,19 @@ class Daas(Algorithm):
             self.settings.spread, self.distribution.pairs_N2, sample)
         self.distribution.backward(PolicyGradient(*mean_over_ranks(list(gradients))))
         parts.update("policy")
+        self.update_architecture(parts, batch, self.paths(torch.stack(others)))
         return {"loss": losses_B.mean(), "spread": spread}
 
-    def update_architecture(self, parts: Step, relaxed_2E: Tensor, gates_gradient_2E: Tensor) -> None:
-        """Straight-through: the gradient for a gate, which is 1, stands for that of the drawn operation's relaxed weight."""
-        (self.architecture_2EO.grad,) = torch.autograd.grad(relaxed_2E, self.architecture_2EO, gates_gradient_2E)
+    @torch.no_grad()
+    def update_architecture(self, parts: Step, batch: Batch, choices_P2E: Tensor) -> None:
+        """The score function of the validation loss of P paths, all on the same images and at the same weights."""
+        assert isinstance(parts.network, SuperNet)
+        images, weights, losses = parts.normalise(batch.val_images_VCHW), alignment.weights_of(parts.network), []
+        for choices_2E in choices_P2E.tolist():
+            with parts.network.on(choices_2E):
+                losses.append(alignment.losses_at(parts.network, weights, images, batch.val_targets_V, parts.low).mean())
+        (losses_P,) = mean_over_ranks([torch.stack(losses)])
+        self.architecture_2EO.grad = path_score(losses_P, choices_P2E, self.architecture_2EO)
         parts.update("architecture")
 
     @torch.no_grad()
@@ -161,3 +164,13 @@ class Daas(Algorithm):
         n = len(self.distribution.space)
         return (f"the cells in {work_dir}/genotype.json, {min(POLICY_SIZE, n)} of {n} sub-policies in policy.json and all "
                 f"probabilities in search.json beside it; {most_used(usage(self.distribution.table()))}")
+
+
+def path_score(losses_P: Tensor, choices_P2E: Tensor, logits_2EO: Tensor) -> Tensor:
+    """The gradient of E[loss] for the logits of the operations [2,E,O], from P independent paths: unbiased.
+
+    Each loss less the mean of the others (Williams, 1992; Kool et al., 2019): of two, (L_a - L_b) / 2 times the difference
+    of their scores.
+    """
+    advantages_P = (losses_P - losses_P.mean()) / (len(losses_P) - 1)
+    return torch.einsum("p,pceo->ceo", advantages_P, F.one_hot(choices_P2E, logits_2EO.shape[2]).to(losses_P.dtype))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dada_det.errors import UserError
 from dada_det.models.classifiers import build_classifier
-from dada_det.models.darts import BUILD, GATES, CandidateEdge, CellNetwork, SuperNet, name_of, reductions
+from dada_det.models.darts import BUILD, CandidateEdge, CellNetwork, SuperNet, name_of, reductions
 from dada_det.models.genotype import OPERATIONS, Genotype
 from dada_det.search import alignment
 
@@ -79,17 +79,15 @@ def test_a_pass_runs_the_operations_of_its_path_alone() -> None:
         network(torch.randn(2, 3, 8, 8))
 
 
-def test_a_weight_that_is_not_on_the_path_has_no_gradient_and_a_gate_is_no_weight() -> None:
+def test_a_weight_that_is_not_on_the_path_has_no_gradient() -> None:
     network = supernet()
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
     convolution = OPERATIONS.index("sep_conv_3x3")
     with network.on([[convolution] * 5] * 2):
         gradient, _ = alignment.training_gradient(network, images, labels)
-        full = alignment.gradient_at(network, {**alignment.weights_of(network), GATES: network.gates_2E}, images, labels)
     edges = {name: re.fullmatch(r"cells.\d.edges.\d.(\d).*", name) for name in gradient}  # the number of the operation
     assert all(tensor.any() for name, tensor in gradient.items() if not edges[name] or edges[name][1] == str(convolution))
     assert not any(tensor.any() for name, tensor in gradient.items() if edges[name] and edges[name][1] != str(convolution))
-    assert GATES not in gradient and full[GATES].shape == (2, 5) and full[GATES].any()
 
 
 def saved_bytes(network: SuperNet, choices: list[list[int]], images: Tensor) -> int:
