@@ -1,6 +1,6 @@
 """The joint search against exhaustion: all pairs of architecture and policy of a small space, trained from scratch.
 
-    python tools/bench/planted_daas.py --first-search-seed 2 --search-seeds 4 --json results/planted_daas.json
+    python tools/bench/planted_daas.py --seeds 8 --first-search-seed 2 --search-seeds 8 --json results/planted_daas.json
 
 Two cells of one node (a normal and a reduction cell), each edge avg_pool_3x3 or sep_conv_3x3: 16 architectures, 12 of them
 different (both inputs of the first cell are the stem). Three sub-policies, the pairs of three operations; the validation
