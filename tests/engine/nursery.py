@@ -80,8 +80,8 @@ class Nursery:
     def close(self) -> None:
         """Between stages the process that forks holds nothing; the end of its input it may never see, as loader workers that
         were forked here meanwhile keep the pipe open."""
-        self.server.kill()
-        self.server.communicate()
+        with self.server:  # closes the pipes and waits for the process, not for an end of what it prints
+            self.server.kill()
 
     def _answer(self) -> str:
         assert self.server.stdout is not None
