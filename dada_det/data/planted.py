@@ -69,16 +69,26 @@ def _shapes() -> tuple[Tensor, Tensor]:
 
 
 def images_for(operation: str, seed: int, folder: Path | None, side: int) -> tuple[Tensor, Tensor]:
-    """The untransformed images in a random order: made ones, or those of `folder` (<class>/*) at `side` px."""
+    """The untransformed images in a random order: made ones, or those of `folder` at `side` px.
+
+    `folder` is <class>/*, or train/<class>/* and val/<class>/*, whose images are then taken together.
+    """
     generator = generator_for(seed, 11)
     if folder is None:
         pixels, labels_N = SETS.get(operation, digits)(generator)
         images = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
     else:
-        listed = scan_folder(folder)
-        images, labels_N = decode(listed, side, workers=1)[0], torch.tensor(listed.labels)
+        images, labels_N = _photographs(folder, side)
     order = torch.randperm(len(labels_N), generator=generator)
     return images[order], labels_N[order]
+
+
+def _photographs(folder: Path, side: int) -> tuple[Tensor, Tensor]:
+    roots = [folder / split for split in ("train", "val") if (folder / split).is_dir()] or [folder]
+    first = scan_folder(roots[0])
+    lists = [first, *(scan_folder(root, first.classes) for root in roots[1:])]
+    return (torch.cat([decode(listed, side, workers=1)[0] for listed in lists]),
+            torch.tensor([label for listed in lists for label in listed.labels]))
 
 
 def plant(operation: str, seed: int, folder: Path | None = None, side: int = SIDE) -> tuple[MemoryImages, ...]:

@@ -43,3 +43,12 @@ def test_a_folder_of_images_and_the_folders_written_for_the_search(tmp_path: Pat
     assert len(scan_folder(tmp_path / "train")) == 599
     again = plant("Rotate", 1, tmp_path / "train", 16)
     assert [len(part) for part in again] == [199, 199, 199] and again[0].images_NCHW.shape[1:] == (3, 16, 16)
+
+
+def test_both_splits_of_a_folder_are_taken_together(tmp_path: Path) -> None:
+    """Not as two classes that are called train and val."""
+    train, val, _ = plant("Rotate", 0)
+    write_folders(tmp_path, train=train, val=val)
+    images, labels = images_for("Rotate", 0, tmp_path, 16)
+    assert len(images) == 1198 and labels.unique().tolist() == list(range(10))
+    assert torch.equal(labels.bincount(), train.labels_N.bincount() + val.labels_N.bincount())

@@ -63,6 +63,17 @@ def test_rows_of_ddas_join_a_file_that_has_none_but_not_those_of_other_settings(
             planted.rows_in(table, other)
 
 
+def test_a_mode_that_a_file_lacks_is_run_alone_with_the_controls_that_it_holds(planted: ModuleType) -> None:
+    task = planted.Task("Rotate", 5, ("default", "paper"), epochs=30, folder=None, image_size=14, options=())
+    controls = {f"accuracy_{name}": 50.0 for name in planted.CONTROLS}
+    row = {"mode": "default", "operation": "Rotate", "seed": 5, "auc": 0.9, **controls}
+    left = planted.still_to_run(task, [row])
+    assert left.modes == ("paper",) and left.controls == controls
+    assert planted.still_to_run(task, [row, {**row, "mode": "paper"}]).modes == ()
+    for other in ({**row, "seed": 6}, {**row, "operation": "Invert"}):
+        assert planted.still_to_run(task, [other]) == task
+
+
 @pytest.mark.slow
 def test_ddas_finds_the_planted_operation(planted: ModuleType) -> None:
     task = planted.Task("Rotate", seed=0, modes=("ddas",), epochs=30, folder=None, image_size=14, options=())

@@ -1,7 +1,7 @@
 """Planted policies: validation images transformed by one operation, which the search must put first, and what it is worth.
 
     python tools/bench/planted.py --operations Rotate Invert --seeds 2 --modes default paper ddas --processes 2
-    python tools/bench/planted.py --data DIR --image-size 64        # any folder <class>/* of images
+    python tools/bench/planted.py --data DIR --image-size 64        # any folder of images
 
 A third of the images trains, a third is transformed and validates, a third is transformed the same way and is seen by
 nobody. The search runs through its own command (--val-data); then a network is trained from scratch with the policy as
@@ -24,7 +24,7 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -62,6 +62,7 @@ class Task:
     folder: Path | None
     image_size: int
     options: tuple[str, ...]  # config entries changed in the default mode
+    controls: dict[str, float] | None = None  # accuracies in %, where rows of this operation and seed hold them
 
 
 def run(task: Task) -> list[dict]:
@@ -80,7 +81,7 @@ def run(task: Task) -> list[dict]:
 
         policies = {"none": None, "random": resolve_policy("random", task.seed), "one_op": resolve_policy("one-op"),
                     "oracle": oracle(task.operation)}
-        controls = {f"accuracy_{name}": accuracy(policy) for name, policy in policies.items()}
+        controls = task.controls or {f"accuracy_{name}": accuracy(policy) for name, policy in policies.items()}
         rows = []
         for mode in task.modes:
             preferences, names = searched(folder, mode, task, mirror=recipe.mirror)
@@ -89,6 +90,14 @@ def run(task: Task) -> list[dict]:
                          "auc": ranking_auc(preferences, task.operation), "rank": names.index(task.operation) + 1,
                          "first": names[0], "accuracy": accuracy(Policy.load(folder / "search/policy.json")), **controls})
     return rows
+
+
+def still_to_run(task: Task, rows: list[dict]) -> Task:
+    """The task without the modes that rows hold, and with the controls that they hold."""
+    own = [row for row in rows if (row["operation"], row["seed"]) == (task.operation, task.seed)]
+    known = {row["mode"] for row in own}
+    controls = {name: own[0][name] for name in map("accuracy_{}".format, CONTROLS)} if own else None
+    return replace(task, modes=tuple(mode for mode in task.modes if mode not in known), controls=controls)
 
 
 Preferences = list[tuple[float, set[str | None]]]  # of each candidate, and the operations that it holds
@@ -163,7 +172,8 @@ def summary(rows: list[dict]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a folder <class>/* (default: made images of 16 px)")
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="a folder <class>/*, or train/<class>/* and val/<class>/* (default: made images of 16 px)")
     parser.add_argument("--image-size", type=int, help="pixels (default: 14, with --data 64)")
     parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATION_NAMES, metavar="NAME",
                         help="(default: all fifteen)")
@@ -189,15 +199,13 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         rows = rows_in(args.json, settings)
-        known = {(row["operation"], row["seed"], row["mode"]) for row in rows}
-        left = [task for task in tasks if any((task.operation, task.seed, mode) not in known for mode in task.modes)]
-        rows = [row for row in rows if all((row["operation"], row["seed"]) != (task.operation, task.seed) for task in left)]
+        tasks = [left for task in tasks if (left := still_to_run(task, rows)).modes]
         print_rows(rows)
-        for done, (_, new) in enumerate(side_by_side(run, left, args.processes), 1):
+        for done, (_, new) in enumerate(side_by_side(run, tasks, args.processes), 1):
             rows += new
             print_rows(new)
-            eta = (time.monotonic() - began) / done * (len(left) - done)
-            print(f"planted  {done}/{len(left)}  ETA {eta / 60:.0f} min", file=sys.stderr, flush=True)
+            eta = (time.monotonic() - began) / done * (len(tasks) - done)
+            print(f"planted  {done}/{len(tasks)}  ETA {eta / 60:.0f} min", file=sys.stderr, flush=True)
             if args.json:
                 write_rows(args.json, rows, settings)
     except UserError as error:
