@@ -68,7 +68,7 @@ def test_reward_of_an_image_is_the_inner_product_of_its_gradient_with_v(batch_no
 
 @pytest.mark.parametrize("log_odds", [0.0, 0.7, 0.999])
 def test_losses_toward_log_odds(log_odds: float) -> None:
-    """Against their definition, at losses from 1e-4 to 200; near 1 they are minus the log-odds, with 1/(1 - k p) in between."""
+    """Against their definition, at losses from 1e-4 to 200; the slope is 1 / (1 - k p), near k = 1 they are log-odds."""
     losses_B = torch.logspace(-4, 2.3, 50, dtype=torch.float64).requires_grad_()
     p_B = torch.exp(-losses_B.detach())
     found_B = alignment.toward_log_odds(losses_B, log_odds)
