@@ -101,23 +101,13 @@ def inner(first: Weights, second: Weights) -> Tensor:
     return torch.stack([tensor.flatten() @ second[name].flatten() for name, tensor in first.items()]).sum()
 
 
-def toward_log_odds(losses_B: Tensor, log_odds: float) -> Tensor:
-    """l + log(1 - k e^-l) with k = log_odds, 0 <= k < 1: the cross-entropy l at 0, near 1 minus the log-odds of the label.
-
-    Its derivative for l is 1 / (1 - k p), p = e^-l the label's probability: the larger k, the less the reward of an image
-    depends on how large its loss is. A cross-entropy's gradient is in proportion to 1 - p, so that the few images that
-    a network gets wrong would make most of the policy's gradient, and operations that merely spoil images most of those.
-    """
-    return losses_B + torch.log1p(-log_odds * torch.exp(-losses_B)) if log_odds else losses_B
-
-
 @torch.no_grad()
 def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Any],
-            relative_step: float | None = None, losses_B: Tensor | None = None, log_odds: float = 0.0) -> list[Tensor]:
+            relative_step: float | None = None, losses_B: Tensor | None = None) -> list[Tensor]:
     """R_i of each image [B] of each batch (images, targets) by a central difference: two forward passes a batch.
 
     With `losses_B`, the losses at `weights` that a training pass on the first batch has left, by one-sided differences: one
-    pass on the first batch, and on each other one as many as before. log_odds: of `toward_log_odds`, for a classifier.
+    pass on the first batch, and on each other one as many as before.
     """
     central = losses_B is None
     relative_step = relative_step or (RELATIVE_STEP if central else ONE_SIDED_STEP)
@@ -127,8 +117,7 @@ def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: 
         moved = step(weights, direction, sign * epsilon) if sign else weights
         ends.append([losses_B if sign == 0 and losses_B is not None and index == 0
                      else losses_at(network, moved, *batch) for index, batch in enumerate(batches)])
-    return [(toward_log_odds(above_B, log_odds) - toward_log_odds(below_B, log_odds))
-            / (2 * epsilon if central else epsilon) for above_B, below_B in zip(*ends, strict=True)]
+    return [(above_B - below_B) / (2 * epsilon if central else epsilon) for above_B, below_B in zip(*ends, strict=True)]
 
 
 def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,
@@ -137,27 +126,27 @@ def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weight
     return jvp(lambda w: losses_at(network, w, images_BCHW, targets_B), (weights,), (direction,))[1].detach()
 
 
-def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
-                          log_odds: float = 0.0) -> tuple[Tensor, Tensor]:
+def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor,
+                          targets_B: Any) -> tuple[Tensor, Tensor]:
     """(losses [B], the sum of each image's derivative of its loss over all pixels [B]) at other weights.
 
     The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
     """
     images_BCHW = images_BCHW.detach().requires_grad_()
-    losses_B = toward_log_odds(losses_at(network, weights, images_BCHW, targets_B), log_odds)
+    losses_B = losses_at(network, weights, images_BCHW, targets_B)
     (gradient_BCHW,) = torch.autograd.grad(losses_B.sum(), images_BCHW)
     return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))
 
 
 def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
-                           relative_step: float = RELATIVE_STEP, log_odds: float = 0.0) -> tuple[Tensor, Tensor]:
+                           relative_step: float = RELATIVE_STEP) -> tuple[Tensor, Tensor]:
     """(R_i [B], the sum of its derivatives for the pixels of image i [B]) by a central difference.
 
     Two passes, each forward and backward to the pixels; the second is the straight-through derivative of R_i for a
     magnitude. With BatchNorm the sum is that of all rewards for the pixels of image i.
     """
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, targets_B, log_odds)
+    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, targets_B)
             for sign in (1, -1)]
     above, below = ends
     return (above[0] - below[0]) / (2 * epsilon), (above[1] - below[1]) / (2 * epsilon)

@@ -99,19 +99,16 @@ class Dada(Algorithm):
             if parts.squares is not None:
                 v = precondition(v, parts.squares.means, gradient, out=virtual)
             del virtual  # as large as the network, and the rewards need room for one more
-            # A detector's loss is no cross-entropy.
-            log_odds = 0.0 if isinstance(network, alignment.LossNetwork) else settings.log_odds
             clean, pixel_sums = (parts.normalise(batch.images_BCHW), batch.targets_B), None
             against_clean = [clean] if settings.baseline == "unaugmented" else []
             if settings.spread is None:
-                rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, targets,
-                                                                       log_odds=log_odds)
-                baselines = alignment.rewards(network, weights, v, *against_clean, log_odds=log_odds)
+                rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, targets)
+                baselines = alignment.rewards(network, weights, v, *against_clean)
             else:
                 # The training pass has left the losses at w, unless more was drawn than it saw or it ran in bfloat16.
                 known_B = losses_B if draws == 1 and parts.low is None else None
                 rewards, *baselines = alignment.rewards(network, weights, v, (images, targets), *against_clean,
-                                                        losses_B=known_B, log_odds=log_odds)
+                                                        losses_B=known_B)
             rewards = rewards - baselines[0].repeat(draws) if baselines else \
                 subtract_baseline(rewards, settings.baseline, draws)
             mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])

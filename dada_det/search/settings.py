@@ -28,7 +28,6 @@ class Settings:
     normalise: bool  # divide the rewards by their spread
     v_decay: float | None  # of the running mean of the validation gradient's direction over steps; 0: this step's alone
     preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)
-    log_odds: float  # of a classifier's rewards (dada_det.search.alignment.toward_log_odds); 0: they are of the loss
     warmup_epochs: int  # epochs that train the weights alone
     estimator: str
     temperature: float = 0.5
@@ -39,10 +38,10 @@ class Settings:
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
                         baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
-                        v_decay=0.9, preconditioned=True, log_odds=0.7, warmup_epochs=1, estimator="marginal"),
+                        v_decay=0.9, preconditioned=True, warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
                       baseline="none", val_batches=1, val_statistics="batch", normalise=False,
-                      v_decay=None, preconditioned=False, log_odds=0.0, warmup_epochs=0, estimator="relax"),
+                      v_decay=None, preconditioned=False, warmup_epochs=0, estimator="relax"),
 }
 
 
@@ -73,8 +72,6 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
         raise UserError(f"search.entropy is {settings.entropy!r}; give a number of at least 0")
     if mode != "paper" and not (isinstance(settings.v_decay, int | float) and 0 <= settings.v_decay < 1):
         raise UserError(f"search.v_decay is {settings.v_decay!r}; give a number of at least 0 and below 1")
-    if not isinstance(settings.log_odds, int | float) or not 0 <= settings.log_odds < 1:
-        raise UserError(f"search.log_odds is {settings.log_odds!r}; give a number of at least 0 and below 1")
     if not isinstance(settings.average, int | float) or not 0 <= settings.average <= 1:
         raise UserError(f"search.average is {settings.average!r}; give a share from 0 to 1")
     if settings.spread is None and settings.estimator == "marginal":

@@ -66,37 +66,6 @@ def test_reward_of_an_image_is_the_inner_product_of_its_gradient_with_v(batch_no
     torch.testing.assert_close(one_sided, exact, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("log_odds", [0.0, 0.7, 0.999])
-def test_losses_toward_log_odds(log_odds: float) -> None:
-    """Against their definition, at losses from 1e-4 to 200; the slope is 1 / (1 - k p), near k = 1 they are log-odds."""
-    losses_B = torch.logspace(-4, 2.3, 50, dtype=torch.float64).requires_grad_()
-    p_B = torch.exp(-losses_B.detach())
-    found_B = alignment.toward_log_odds(losses_B, log_odds)
-    (slope_B,) = torch.autograd.grad(found_B.sum(), losses_B)
-    torch.testing.assert_close(slope_B, 1 / (1 - log_odds * p_B))
-    torch.testing.assert_close(found_B.detach(), losses_B.detach() + torch.log(1 - log_odds * p_B))
-    if log_odds == 0.999:
-        wrong = p_B < 0.9
-        torch.testing.assert_close(found_B.detach()[wrong], -torch.log(p_B / (1 - p_B))[wrong], rtol=0, atol=0.01)
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_rewards_of_log_odds_equal_forward_mode_through_them(batch_norm: bool) -> None:
-    """Of both ways to the rewards, and of the pixels' sums by a brightness added to every pixel."""
-    net = small_net(batch_norm)
-    weights, (x, y) = alignment.weights_of(net), images(5, 1)
-    v = alignment.gradient_at(net, weights, *images(8, 4))
-    p_B = torch.exp(-alignment.losses_at(net, weights, x, y))
-    exact = alignment.rewards_forward_mode(net, weights, v, x, y) / (1 - 0.7 * p_B)
-    found = alignment.rewards(net, weights, v, (x, y), relative_step=1e-4, log_odds=0.7)[0]
-    torch.testing.assert_close(found, exact.detach(), rtol=1e-6, atol=1e-8)
-    found, sums = alignment.rewards_and_pixel_sums(net, weights, v, x, y, relative_step=1e-4, log_odds=0.7)
-    torch.testing.assert_close(found, exact.detach(), rtol=1e-6, atol=1e-8)
-    ends = [alignment.rewards(net, weights, v, (x + shift, y), relative_step=1e-4, log_odds=0.7)[0].sum()
-            for shift in (1e-4, -1e-4)]
-    torch.testing.assert_close((ends[0] - ends[1]) / 2e-4, sums.sum(), rtol=1e-3, atol=1e-5)
-
-
 def test_pixel_sums_are_the_derivative_for_a_brightness_added_to_every_pixel() -> None:
     net = small_net()
     weights, (x, y) = alignment.weights_of(net), images(4, 1)

@@ -23,7 +23,7 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[Dada, Step, Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", "log_odds": 0.0}
+    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch"}
     settings = settings_for("default", **{**plain, **changes})
     algorithm = Dada(SearchSpace(OPERATIONS), settings).double()
     for parameter in algorithm.distribution.parameters():
@@ -82,40 +82,6 @@ def test_dividing_by_the_spread_divides_every_gradient(changes: dict[str, Any]) 
     assert abs(spread.item() - 1) > 0.1
     for name, gradient in gradient_of(algorithm, parts, batch).items():
         torch.testing.assert_close(gradient, plain[name] / spread)
-
-
-@pytest.mark.parametrize("baseline", ["none", "unaugmented"])
-def test_rewards_toward_the_log_odds_are_those_of_the_loss_over_one_minus_a_share_of_p(
-        baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Image by image, the unaugmented ones with their own p; a LossNetwork's losses are no cross-entropies and stay."""
-    algorithm, parts, batch = case(normalise=False, baseline=baseline, estimator="score")
-    network, known = parts.network, []
-    weights = alignment.weights_of(network)
-    kept = alignment.rewards
-
-    def rewards(*place: Any, log_odds: float = 0.0, **more: Any) -> list[Tensor]:
-        known.append(log_odds)
-        found = kept(*place, relative_step=1e-5, **more)
-        p = [torch.exp(-alignment.losses_at(network, weights, *own)) for own in place[3:]]
-        return [reward_B / (1 - log_odds * p_B) for reward_B, p_B in zip(found, p, strict=True)]
-
-    got = gradient_of(algorithm, parts, batch, log_odds=0.7)
-    plain = gradient_of(algorithm, parts, batch)
-    monkeypatch.setattr(alignment, "rewards", rewards)
-    wanted = gradient_of(algorithm, parts, batch, log_odds=0.7)
-    assert known == [0.7]
-    for name, gradient in wanted.items():
-        assert (got[name] - plain[name]).abs().max() > 0.1 * gradient.abs().max()
-        torch.testing.assert_close(got[name], gradient, rtol=0.01, atol=0.01 * gradient.abs().max().item())
-
-    class Losses(alignment.LossNetwork):
-        def forward(self, images_BCHW: Tensor, targets_B: Any) -> Tensor:
-            return nn.functional.cross_entropy(network(images_BCHW), targets_B, reduction="none")
-
-    own = replace(parts, network=Losses(), v_mean=None)
-    own.network.inner = network
-    gradient_of(algorithm, replace(own, v_mean=RunningMean(own.network, 0.0)), batch, log_odds=0.7)
-    assert known == [0.7, 0.0]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -57,10 +57,7 @@ ROWS = {  # name: config entries changed
     "validation by running statistics": ["search.val_statistics=running"],
     "this step's validation gradient": ["search.v_decay=0"],
     "not divided by the curvature": ["search.preconditioned=False"],
-    "rewards of the loss": ["search.log_odds=0"],
-    "rewards of the log-odds": ["search.log_odds=0.99"],
-    "none of the last four": ["search.val_statistics=batch", "search.v_decay=0", "search.preconditioned=False",
-                              "search.log_odds=0"],
+    "none of the last three": ["search.val_statistics=batch", "search.v_decay=0", "search.preconditioned=False"],
 }
 AGAINST = {"straight-through": PLAIN}  # of what a row differs in one ingredient, where that is not the default
 OPERATIONS = ["Rotate", "TranslateX", "Invert", "Solarize", "Color", "Contrast", "Sharpness"]
