@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dada_det.augment import apply_operation
 from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.data.fine_grained import train_and_val
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import decode, generator_for
 from dada_det.data.memory import MemoryImages
@@ -84,9 +85,7 @@ def images_for(operation: str, seed: int, folder: Path | None, side: int) -> tup
 
 
 def _photographs(folder: Path, side: int) -> tuple[Tensor, Tensor]:
-    roots = [folder / split for split in ("train", "val") if (folder / split).is_dir()] or [folder]
-    first = scan_folder(roots[0])
-    lists = [first, *(scan_folder(root, first.classes) for root in roots[1:])]
+    lists = train_and_val(folder, None) if (folder / "train").is_dir() else (scan_folder(folder),)
     return (torch.cat([decode(listed, side, workers=1)[0] for listed in lists]),
             torch.tensor([label for listed in lists for label in listed.labels]))
 
