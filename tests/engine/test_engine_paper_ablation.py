@@ -65,13 +65,22 @@ def test_each_arm_searches_its_set_and_trains_on_all(ablation: ModuleType, tmp_p
     assert [n for n, _ in trained] == [300] * 6 and trained[0][1] is None
     assert [policy for _, policy in trained[2:]] == saved and len(set(saved)) == 4
     found = json.loads(file.read_text())
-    assert set(found) == {"hardware", "versions", "rows"}
+    assert set(found) == {"hardware", "versions", "settings", "rows"}
     assert [(row["set"], row["estimator"]) for row in found["rows"]] == [
         ("-", "none"), ("-", "random"), ("reduced", "gumbel"), ("reduced", "default"), ("full", "gumbel"),
         ("full", "default")]
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == f"paper_ablation  done: 6 rows in {file}"
     assert "6/6  full    default, seed 0" in said.err and "ETA 0:00:00" in said.err
+
+    lost = found["rows"].pop()
+    file.write_text(json.dumps(found))
+    again = ["--seeds", "1", "--epochs", "1", "--estimators", "gumbel", "--json", str(file), "--search-epochs"]
+    assert ablation.main([*again, "1"]) == 0
+    assert "1/1  full    default, seed 0" in capsys.readouterr().err  # the one that the file does not hold
+    assert json.loads(file.read_text())["rows"][-1]["top1"] == lost["top1"]
+    assert ablation.main([*again, "2"]) == 2
+    assert "was not measured with" in capsys.readouterr().err
 
 
 def test_cifar10_is_searched_from_its_own_files(ablation: ModuleType, cifar: Path) -> None:
@@ -88,7 +97,8 @@ def test_cifar10_is_searched_from_its_own_files(ablation: ModuleType, cifar: Pat
 def test_the_table_pairs_by_seed_whichever_run_ended_first(ablation: ModuleType) -> None:
     tasks = ablation.tasks_for(ablation.DIGITS, None, ["relax"], seeds=2)
     top1 = {"none": (80.0, 80.0), "random": (90.0, 92.0), "relax": (91.0, 95.0), "default": (92.0, 94.0)}
-    rows = {task: {"top1": top1[task.estimator][task.seed]} for task in reversed(tasks)}
+    rows = [{"set": task.searched, "estimator": task.estimator, "seed": task.seed, "top1": top1[task.estimator][task.seed]}
+            for task in reversed(tasks)]
     lines = {line[:15].strip(): line[15:].split() for line in ablation.result(rows, tasks).splitlines()}
     assert list(lines)[1:] == ["none", "random", "reduced relax", "reduced default", "full    relax", "full    default"]
     # Student's t for one degree of freedom is 12.706; the differences are 1 and 3.

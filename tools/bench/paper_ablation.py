@@ -8,7 +8,7 @@ that one on the full set takes more steps.
 
 With --data CIFAR-10, 4,000 images or all of them searched, Wide-ResNet-40-2. Without, handwritten digits stand in for it
 (scikit-learn's, tinted, 16 px; 300 train, 120 of them are the reduced set, 1,497 test; a three-layer network). More of them
-would put every policy at 98 to 99 %.
+would put every policy at 98 to 99 %. Rows that --json already holds are not run again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.policy import Policy
 from dada_det.commands import common
-from dada_det.commands.bench import run_search, side_by_side, write_rows
+from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
 from dada_det.data.cifar import load_cifar10
 from dada_det.data.memory import MemoryImages
 from dada_det.data.planted import SIDE, images_for, write_folders
@@ -33,7 +33,7 @@ from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 from dada_det.report.comparison import summarise, table
-from dada_det.search.settings import PAPER_ESTIMATORS
+from dada_det.search.settings import PAPER_ESTIMATORS, settings_for
 
 SETS = ("reduced", "full")
 CONTROLS = ("none", "random")
@@ -74,6 +74,9 @@ class Task:
     @property
     def label(self) -> str:
         return f"{self.searched:7} {self.estimator}"
+
+    def is_of(self, row: dict[str, Any]) -> bool:
+        return (row["set"], row["estimator"], row["seed"]) == (self.searched, self.estimator, self.seed)
 
 
 def run(task: Task) -> dict[str, Any]:
@@ -138,26 +141,29 @@ def body(args: argparse.Namespace) -> None:
     setup = replace(setup, search_epochs=args.search_epochs or setup.search_epochs,
                     recipe=replace(setup.recipe, epochs=args.epochs or setup.recipe.epochs))
     tasks = tasks_for(setup, args.data, list(dict.fromkeys(args.estimators)), args.seeds)
-    rows: dict[Task, dict[str, Any]] = {}
+    settings = {"data": args.data.name if args.data else None, "search_epochs": setup.search_epochs,
+                "epochs": setup.recipe.epochs, "default": str(settings_for())}
+    rows = rows_in(args.json, settings)
+    left = [task for task in tasks if not any(task.is_of(row) for row in rows)]
     began = time.monotonic()
-    for task, row in side_by_side(run, tasks, args.processes):
-        rows[task] = row
+    for done, (task, row) in enumerate(side_by_side(run, left, args.processes), 1):
+        rows.append(row)
         if args.json is not None:
-            write_rows(args.json, list(rows.values()))
-        left = timedelta(seconds=round((time.monotonic() - began) / len(rows) * (len(tasks) - len(rows))))
-        print(f"paper_ablation  {len(rows)}/{len(tasks)}  {task.label}, seed {task.seed}: top-1 {row['top1']:.2f} %, "
-              f"search {row['search_seconds']:.0f} s, training {row['train_seconds']:.0f} s  ETA {left}", file=sys.stderr,
+            write_rows(args.json, rows, settings)
+        eta = timedelta(seconds=round((time.monotonic() - began) / done * (len(left) - done)))
+        print(f"paper_ablation  {done}/{len(left)}  {task.label}, seed {task.seed}: top-1 {row['top1']:.2f} %, "
+              f"search {row['search_seconds']:.0f} s, training {row['train_seconds']:.0f} s  ETA {eta}", file=sys.stderr,
               flush=True)
     print(result(rows, tasks))
     print(f"paper_ablation  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
 
-def result(rows: dict[Task, dict[str, Any]], tasks: Sequence[Task]) -> str:
+def result(rows: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> str:
     """A line for each set and estimator: n, mean top-1, its 95 % interval, the paired difference to random, its interval."""
     accuracies: dict[str, list[float]] = {}
     for task in tasks:  # in the order of seeds, whichever ended first
         name = task.estimator if task.estimator in CONTROLS else task.label
-        accuracies.setdefault(name, []).append(rows[task]["top1"])
+        accuracies.setdefault(name, []).extend(row["top1"] for row in rows if task.is_of(row))
     return table(summarise(accuracies))
 
 
