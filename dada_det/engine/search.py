@@ -90,8 +90,12 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     weights = dict(config.weights_optimizer)
     weights["lr"] *= config.batch_size / config.base_batch_size
     sgd = torch.optim.SGD(learned(searcher.network).values(), **weights)
-    adams = {name: OptimWrapper(torch.optim.Adam(groups, **config[f"{name}_optimizer"]))
-             for name, groups in searcher.algorithm.groups().items()}
+    adams = {}
+    for name, groups in searcher.algorithm.groups().items():
+        options = config[f"{name}_optimizer"]
+        for group in groups:
+            group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
+        adams[name] = OptimWrapper(torch.optim.Adam(groups, **options))
     return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
 
 

@@ -1,7 +1,7 @@
 """How far a search moved its numbers from their start, and how far noise alone would have moved them.
 
 Adam divides a gradient by its size, so without any signal a parameter walks at random, about lr * sqrt(steps) far.
-N sub-policies, O = 15 operations, R repeats of a walk.
+N sub-policies, 2 their slots, O = 15 operations, R repeats of a walk.
 """
 
 import math
@@ -16,6 +16,7 @@ from dada_det.augment.operations import INDEX, OPERATION_NAMES, OPERATIONS
 from dada_det.augment.policy import Policy
 from dada_det.errors import UserError
 from dada_det.files import read_json
+from dada_det.search.distribution import SHARED
 from dada_det.untrusted import MOST_BYTES
 
 REPEATS = 16
@@ -30,14 +31,19 @@ GROUPS = ("preferences", "probabilities", "magnitudes")
 class Optimizer:
     """The policy's Adam, as search.json tells: its steps so far, and of how many last ones the saved numbers are the mean.
 
-    shared: a preference is a_s + u_(op 1) + u_(op 2), three parameters, of which u is shared by all that hold an operation.
+    shared: what all that hold an operation have in common (PolicyDistribution). "preferences": a preference is a_s +
+        u_(op 1) + u_(op 2), three parameters, of which u is shared; "all": a probability and a magnitude are b_(s, k) +
+        w_(op k), of which w is shared and learned at the rate shared_lr; "none".
+    preferences_lr: of a; lr: of u, of b and of all that has no other.
     """
 
     steps: int
     lr: float
     betas: tuple[float, float]
     averaged: int
-    shared: bool
+    shared: str
+    preferences_lr: float
+    shared_lr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,20 +83,21 @@ def load_search(path: str | Path) -> Search:
 
 def _optimizer(entry: dict[str, Any]) -> Optimizer:
     first, second = (float(beta) for beta in entry["betas"])
-    optimizer = Optimizer(int(entry["steps"]), float(entry["lr"]), (first, second), int(entry["averaged"]),
-                          bool(entry["shared"]))
+    shared = {True: "preferences", False: "none"}.get(entry["shared"], entry["shared"])  # older files have a flag
+    optimizer = Optimizer(int(entry["steps"]), float(entry["lr"]), (first, second), int(entry["averaged"]), shared,
+                          float(entry.get("preferences_lr", entry["lr"])), float(entry.get("shared_lr", 0)))
     if not (0 <= optimizer.averaged <= optimizer.steps < 10**9 and 0 < optimizer.lr < 1e6 and 0 <= first < 1
-            and 0 <= second < 1):
+            and 0 <= second < 1 and 0 < optimizer.preferences_lr < 1e6 and 0 <= optimizer.shared_lr < 1e6 and shared in SHARED):
         raise ValueError("optimizer is out of range")
     return optimizer
 
 
-def noise_walk(holds_NO: Tensor, optimizer: Optimizer, one_draw: bool, seed: int = 0) -> dict[str, float]:
+def noise_walk(holds_N2O: Tensor, optimizer: Optimizer, one_draw: bool, seed: int = 0) -> dict[str, float]:
     """How far (standard deviation) each of GROUPS moves without any signal, in the parameters' own units.
 
-    R simulated searches with the search's own Adam. holds_NO: 1.0 where a sub-policy holds an operation. `steps` >= 1.
+    R simulated searches with the search's own Adam. holds_N2O: 1.0 where a slot holds an operation. `steps` >= 1.
     Default mode: every gradient is unit Gaussian noise, but that a softmax's gradients sum to zero over the sub-policies,
-    and that a shared u gets the sum of those that hold its operation. one_draw (paper mode): a step draws one sub-policy
+    and that what is shared gets the sum of those that hold its operation. one_draw (paper mode): a step draws one sub-policy
     and scores it alone, with a reward that is the same for all: without a baseline, the luck of the draw moves preferences.
 
     Measured: in default mode one parameter moves 1.00 +- 0.01 times lr * sqrt(steps), a log preference 1.0 times, and 2.0
@@ -99,11 +106,12 @@ def noise_walk(holds_NO: Tensor, optimizer: Optimizer, one_draw: bool, seed: int
     rewards without a baseline whose mean is 0 to 3 times their spread moved preferences 0.25 to 4.4 times lr * sqrt(steps).
     """
     generator = torch.Generator().manual_seed(seed)
-    n, o = holds_NO.shape
+    n, _, o = holds_N2O.shape
+    holds_NO, holds_SO = holds_N2O.sum(1), holds_N2O.flatten(0, 1)  # S = 2 N slots
     steps = min(optimizer.steps, LONGEST_WALK)
     last = max(1, round(steps * optimizer.averaged / optimizer.steps))
     first, second = optimizer.betas
-    place, mean, square, total = (torch.zeros(REPEATS, 5 * n + o) for _ in range(4))
+    place, mean, square, total = (torch.zeros(REPEATS, 5 * n + 3 * o) for _ in range(4))
     for step in range(1, steps + 1):
         noise = torch.randn(REPEATS, 5 * n, generator=generator)
         own, flags, magnitudes = noise.split((n, 2 * n, 2 * n), 1)
@@ -113,15 +121,21 @@ def noise_walk(holds_NO: Tensor, optimizer: Optimizer, one_draw: bool, seed: int
             # b - 1/2 of a flag; a magnitude learns where its flag is on
             flags, magnitudes = drawn * flags.sign(), drawn * (flags > 0) * magnitudes
         own = own - own.mean(1, keepdim=True)
-        gradient = torch.cat([own, own @ holds_NO, flags, magnitudes], 1)
+        gradient = torch.cat([own, own @ holds_NO, flags, magnitudes, flags @ holds_SO, magnitudes @ holds_SO], 1)
         mean.lerp_(gradient, 1 - first)
         square.lerp_(gradient.square(), 1 - second)
         place -= mean / (1 - first**step) / ((square / (1 - second**step)).sqrt() + 1e-8)
         if step > steps - last:
             total += place
     found = total / last * (optimizer.lr * math.sqrt(optimizer.steps / steps))
-    own, shared, flags, magnitudes = found.split((n, o, 2 * n, 2 * n), 1)
-    preferences = own + (shared @ holds_NO.T if optimizer.shared else 0.0)
+    preferences, shared, flags, magnitudes, shared_flags, shared_magnitudes = found.split((n, o, 2 * n, 2 * n, o, o), 1)
+    preferences = preferences * (optimizer.preferences_lr / optimizer.lr)
+    if optimizer.shared != "none":
+        preferences = preferences + shared @ holds_NO.T
+    if optimizer.shared == "all":
+        faster = optimizer.shared_lr / optimizer.lr
+        flags, magnitudes = (numbers + faster * common @ holds_SO.T
+                             for numbers, common in ((flags, shared_flags), (magnitudes, shared_magnitudes)))
     moved = (preferences - preferences.mean(1, keepdim=True), flags, magnitudes)
     return {name: numbers.square().mean().sqrt().item() for name, numbers in zip(GROUPS, moved, strict=True)}
 
@@ -181,7 +195,7 @@ def movement(search: Search) -> list[Group]:
             if OPERATIONS[operation.name].unit:
                 now = f"{operation.name} in {names}: magnitude {operation.magnitude:.2f}"
                 dots["magnitudes"].append(Dot(operation.name, _from_half(operation.magnitude, search.logits), now))
-    noise = (noise_walk(_holds(search.candidates), search.optimizer, one_draw=not search.logits)
+    noise = (noise_walk(_slots(search.candidates), search.optimizer, one_draw=not search.logits)
              if search.optimizer and search.optimizer.steps else {})
     # a preference has a dot under each of its operations
     shifts = {name: [dot.shift for dot in dots[name]] for name in GROUPS} | {"preferences": [log - mean for log in logs]}
@@ -202,11 +216,12 @@ def rms(numbers: list[float]) -> float:
     return math.sqrt(sum(number * number for number in numbers) / len(numbers)) if numbers else 0.0
 
 
-def _holds(policy: Policy) -> Tensor:
-    holds_NO = torch.zeros(len(policy.sub_policies), len(OPERATION_NAMES))
+def _slots(policy: Policy) -> Tensor:
+    holds_N2O = torch.zeros(len(policy.sub_policies), 2, len(OPERATION_NAMES))
     for row, sub_policy in enumerate(policy.sub_policies):
-        holds_NO[row, [INDEX[operation.name] for operation in sub_policy.operations]] = 1.0
-    return holds_NO
+        for slot, operation in enumerate(sub_policy.operations):
+            holds_N2O[row, slot, INDEX[operation.name]] = 1.0
+    return holds_N2O
 
 
 def _from_half(number: float, logits: bool) -> float:

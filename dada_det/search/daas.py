@@ -81,7 +81,7 @@ class Daas(Algorithm):
     def __init__(self, space: SearchSpace, settings: Settings, network: SuperNet) -> None:
         super().__init__()
         self.settings, self.operations = settings, network.operations
-        self.distribution = PolicyDistribution(space, spread=settings.spread)
+        self.distribution = PolicyDistribution(space, shared="preferences", spread=settings.spread)
         self.architecture_2EO = nn.Parameter(torch.zeros(2, network.edges, len(self.operations)))
         self.provenance = {"method": "daas"}
         self.identity = (f"daas, {settings}, {network.size}, {'/'.join(self.operations)}, "
@@ -155,8 +155,7 @@ class Daas(Algorithm):
         strengths = self.architecture_2EO.detach().double().softmax(2).tolist()
         return {"genotype.json": self.genotype(provenance).to_dict(),
                 "policy.json": self.distribution.policy(POLICY_SIZE, provenance).to_dict(),
-                "search.json": {**search_result(self.distribution, optimizers["policy"], self.distribution.flags_N2, 0,
-                                                provenance),
+                "search.json": {**search_result(self.distribution, self.distribution, optimizers["policy"], 0, provenance),
                                 "architecture": {"operations": list(self.operations), "normal": strengths[0],
                                                  "reduction": strengths[1]}}}
 

@@ -24,6 +24,19 @@ from dada_det.search.settings import Settings
 from dada_det.search.step import Algorithm, Batch, Step, augment, validation_gradient
 
 CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
+# What is shared learns so much faster than a sub-policy's own part, since fourteen times the images speak of it; and how an
+# operation is used (probability, magnitude) so much faster than what is preferred, or a sub-policy that holds a harmful
+# operation is given up before the operation is switched off.
+FASTER = 4.0
+
+
+def rates(distribution: PolicyDistribution) -> list[dict[str, Any]]:
+    """Adam's groups of a distribution's parameters, with their rates over the policy's ("lr_mult")."""
+    shared = distribution.operation_preferences_O
+    shared_use = [p for p in (distribution.operation_flags_O, distribution.operation_magnitudes_O) if p is not None]
+    return [{"params": [distribution.flags_N2, distribution.magnitudes_N2, *([] if shared is None else [shared])]},
+            {"params": [distribution.preferences_N], "lr_mult": 1.0 if shared is None else 1 / FASTER},
+            {"params": shared_use, "lr_mult": FASTER}]
 
 
 class Dada(Algorithm):
@@ -41,7 +54,7 @@ class Dada(Algorithm):
         self.identity = f"dada, {settings}, {len(space.operations)} operations {'/'.join(space.operations)}"
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
-        return {"policy": [{"params": self.distribution.parameters()},
+        return {"policy": [*rates(self.distribution),
                            {"params": self.control_variate.parameters(), "lr": CONTROL_VARIATE_LR}]}
 
     def draw_noise(self, n: int, generator: torch.Generator) -> Noise:
@@ -68,8 +81,7 @@ class Dada(Algorithm):
         """policy.json, the 25 sub-policies with the largest preference, and search.json, all of them."""
         averaged = 0 if self.averaged is None else int(self.averaged.n_averaged)
         return {"policy.json": self.found.policy(POLICY_SIZE, provenance).to_dict(),
-                "search.json": search_result(self.found, optimizers["policy"], self.distribution.flags_N2, averaged,
-                                             provenance)}
+                "search.json": search_result(self.found, self.distribution, optimizers["policy"], averaged, provenance)}
 
     def closing(self, work_dir: str) -> str:
         n = len(self.found.space)
@@ -79,38 +91,44 @@ class Dada(Algorithm):
     def default_step(self, parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
         """One step with a draw and a reward for every image; without `learn` (warm-up) only the weights are updated.
 
-        Returns what is worth a log line: the loss, and the mean and spread of the advantages.
+        The weights see a mixture, the first `clean` of the images as they are and the others with their policies, so that
+        what an operation is worth does not vanish as they learn it. The rest, those policies and those images that they
+        did not see, takes reward passes alone. Returns what is worth a log line: the loss, and the mean and spread of the
+        advantages.
         """
         network, settings = parts.network, self.settings
         n = len(batch.images_BCHW)
+        clean = round(settings.clean * n)
         sample = self.distribution.sample(batch.noise)
-        draws = settings.draws if learn else 1
-        images, targets = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), batch.targets_B.repeat(draws),
-                                  self.draws(sample, batch.noise, draws * n))
-        gradient, losses_B = alignment.training_gradient(network, images[:n], targets[:n], parts.low)
+        mixture = augment(parts, batch.images_BCHW, batch.targets_B, self.draws(sample, batch.noise, n, slice(0, clean)))
+        gradient, losses_B = alignment.training_gradient(network, *mixture, parts.low)
         gradient = mean_weights(gradient)
         if parts.squares is not None:
             parts.squares.add(gradient, gradient)
         log = {"loss": losses_B.mean()}
         if learn:
-            weights = alignment.weights_of(network)
+            weights, draws = alignment.weights_of(network), settings.draws
             virtual = alignment.step(weights, gradient, -zeta)
             v = validation_gradient(parts, virtual, batch)
             if parts.squares is not None:
                 v = precondition(v, parts.squares.means, gradient, out=virtual)
             del virtual  # as large as the network, and the rewards need room for one more
-            clean, pixel_sums = (parts.normalise(batch.images_BCHW), batch.targets_B), None
-            against_clean = [clean] if settings.baseline == "unaugmented" else []
+            rest = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), batch.targets_B.repeat(draws),
+                           self.draws(sample, batch.noise, draws * n, slice(clean, n)))
+            pixel_sums = None
             if settings.spread is None:
-                rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, images, targets)
-                baselines = alignment.rewards(network, weights, v, *against_clean)
+                (seen, seen_sums), (others, other_sums) = (
+                    alignment.rewards_and_pixel_sums(network, weights, v, *images) for images in (mixture, rest))
+                pixel_sums = torch.cat([other_sums[:clean], seen_sums[clean:], other_sums[n:]])
             else:
-                # The training pass has left the losses at w, unless more was drawn than it saw or it ran in bfloat16.
-                known_B = losses_B if draws == 1 and parts.low is None else None
-                rewards, *baselines = alignment.rewards(network, weights, v, (images, targets), *against_clean,
-                                                        losses_B=known_B)
-            rewards = rewards - baselines[0].repeat(draws) if baselines else \
-                subtract_baseline(rewards, settings.baseline, draws)
+                # The training pass has left the losses at w, unless it ran in bfloat16.
+                seen, others = alignment.rewards(network, weights, v, mixture, rest,
+                                                 losses_B=losses_B if parts.low is None else None)
+            rewards = torch.cat([others[:clean], seen[clean:], others[n:]])  # of the images with their policies
+            if settings.baseline == "unaugmented":
+                rewards = rewards - torch.cat([seen[:clean], others[clean:n]]).repeat(draws)
+            else:
+                rewards = subtract_baseline(rewards, settings.baseline, draws)
             mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
             spread = (square - mean.square()).clamp_min(0).sqrt()
             scale = spread + 1e-12 if settings.normalise else torch.ones_like(spread)
@@ -155,10 +173,12 @@ class Dada(Algorithm):
         self.apply_gradient(parts, PolicyGradient(logits, flags, magnitudes), variance_above, variance_below)
         return {"loss": losses_B.mean()}
 
-    def draws(self, sample: Sample, noise: Noise, n: int) -> Draws:
-        """What the first n images get."""
-        return self.distribution.space.draws(sample.c_B[:n], sample.b_B2[:n], sample.magnitudes_B2[:n],
-                                             noise.signs_B2[:n], noise.centers_B22[:n])
+    def draws(self, sample: Sample, noise: Noise, n: int, clean: slice = slice(0)) -> Draws:
+        """What the first n images get; those of the rows `clean` stay as they are."""
+        flags_B2 = sample.b_B2[:n].clone()
+        flags_B2[clean] = False
+        return self.distribution.space.draws(sample.c_B[:n], flags_B2, sample.magnitudes_B2[:n], noise.signs_B2[:n],
+                                             noise.centers_B22[:n])
 
     def apply_gradient(self, parts: Step, gradient: PolicyGradient, *variances: Tensor | None) -> None:
         """Puts -gradient into the policy's .grad and the variances' into the control variate's, then updates both."""

@@ -13,6 +13,8 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.augment.space import SearchSpace
 
+SHARED = ("all", "preferences", "none")
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -80,20 +82,24 @@ class PolicyDistribution(nn.Module):
 
     unconstrained: the parameters are logits, so nothing sticks at a clamp; otherwise they are, as in the paper, numbers
         in 0..1 that `clamp_` cuts back after each step, alpha starts at 1e-3 and beta = m = 0.5.
-    shared: the preference of a sub-policy is a_s + u_{op 1} + u_{op 2}; u is shared by all that hold the operation.
+    shared: what the sub-policies that hold an operation have in common, of SHARED. "preferences": the preference of one is
+        a_s + u_{op 1} + u_{op 2}, u shared by all that hold the operation; "all": probabilities and magnitudes have such a
+        part too, b_{s,k} + w_{op k}; "none".
     spread: standard deviation of the magnitude's normal on the logit; None draws the mean itself.
     """
 
-    def __init__(self, space: SearchSpace, *, unconstrained: bool = True, shared: bool = True,
+    def __init__(self, space: SearchSpace, *, unconstrained: bool = True, shared: str = "all",
                  spread: float | None = 0.8) -> None:
         super().__init__()
-        n = len(space)
-        self.space, self.unconstrained, self.spread = space, unconstrained, spread
+        n, o = len(space), len(OPERATION_NAMES)
+        self.space, self.unconstrained, self.shared, self.spread = space, unconstrained, shared, spread
         start = 0.0 if unconstrained else 0.5
         self.preferences_N = nn.Parameter(torch.full((n,), 0.0 if unconstrained else 1e-3))
-        self.operation_preferences_O = nn.Parameter(torch.zeros(len(OPERATION_NAMES))) if shared else None
         self.flags_N2 = nn.Parameter(torch.full((n, 2), start))
         self.magnitudes_N2 = nn.Parameter(torch.full((n, 2), start))
+        self.operation_preferences_O = nn.Parameter(torch.zeros(o)) if shared != "none" else None
+        self.operation_flags_O = nn.Parameter(torch.zeros(o)) if shared == "all" else None
+        self.operation_magnitudes_O = nn.Parameter(torch.zeros(o)) if shared == "all" else None
         self.pairs_N2: Tensor
         self.register_buffer("pairs_N2", space.pairs_N2.clone(), persistent=False)
 
@@ -105,11 +111,16 @@ class PolicyDistribution(nn.Module):
 
     def flag_logits_N2(self) -> Tensor:
         """The logits of p(b = 1 | c)."""
-        return self.flags_N2 if self.unconstrained else self.flags_N2.clamp(1e-6, 1 - 1e-6).logit()
+        flags_N2 = self._with_shared(self.flags_N2, self.operation_flags_O)
+        return flags_N2 if self.unconstrained else flags_N2.clamp(1e-6, 1 - 1e-6).logit()
 
     def magnitude_logits_N2(self) -> Tensor:
         """The means of the magnitudes, on the logit."""
-        return self.magnitudes_N2 if self.unconstrained else self.magnitudes_N2.clamp(1e-6, 1 - 1e-6).logit()
+        magnitudes_N2 = self._with_shared(self.magnitudes_N2, self.operation_magnitudes_O)
+        return magnitudes_N2 if self.unconstrained else magnitudes_N2.clamp(1e-6, 1 - 1e-6).logit()
+
+    def _with_shared(self, own_N2: Tensor, shared_O: Tensor | None) -> Tensor:
+        return own_N2 if shared_O is None else own_N2 + shared_O[self.pairs_N2]
 
     @torch.no_grad()
     def entropy_gradient_N(self) -> Tensor:
@@ -139,11 +150,10 @@ class PolicyDistribution(nn.Module):
 
     def backward(self, gradients: PolicyGradient) -> None:
         """Adds the NEGATIVE of a gradient of E[R] to the parameters' .grad: optimisers minimise, R is to be large."""
-        outputs = (self.logits_N(), self.flag_logits_N2())
-        torch.autograd.backward(outputs, (-gradients.logits_N, -gradients.flag_logits_N2))
         # The magnitudes' gradient comes in the parameter's own unit: the logit, or the magnitude where it is clamped.
-        step_N2 = -gradients.magnitudes_N2
-        self.magnitudes_N2.grad = step_N2 if self.magnitudes_N2.grad is None else self.magnitudes_N2.grad + step_N2
+        magnitudes_N2 = self._with_shared(self.magnitudes_N2, self.operation_magnitudes_O)
+        outputs = (self.logits_N(), self.flag_logits_N2(), magnitudes_N2)
+        torch.autograd.backward(outputs, (-gradients.logits_N, -gradients.flag_logits_N2, -gradients.magnitudes_N2))
 
     @torch.no_grad()
     def policy(self, most: int, provenance: dict | None = None) -> Policy:
@@ -163,7 +173,7 @@ class PolicyDistribution(nn.Module):
         """All N sub-policies in the order of the space: preference (sums to 1), and each operation's numbers."""
         preferences = self.logits_N().double().softmax(0).tolist()
         probabilities = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()
-        magnitudes = self.magnitudes_N2.double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()
+        magnitudes = self.magnitude_logits_N2().double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()
         return [{"preference": preference, "operations": [
             {"name": OPERATION_NAMES[o], "probability": probabilities[s, k].item(), "magnitude": magnitudes[s, k].item()}
             for k, o in enumerate(pair)]} for s, (preference, pair) in enumerate(zip(preferences, self.space.pairs,

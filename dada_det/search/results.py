@@ -10,16 +10,20 @@ from dada_det.search.distribution import PolicyDistribution
 POLICY_SIZE = 25  # sub-policies in the saved policy, as in the paper
 
 
-def search_result(found: PolicyDistribution, adam: torch.optim.Optimizer, parameter: torch.Tensor, averaged: int,
+def search_result(found: PolicyDistribution, learned: PolicyDistribution, adam: torch.optim.Optimizer, averaged: int,
                   provenance: dict[str, Any]) -> dict[str, Any]:
     """search.json: all sub-policies, and how they were learned.
 
-    parameter: one that Adam has moved in every of its steps; averaged: of how many last steps `found` is the mean.
+    learned: what Adam moves; averaged: of how many of its last steps `found` is the mean.
     """
-    group = adam.param_groups[0]
-    optimizer = {"steps": int(adam.state.get(parameter, {}).get("step", 0)), "lr": group["lr"],
-                 "betas": list(group["betas"]), "averaged": averaged,
-                 "shared": found.operation_preferences_O is not None}
+    def rate(parameter: torch.Tensor) -> float:
+        return next(group["lr"] for group in adam.param_groups if any(parameter is own for own in group["params"]))
+
+    optimizer = {"steps": int(adam.state.get(learned.flags_N2, {}).get("step", 0)), "lr": rate(learned.flags_N2),
+                 "preferences_lr": rate(learned.preferences_N), "betas": list(adam.param_groups[0]["betas"]),
+                 "averaged": averaged, "shared": learned.shared}
+    if learned.operation_flags_O is not None:
+        optimizer["shared_lr"] = rate(learned.operation_flags_O)
     table = found.table()
     return {"schema": 1, "ranges": found.space.ranges, "spread": found.spread,
             "operations": [{"name": name, "use": value} for name, value in usage(table).items()],

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from dada_det.errors import UserError
+from dada_det.search.distribution import SHARED
 from dada_det.search.step import VAL_STATISTICS
 
 ESTIMATORS = ("marginal", "score", "relax", "gumbel")
@@ -19,8 +20,9 @@ class Settings:
     mode: str
     ranges: str  # of the magnitudes: "strength" | "autoaugment"
     unconstrained: bool  # logits, or numbers clamped to 0..1
-    shared: bool  # preferences shared by all sub-policies that hold an operation
+    shared: str  # what all sub-policies that hold an operation have in common, of distribution.SHARED
     spread: float | None  # of the magnitude's normal on its logit; None: the magnitude itself, straight-through (Eq. 10)
+    clean: float  # share of the training images that the weights see without their policy
     draws: int  # of each image in a step
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
@@ -36,11 +38,11 @@ class Settings:
 
 
 MODES = {
-    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared=True, spread=0.8, draws=1,
-                        baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
+    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared="all", spread=0.8, clean=0.5,
+                        draws=1, baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
                         v_decay=0.9, preconditioned=True, warmup_epochs=1, estimator="marginal"),
-    "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared=False, spread=None, draws=1,
-                      baseline="none", val_batches=1, val_statistics="batch", normalise=False,
+    "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared="none", spread=None, clean=0.0,
+                      draws=1, baseline="none", val_batches=1, val_statistics="batch", normalise=False,
                       v_decay=None, preconditioned=False, warmup_epochs=0, estimator="relax"),
 }
 
@@ -57,6 +59,7 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
     for entry, value, choices in (("estimator", settings.estimator, PAPER_ESTIMATORS if mode == "paper" else ESTIMATORS),
                                   ("baseline", settings.baseline, BASELINES),
                                   ("val_statistics", settings.val_statistics, VAL_STATISTICS),
+                                  ("shared", settings.shared, SHARED),
                                   ("ranges", settings.ranges, ("strength", "autoaugment"))):
         if value not in choices:
             raise UserError(f"search.{entry} is {value!r}; choose one of {', '.join(choices)}")
@@ -72,6 +75,8 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
         raise UserError(f"search.entropy is {settings.entropy!r}; give a number of at least 0")
     if mode != "paper" and not (isinstance(settings.v_decay, int | float) and 0 <= settings.v_decay < 1):
         raise UserError(f"search.v_decay is {settings.v_decay!r}; give a number of at least 0 and below 1")
+    if not isinstance(settings.clean, int | float) or not 0 <= settings.clean <= 1:
+        raise UserError(f"search.clean is {settings.clean!r}; give a share from 0 to 1")
     if not isinstance(settings.average, int | float) or not 0 <= settings.average <= 1:
         raise UserError(f"search.average is {settings.average!r}; give a share from 0 to 1")
     if settings.spread is None and settings.estimator == "marginal":

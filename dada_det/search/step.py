@@ -97,7 +97,8 @@ class Algorithm(nn.Module):
     identity: str
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options."""
+        """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options. A group
+        may have a rate of its own, "lr", or "lr_mult" times the config's."""
         raise NotImplementedError
 
     def draw_noise(self, n: int, generator: torch.Generator) -> Any:

@@ -68,7 +68,8 @@ def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) ->
     two = "search.draws=2"
     changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], [two],
                [two, "search.baseline=second_draw"], [two, "search.baseline=half"], ["search.baseline=batch"],
-               ["search.shared=False"], ["search.normalise=False"], ["search.entropy=0.1"], ["search.average=0.5"],
+               ["search.shared=none"], ["search.shared=preferences"], ["search.clean=0.0"],
+               ["search.normalise=False"], ["search.entropy=0.1"], ["search.average=0.5"],
                ["search.spread=None", "search.estimator=score"]]
     found = set()
     for number, change in enumerate(changes):

@@ -12,7 +12,7 @@ from dada_det.augment.space import SearchSpace
 from dada_det.search import alignment
 from dada_det.search.curvature import RunningMean
 from dada_det.search.dada import Dada
-from dada_det.search.distribution import PolicyGradient
+from dada_det.search.distribution import SHARED, PolicyGradient
 from dada_det.search.settings import ESTIMATORS, settings_for
 from dada_det.search.step import Batch, Step, augment
 
@@ -84,8 +84,8 @@ def test_dividing_by_the_spread_divides_every_gradient(changes: dict[str, Any]) 
         torch.testing.assert_close(gradient, plain[name] / spread)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_entropys_gradient_equals_autograd(shared: bool) -> None:
+@pytest.mark.parametrize("shared", SHARED)
+def test_the_entropys_gradient_equals_autograd(shared: str) -> None:
     distribution = case(shared=shared)[0].distribution
     log_p_N = distribution.logits_N().log_softmax(0)
     wanted = torch.autograd.grad(-(log_p_N.exp() * log_p_N).sum(), list(distribution.parameters()), allow_unused=True)
@@ -98,7 +98,7 @@ def test_the_entropys_gradient_equals_autograd(shared: bool) -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> None:
     """The same draws with and without it: the difference is the coefficient times the entropy's gradient."""
-    algorithm, parts, batch = case(estimator=estimator, shared=False)
+    algorithm, parts, batch = case(estimator=estimator, shared="none")
     plain = gradient_of(algorithm, parts, batch)
     found = gradient_of(algorithm, parts, batch, entropy=0.3)
     exact = algorithm.distribution.entropy_gradient_N()
