@@ -87,7 +87,8 @@ def _optimizer(entry: dict[str, Any]) -> Optimizer:
     optimizer = Optimizer(int(entry["steps"]), float(entry["lr"]), (first, second), int(entry["averaged"]), shared,
                           float(entry.get("preferences_lr", entry["lr"])), float(entry.get("shared_lr", 0)))
     if not (0 <= optimizer.averaged <= optimizer.steps < 10**9 and 0 < optimizer.lr < 1e6 and 0 <= first < 1
-            and 0 <= second < 1 and 0 < optimizer.preferences_lr < 1e6 and 0 <= optimizer.shared_lr < 1e6 and shared in SHARED):
+            and 0 <= second < 1 and shared in SHARED
+            and 0 < optimizer.preferences_lr < 1e6 and 0 <= optimizer.shared_lr < 1e6):
         raise ValueError("optimizer is out of range")
     return optimizer
 

@@ -34,8 +34,8 @@ def entry(steps, lr=0.02, **changes):
 def noise_search(steps, lr, batch, seed, shared):
     """The search's own distribution, estimator and optimiser, with rewards that are noise."""
     distribution = PolicyDistribution(SPACE, shared=shared)
-    adam = torch.optim.Adam([{"params": group["params"], "lr": lr * group.get("lr_mult", 1)} for group in rates(distribution)],
-                            betas=BETAS)
+    groups = [{"params": group["params"], "lr": lr * group.get("lr_mult", 1)} for group in rates(distribution)]
+    adam = torch.optim.Adam(groups, betas=BETAS)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         sample = distribution.sample(draw_noise(batch, len(SPACE), generator).to(torch.zeros(())))

@@ -110,8 +110,8 @@ def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
 def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditioned: bool, v_decay: float) -> None:
     """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand."""
     torch.manual_seed(0)
-    settings = settings_for("default", baseline="none", normalise=False, estimator="score", val_statistics="batch",
-                            preconditioned=preconditioned, v_decay=v_decay)
+    settings = settings_for("default", clean=0.0, baseline="none", normalise=False, estimator="score",
+                            val_statistics="batch", preconditioned=preconditioned, v_decay=v_decay)
     algorithm = Dada(SearchSpace(("Rotate", "Solarize", "Brightness")), settings).double()
     distribution = algorithm.distribution
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3)).double()

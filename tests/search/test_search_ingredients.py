@@ -1,4 +1,5 @@
-"""Options of the default step against autograd in float64: straight-through magnitudes, entropy, validation statistics."""
+"""Options of the default step against autograd in float64: the weights' mixture, straight-through magnitudes, entropy, what
+is shared, validation statistics."""
 
 import copy
 from dataclasses import replace
@@ -13,6 +14,7 @@ from dada_det.search import alignment
 from dada_det.search.curvature import RunningMean
 from dada_det.search.dada import Dada
 from dada_det.search.distribution import SHARED, PolicyGradient
+from dada_det.search.policy_gradient import policy_gradient
 from dada_det.search.settings import ESTIMATORS, settings_for
 from dada_det.search.step import Batch, Step, augment
 
@@ -23,7 +25,7 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[Dada, Step, Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch"}
+    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", "clean": 0.0}
     settings = settings_for("default", **{**plain, **changes})
     algorithm = Dada(SearchSpace(OPERATIONS), settings).double()
     for parameter in algorithm.distribution.parameters():
@@ -54,7 +56,7 @@ def augmented(algorithm: Dada, parts: Step, batch: Batch, draws: int = 1) -> Ten
 @pytest.mark.parametrize("draws", [1, 2])
 def test_straight_through_magnitudes_equal_autograd_through_the_pixel_sum(draws: int) -> None:
     """Eq. 10: m joins every pixel of the images that its operation acted on, with the value 0 and the derivative 1."""
-    algorithm, parts, batch = case(spread=None, estimator="score", normalise=False, draws=draws)
+    algorithm, parts, batch = case(spread=None, estimator="score", normalise=False, draws=draws, shared="none")
     sample, network = algorithm.distribution.sample(batch.noise), parts.network
     torch.testing.assert_close(sample.logit_m_B2, algorithm.distribution.magnitudes_N2.detach()[sample.c_B])  # not drawn
     images, labels = augmented(algorithm, parts, batch, draws), batch.targets_B.repeat(draws)
@@ -92,7 +94,50 @@ def test_the_entropys_gradient_equals_autograd(shared: str) -> None:
     zeros_N2 = torch.zeros_like(distribution.flags_N2)
     distribution.backward(PolicyGradient(distribution.entropy_gradient_N(), zeros_N2, zeros_N2))
     for parameter, exact in zip(distribution.parameters(), wanted, strict=True):
-        torch.testing.assert_close(-parameter.grad, zeros_N2 if exact is None else exact)
+        torch.testing.assert_close(-parameter.grad, torch.zeros_like(parameter) if exact is None else exact)
+
+
+def test_what_is_shared_gets_the_sum_over_all_slots_that_hold_the_operation() -> None:
+    distribution = case()[0].distribution
+    n = len(distribution.space)
+    logits_N, flags_N2, magnitudes_N2 = (torch.randn(*shape).double() for shape in ((n,), (n, 2), (n, 2)))
+    distribution.backward(PolicyGradient(logits_N, flags_N2, magnitudes_N2))
+    for shared_O, own_N2 in ((distribution.operation_preferences_O, logits_N[:, None].expand(n, 2)),
+                             (distribution.operation_flags_O, flags_N2),
+                             (distribution.operation_magnitudes_O, magnitudes_N2)):
+        assert shared_O is not None
+        for index, gradient in enumerate(shared_O.grad):
+            torch.testing.assert_close(-gradient, own_N2[distribution.pairs_N2 == index].sum())
+    torch.testing.assert_close(-distribution.flags_N2.grad, flags_N2)
+    torch.testing.assert_close(-distribution.magnitudes_N2.grad, magnitudes_N2)
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("clean", [0.0, 0.5, 1.0])
+def test_the_weights_see_a_share_of_the_images_as_they_are(clean: float, draws: int) -> None:
+    """The mixture's gradient, by hand; and the policy's, from R(augmented) - R(as it is) of every image by forward mode."""
+    algorithm, parts, batch = case(clean=clean, draws=draws, estimator="score", normalise=False)
+    trained: list[alignment.Weights] = []
+    parts = replace(parts, update_weights=trained.append)
+    weights, images = alignment.weights_of(parts.network), augmented(algorithm, parts, batch, draws)
+    unaugmented, labels, share = parts.normalise(batch.images_BCHW), batch.targets_B, int(clean * B)
+    mixture = torch.cat([unaugmented[:share], images[share:B]])
+    gradient = alignment.gradient_at(parts.network, weights, mixture, labels)
+    v = alignment.gradient_at(parts.network, alignment.step(weights, gradient, -ZETA),
+                              parts.normalise(batch.val_images_VCHW), batch.val_targets_V)
+    v = {name: tensor / alignment.norm(v) for name, tensor in v.items()}
+    rewards, baseline = (alignment.rewards_forward_mode(parts.network, weights, v, shown, labels.repeat(len(shown) // B))
+                         for shown in (images, unaugmented))
+    distribution, sample = algorithm.distribution, algorithm.distribution.sample(batch.noise)
+    wanted = policy_gradient(algorithm.settings, distribution, algorithm.control_variate, rewards - baseline.repeat(draws),
+                             None, sample, batch.noise)[0]
+    found = gradient_of(algorithm, parts, batch)
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, gradient[name])
+    for name, exact in (("preferences_N", wanted.logits_N), ("flags_N2", wanted.flag_logits_N2),
+                        ("magnitudes_N2", wanted.magnitudes_N2)):
+        assert exact.abs().max() > 1e-4
+        torch.testing.assert_close(found[name], exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
