@@ -22,7 +22,7 @@ from dada_det.data.memory import cycle_indices, epoch_order
 from dada_det.engine import detection
 from dada_det.engine.detector_config import dicts_in, has_masks
 from dada_det.engine.detector_losses import DetectorLosses
-from dada_det.engine.search_loop import SearchBatches, own_draws, own_part, own_part_of_halves
+from dada_det.engine.search_loop import SearchBatches, own_draws, own_part
 from dada_det.engine.search_problems import Problem, search_device
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
@@ -128,7 +128,7 @@ class DetectionBatches(SearchBatches):
         val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
         mine = own_part(self.batch_size)
         images, targets = self.train.batch(chosen[mine], flips[mine])
-        val_images, val_targets = self.val.batch(val[own_part_of_halves(self.val_batch_size)])
+        val_images, val_targets = self.val.batch(val[own_part(self.val_batch_size)])
         return Batch(images.to(device), targets, val_images.to(device), val_targets,
                      noise[own_draws(self.draws, self.batch_size)], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed())

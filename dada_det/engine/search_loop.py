@@ -62,35 +62,24 @@ class SearchBatches:
         images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
         noise = self.draw_noise(self.draws * self.batch_size, generator)
         val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
-        mine, val_mine = own_part(self.batch_size), own_part_of_halves(self.val_batch_size)
+        mine, val_mine = own_part(self.batch_size), val[own_part(self.val_batch_size)]
         rows = own_draws(self.draws, self.batch_size)
-        return Batch(images[mine], self.train.labels_N[chosen[mine]],
-                     center_crop(self.val.images_NCHW[val[val_mine]], self.image_size), self.val.labels_N[val[val_mine]],
+        return Batch(images[mine].contiguous(), self.train.labels_N[chosen[mine]],
+                     center_crop(self.val.images_NCHW[val_mine], self.image_size), self.val.labels_N[val_mine],
                      noise[rows], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed())
 
 
 def own_part(batch_size: int) -> slice:
-    """The part of a batch that this process works on."""
+    """The rows of a batch that this process works on: every so many, so that a process's first half (which the weights see
+    unaugmented, or which val_statistics=both takes otherwise) is its part of the whole batch's first half."""
     rank, size = world()
-    part = batch_size // size
-    return slice(rank * part, (rank + 1) * part)
+    return slice(rank, batch_size, size)
 
 
 def own_draws(draws: int, batch_size: int) -> torch.Tensor:
     """The rows of the draws of a batch, draw by draw, that belong to this process's part of it."""
     return torch.arange(draws * batch_size).view(draws, batch_size)[:, own_part(batch_size)].flatten()
-
-
-def own_part_of_halves(batch_size: int) -> torch.Tensor:
-    """Rows of a validation batch: this process's part of each half, which search.val_statistics=both takes differently.
-
-    So the first halves of all processes make up the first half. A batch that is too small for that is cut in order.
-    """
-    rows, size = torch.arange(batch_size), world()[1]
-    if batch_size % (2 * size):
-        return rows[own_part(batch_size)]
-    return rows.view(2, -1)[:, own_part(batch_size // 2)].flatten()
 
 
 @LOOPS.register_module()

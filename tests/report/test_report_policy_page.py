@@ -77,7 +77,7 @@ def search_of(preferences, probability, magnitude, optimizer):
     return Search(candidates, True, 0.8, optimizer)
 
 
-ADAM = Optimizer(100, 0.02, (0.5, 0.999), 0, True)
+ADAM = Optimizer(100, 0.02, (0.5, 0.999), 0, "preferences", 0.02)
 
 
 @pytest.mark.parametrize("name", ["dada-imagenet", "dada-cifar100", "random", "one-op", "cutout"])
