@@ -48,7 +48,7 @@ ROWS = {  # name: config entries changed
     "no image with its policy": ["search.clean=1.0"],
     "preferences shared alone": ["search.shared=preferences"],
     "nothing shared": ["search.shared=none"],
-    "the first and third of these four": ["search.clean=0.0", "search.shared=preferences"],
+    "no mixture, preferences shared alone": ["search.clean=0.0", "search.shared=preferences"],
     "rewards not divided by their spread": ["search.normalise=False"],
     "ranges autoaugment": ["search.ranges=autoaugment"],
     "no warm-up": ["search.warmup_epochs=0"],
