@@ -52,6 +52,7 @@ class Search:
     """search.json: all candidates as one Policy (weight: the preference), and how they were learned.
 
     logits: whether probabilities and magnitudes were learned as logits (start 0), or as numbers (start 0.5).
+    share: the saved probabilities over the learned ones (PolicyDistribution).
     optimizer: None in files that do not tell.
     """
 
@@ -59,6 +60,7 @@ class Search:
     logits: bool
     spread: float | None
     optimizer: Optimizer | None
+    share: float = 1.0
 
 
 def load_search(path: str | Path) -> Search:
@@ -76,7 +78,10 @@ def load_search(path: str | Path) -> Search:
                 {"weight": entry["preference"], "operations": entry["operations"]} for entry in data["sub_policies"]]},
             str(path))
         optimizer = _optimizer(data["optimizer"]) if "optimizer" in data else None
-        return Search(candidates, candidates.provenance.get("mode") != "paper", data.get("spread"), optimizer)
+        share = float(data.get("share", 1))  # older files save what was learned
+        if not 0 < share <= 1:
+            raise ValueError("share is out of range")
+        return Search(candidates, candidates.provenance.get("mode") != "paper", data.get("spread"), optimizer, share)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is no search result ({type(error).__name__}: {str(error)[:80]}); give the one that a "
                         "search wrote, or move it away") from error
@@ -194,7 +199,8 @@ def movement(search: Search) -> list[Group]:
             now = f"{names}: preference {math.exp(log) * len(logs):.2f} times uniform"
             dots["preferences"].append(Dot(operation.name, log - mean, now))
             now = f"{operation.name} in {names}: probability {operation.probability:.2f}"
-            dots["probabilities"].append(Dot(operation.name, _from_half(operation.probability, search.logits), now))
+            dots["probabilities"].append(Dot(operation.name, _from_half(operation.probability / search.share, search.logits),
+                                             now))
             if OPERATIONS[operation.name].unit:
                 now = f"{operation.name} in {names}: magnitude {operation.magnitude:.2f}"
                 dots["magnitudes"].append(Dot(operation.name, _from_half(operation.magnitude, search.logits), now))

@@ -28,6 +28,8 @@ CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
 # operation is used (probability, magnitude) so much faster than what is preferred, or a sub-policy that holds a harmful
 # operation is given up before the operation is switched off.
 FASTER = 4.0
+# What is learned beside images as they are is worth most beside them: the saved policy acts half as often as the learned one.
+SAVED_SHARE = 0.5
 
 
 def rates(distribution: PolicyDistribution) -> list[dict[str, Any]]:
@@ -46,7 +48,7 @@ class Dada(Algorithm):
         super().__init__()
         self.settings = settings
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
-                                               spread=settings.spread)
+                                               spread=settings.spread, share=SAVED_SHARE if settings.clean else 1.0)
         self.control_variate = ControlVariate(len(space))
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None

@@ -38,7 +38,7 @@ class Settings:
 
 
 MODES = {
-    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared="all", spread=0.8, clean=0.5,
+    "default": Settings(mode="default", ranges="strength", unconstrained=True, shared="all", spread=1.5, clean=0.75,
                         draws=1, baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
                         v_decay=0.9, preconditioned=True, warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared="none", spread=None, clean=0.0,

@@ -41,7 +41,7 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     policy = Policy.load(tmp_path / "policy.json")
     assert len(policy.sub_policies) == 25 and policy.ranges == "strength"
     assert [s.weight for s in policy.sub_policies] == sorted((s.weight for s in policy.sub_policies), reverse=True)
-    assert all(o.spread == 0.8 for s in policy.sub_policies for o in s.operations)
+    assert all(o.spread == 1.5 for s in policy.sub_policies for o in s.operations)
     provenance = dict(policy.provenance)
     assert provenance.pop("data") and provenance == {"method": "dada", "mode": "default", "config": "search", "seed": 0,
                                                      "epoch": 2, "version": "0.1.0"}
