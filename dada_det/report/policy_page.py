@@ -209,8 +209,8 @@ def _movement(search: Search | None, groups: list[Group], why_no_search: str) ->
              f"magnitude at ½. A shift is taken from there: of the logarithm of a preference, and of probabilities and "
              f"magnitudes {unit}."]
     if search.share != 1:
-        words.append(f"Saved probabilities, as shown, are {search.share:g} of the learned ones: the other images stay as they "
-                     "are.")
+        words.append(f"Saved probabilities, as shown, are {search.share:g} of the learned ones: the other images stay "
+                     "as they are.")
     adam = search.optimizer
     if adam is None:
         words.append("What noise alone would move them is not known: this search.json does not tell the steps and the "

@@ -28,7 +28,7 @@ CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
 # operation is used (probability, magnitude) so much faster than what is preferred, or a sub-policy that holds a harmful
 # operation is given up before the operation is switched off.
 FASTER = 4.0
-# What is learned beside images as they are is worth most beside them: the saved policy acts half as often as the learned one.
+# What is learned beside images as they are is worth most beside them: a saved operation acts half as often as a learned one.
 SAVED_SHARE = 0.5
 
 

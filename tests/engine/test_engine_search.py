@@ -48,9 +48,20 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     everything = json.loads((tmp_path / "search.json").read_text())
     preferences = [entry["preference"] for entry in everything["sub_policies"]]
     assert len(preferences) == 105 and sum(preferences) == pytest.approx(1) and len(set(preferences)) > 20
-    assert policy.sub_policies[0].weight == max(preferences)
+    best = sorted(everything["sub_policies"], key=lambda entry: -entry["preference"])[:25]
+    assert [(s.weight, *((o.probability, o.magnitude) for o in s.operations)) for s in policy.sub_policies] == [
+        (entry["preference"], *((o["probability"], o["magnitude"]) for o in entry["operations"])) for entry in best]
     out = capsys.readouterr().out
     assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
+
+
+@pytest.mark.parametrize(("clean", "share"), [(0.75, 0.5), (0.0, 1.0)])
+def test_what_was_learned_beside_images_as_they_are_is_saved_for_half_of_them(clean: float, share: float, data: Path,
+                                                                              tmp_path: Path) -> None:
+    """With a rate of 0 a probability stays where it starts, at 1/2."""
+    assert search(data, tmp_path, "--epochs", "1", "--cfg-options", f"search.clean={clean}", "policy_optimizer.lr=0.0") == 0
+    assert {o.probability for s in Policy.load(tmp_path / "policy.json").sub_policies for o in s.operations} == {share / 2}
+    assert json.loads((tmp_path / "search.json").read_text())["share"] == share
 
 
 @pytest.mark.parametrize("estimator", ["relax", "gumbel", "score"])

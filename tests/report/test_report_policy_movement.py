@@ -104,6 +104,20 @@ def test_shifts_are_counted_from_the_start(tmp_path):
     assert math.isnan(magnitudes.rms_of("Invert")) and preferences.rms_of("Invert") > 0
 
 
+def test_a_saved_share_of_a_probability_is_no_shift(tmp_path):
+    distribution = PolicyDistribution(SPACE, share=0.25)
+    with torch.no_grad():
+        distribution.flags_N2[:, 0] = 2.0
+    path = search_file(tmp_path, distribution)
+    content = json.loads(path.read_text())
+    assert content["sub_policies"][0]["operations"][1]["probability"] == 0.125
+    path.write_text(json.dumps(content | {"share": 0.25}))
+    assert movement(load_search(path))[1].rms == pytest.approx(math.sqrt(2), rel=1e-4)
+    path.write_text(json.dumps(content | {"share": 0}))
+    with pytest.raises(UserError, match="share is out of range"):
+        load_search(path)
+
+
 def test_the_paper_learns_numbers_not_logits(tmp_path):
     distribution = PolicyDistribution(SPACE, unconstrained=False, shared="none", spread=None)
     with torch.no_grad():

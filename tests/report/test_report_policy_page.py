@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -169,6 +170,13 @@ def test_movement_against_noise(tmp_path):
     titles = "".join(page.words)
     assert f"Rotate in ShearX and Rotate: probability 0.60, shift {ratio:+.2f} times noise" in titles
     assert sum(tag == "circle" for tag, _ in page.tags) == 210 + 210 + 12 * 14
+
+
+def test_a_saved_share_of_the_probabilities_is_said(tmp_path):
+    search = replace(search_of([1 / 105] * 105, 0.6 * 0.75, 0.53, ADAM), share=0.75)
+    page = read(tmp_path, resolve_policy("uniform"), search=search)
+    assert "Saved probabilities, as shown, are 0.75 of the learned ones: the other images stay as they are." in page.text
+    assert page.tables["plain"][2][3][1][0] == pytest.approx(0.405 / 0.2, rel=0.05)
 
 
 def test_a_search_that_found_noise_is_told_so(tmp_path):
