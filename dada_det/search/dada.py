@@ -28,8 +28,6 @@ CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
 # operation is used (probability, magnitude) so much faster than what is preferred, or a sub-policy that holds a harmful
 # operation is given up before the operation is switched off.
 FASTER = 4.0
-# What is learned beside images as they are is worth most beside them: a saved operation acts half as often as a learned one.
-SAVED_SHARE = 0.5
 
 
 def rates(distribution: PolicyDistribution) -> list[dict[str, Any]]:
@@ -42,13 +40,16 @@ def rates(distribution: PolicyDistribution) -> list[dict[str, Any]]:
 
 
 class Dada(Algorithm):
-    """A PolicyDistribution over the space's sub-policies, and the control variate of its RELAX estimate."""
+    """A PolicyDistribution over the space's sub-policies, and the control variate of its RELAX estimate.
 
-    def __init__(self, space: SearchSpace, settings: Settings) -> None:
+    share: the saved probabilities over the learned ones.
+    """
+
+    def __init__(self, space: SearchSpace, settings: Settings, share: float = 1.0) -> None:
         super().__init__()
         self.settings = settings
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
-                                               spread=settings.spread, share=SAVED_SHARE if settings.clean else 1.0)
+                                               spread=settings.spread, share=share)
         self.control_variate = ControlVariate(len(space))
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None

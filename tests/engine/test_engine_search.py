@@ -55,11 +55,13 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
 
 
-@pytest.mark.parametrize(("clean", "share"), [(0.75, 0.5), (0.0, 1.0)])
-def test_what_was_learned_beside_images_as_they_are_is_saved_for_half_of_them(clean: float, share: float, data: Path,
-                                                                              tmp_path: Path) -> None:
+@pytest.mark.parametrize(("clean", "shifted", "share"), [(0.75, False, 0.5), (0.75, True, 1.0), (0.0, False, 1.0)])
+def test_what_was_learned_beside_images_as_they_are_is_saved_for_half_of_them_unless_there_is_a_shift(
+        clean: float, shifted: bool, share: float, data: Path, tmp_path: Path) -> None:
     """With a rate of 0 a probability stays where it starts, at 1/2."""
-    assert search(data, tmp_path, "--epochs", "1", "--cfg-options", f"search.clean={clean}", "policy_optimizer.lr=0.0") == 0
+    target = ["--val-data", str(data / "train")] if shifted else []
+    assert search(data, tmp_path, *target, "--epochs", "1", "--cfg-options", f"search.clean={clean}",
+                  "policy_optimizer.lr=0.0") == 0
     assert {o.probability for s in Policy.load(tmp_path / "policy.json").sub_policies for o in s.operations} == {share / 2}
     assert json.loads((tmp_path / "search.json").read_text())["share"] == share
 
