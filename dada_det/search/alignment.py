@@ -84,13 +84,11 @@ def _gradient(loss: Tensor, weights: Mapping[str, Tensor]) -> Weights:
 
 
 @torch.no_grad()
-def step(weights: Weights, direction: Weights, size: float | Tensor, out: Weights | None = None) -> Weights:
-    """weights + size * direction, in new tensors or in those of `out`; the virtual step is step(w, g, -zeta)."""
-    place = (lambda name: None) if out is None else out.__getitem__
+def step(weights: Weights, direction: Weights, size: float | Tensor) -> Weights:
+    """weights + size * direction, in new tensors; the virtual step is step(w, g, -zeta)."""
     if isinstance(size, float):
-        return {name: torch.add(tensor, direction[name], alpha=size, out=place(name)) for name, tensor in weights.items()}
-    return {name: torch.addcmul(tensor, direction[name], size, out=place(name))  # no wait for a device
-            for name, tensor in weights.items()}
+        return {name: torch.add(tensor, direction[name], alpha=size) for name, tensor in weights.items()}
+    return {name: torch.addcmul(tensor, direction[name], size) for name, tensor in weights.items()}  # no wait for a device
 
 
 def norm(direction: Weights) -> Tensor:
@@ -105,20 +103,18 @@ def inner(first: Weights, second: Weights) -> Tensor:
 
 @torch.no_grad()
 def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Any],
-            relative_step: float | None = None, losses_B: Tensor | None = None, overwrite: bool = False) -> list[Tensor]:
+            relative_step: float | None = None, losses_B: Tensor | None = None) -> list[Tensor]:
     """R_i of each image [B] of each batch (images, targets) by a central difference: two forward passes a batch.
 
     With `losses_B`, the losses at `weights` that a training pass on the first batch has left, by one-sided differences: one
-    pass on the first batch, and on each other one as many as before. overwrite: they may then write over `direction`
-    (fresh memory for all weights costs a CPU three times the sum itself).
+    pass on the first batch, and on each other one as many as before.
     """
     central = losses_B is None
     relative_step = relative_step or (RELATIVE_STEP if central else ONE_SIDED_STEP)
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    scratch = direction if overwrite and not central else None
     ends = []
     for sign in (1, -1) if central else (1, 0):
-        moved = step(weights, direction, sign * epsilon, out=scratch) if sign else weights
+        moved = step(weights, direction, sign * epsilon) if sign else weights
         ends.append([losses_B if sign == 0 and losses_B is not None and index == 0
                      else losses_at(network, moved, *batch) for index, batch in enumerate(batches)])
     return [(above_B - below_B) / (2 * epsilon if central else epsilon) for above_B, below_B in zip(*ends, strict=True)]

@@ -53,7 +53,6 @@ class Dada(Algorithm):
         self.control_variate = ControlVariate(len(space))
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
-        self.scratch: alignment.Weights | None = None  # as large as the network, kept from step to step
         self.provenance = {"method": "dada", "mode": settings.mode}
         self.identity = f"dada, {settings}, {len(space.operations)} operations {'/'.join(space.operations)}"
 
@@ -112,10 +111,11 @@ class Dada(Algorithm):
         log = {"loss": losses_B.mean()}
         if learn:
             weights, draws = alignment.weights_of(network), settings.draws
-            self.scratch = virtual = alignment.step(weights, gradient, -zeta, self.scratch)
+            virtual = alignment.step(weights, gradient, -zeta)
             v = validation_gradient(parts, virtual, batch)
             if parts.squares is not None:
                 v = precondition(v, parts.squares.means, gradient, out=virtual)
+            del virtual  # as large as the network, and the rewards need room for one more
             rest = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), batch.targets_B.repeat(draws),
                            self.draws(sample, batch.noise, draws * n, slice(clean, n)))
             pixel_sums = None
@@ -126,8 +126,7 @@ class Dada(Algorithm):
             else:
                 # The training pass has left the losses at w, unless it ran in bfloat16.
                 seen, others = alignment.rewards(network, weights, v, mixture, rest,
-                                                 losses_B=losses_B if parts.low is None else None,
-                                                 overwrite=parts.squares is not None)  # v stands in the scratch
+                                                 losses_B=losses_B if parts.low is None else None)
             rewards = torch.cat([others[:clean], seen[clean:], others[n:]])  # of the images with their policies
             if settings.baseline == "unaugmented":
                 rewards = rewards - torch.cat([seen[:clean], others[clean:n]]).repeat(draws)
