@@ -131,4 +131,4 @@ class DetectionBatches(SearchBatches):
         val_images, val_targets = self.val.batch(val[own_part(self.val_batch_size)])
         return Batch(images.to(device), targets, val_images.to(device), val_targets,
                      noise[own_draws(self.draws, self.batch_size)], noise[:1],
-                     generator_for(self.seed, 2, step, world()[0]).initial_seed())
+                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), number=step)

@@ -67,12 +67,12 @@ class SearchBatches:
         return Batch(images[mine].contiguous(), self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val_mine], self.image_size), self.val.labels_N[val_mine],
                      noise[rows], noise[:1],
-                     generator_for(self.seed, 2, step, world()[0]).initial_seed())
+                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), number=step)
 
 
 def own_part(batch_size: int) -> slice:
-    """The rows of a batch that this process works on: every so many, so that a process's first half (which the weights see
-    unaugmented, or which val_statistics=both takes otherwise) is its part of the whole batch's first half."""
+    """The rows of a batch that this process works on: every so many, so that the images which the weights see unaugmented
+    (the first of a process's part) are its part of the whole batch's first."""
     rank, size = world()
     return slice(rank, batch_size, size)
 

@@ -36,14 +36,10 @@ class RunningMean(nn.Module):
         return {name.replace("/", "."): buffer for name, buffer in self.named_buffers()}
 
     @torch.no_grad()
-    def add(self, values: Weights, scale: Weights | Tensor, decay: bool = True) -> None:
-        """mean <- decay * mean + (1 - decay) * scale * value; scale: one number, or one a weight.
-
-        Without `decay` the mean stays as it is and takes the rest up: for what else belongs to the same step.
-        """
+    def add(self, values: Weights, scale: Weights | Tensor) -> None:
+        """mean <- decay * mean + (1 - decay) * scale * value; scale: one number, or one a weight."""
         for name, mean in self.means.items():
-            if decay:
-                mean.mul_(self.decay)
+            mean.mul_(self.decay)
             mean.addcmul_(values[name], scale if isinstance(scale, Tensor) else scale[name], value=1 - self.decay)
 
 

@@ -39,6 +39,7 @@ class Batch:
     noise: Any
     shared_noise: Any
     network_seed: int = 0
+    number: int = 0
 
 
 class StepSettings(Protocol):
@@ -136,23 +137,16 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": a half of the images by each, brought to length 1 and RUNNING_WEIGHT.
+    ones it sees little else. "both": the steps take turns, each gradient brought to length 1 and RUNNING_WEIGHT.
     """
-    statistics, n = parts.settings.val_statistics, len(batch.val_targets_V)
-    if parts.v_mean is None:
-        return _validation_pass(parts, weights, batch, statistics, slice(0, n))
-    half = max(1, n // 2) if statistics == "both" else n
-    passes = {"batch": slice(0, half), "running": slice(n - half, n)}
-    for number, name in enumerate(passes if statistics == "both" else [statistics]):
-        v = _validation_pass(parts, weights, batch, name, passes[name])
-        weight = RUNNING_WEIGHT if statistics == "both" and name == "running" else 1.0
-        parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12), decay=number == 0)
-    return parts.v_mean.means
-
-
-def _validation_pass(parts: Step, weights: Weights, batch: Batch, statistics: str, rows: slice) -> Weights:
+    both = parts.settings.val_statistics == "both"
+    statistics = ("batch", "running")[batch.number % 2] if both else parts.settings.val_statistics
     parts.network.train(statistics == "batch")
-    v = alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW[rows]),
-                              batch.val_targets_V[rows], parts.low)
+    v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW),
+                                           batch.val_targets_V, parts.low))
     parts.network.train()
-    return mean_weights(v)
+    if parts.v_mean is None:
+        return v
+    weight = RUNNING_WEIGHT if both and statistics == "running" else 1.0
+    parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12))
+    return parts.v_mean.means

@@ -153,11 +153,13 @@ def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> Non
         torch.testing.assert_close(found[name] - plain[name], added, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("statistics", ["batch", "running", "both"])
-def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(statistics: str,
+@pytest.mark.parametrize(("statistics", "number", "running"), [("batch", 1, False), ("running", 0, True),
+                                                               ("both", 4, False), ("both", 5, True)])
+def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(statistics: str, number: int, running: bool,
                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """Against autograd through a copy at w' in train or eval mode; the step leaves the network in train mode."""
     algorithm, parts, batch = case(val_statistics=statistics)
+    batch = replace(batch, number=number)
     network = nn.Sequential(nn.BatchNorm2d(3), *parts.network).double()
     directions = []
     kept = alignment.rewards
@@ -175,16 +177,12 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
     with torch.no_grad():
         for name, parameter in moved.named_parameters():
             parameter -= ZETA * gradient[name]
-    gradients = []
-    for running, rows in {"batch": [(False, slice(B))], "running": [(True, slice(B))],
-                          "both": [(True, slice(B // 2, B)), (False, slice(B // 2))]}[statistics]:
-        moved.train(not running)
-        loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW[rows])), batch.val_targets_V[rows])
-        own = torch.autograd.grad(loss, list(moved.parameters()))
-        weight = 0.5 if running and statistics == "both" else 1.0
-        length = torch.cat([tensor.flatten() for tensor in own]).norm()
-        gradients.append([weight * tensor / length for tensor in own])
-    wanted = dict(zip(gradient, (sum(parts_of) for parts_of in zip(*gradients, strict=True)), strict=True))
+    moved.train(not running)
+    loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW)), batch.val_targets_V)
+    own = torch.autograd.grad(loss, list(moved.parameters()))
+    weight = 0.5 if running and statistics == "both" else 1.0
+    length = torch.cat([tensor.flatten() for tensor in own]).norm()
+    wanted = dict(zip(gradient, (weight * tensor / length for tensor in own), strict=True))
     algorithm.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)

@@ -4,10 +4,12 @@
     python tools/bench/search_step.py --modes default --settings draws=1 baseline=batch --json step.json
 
 Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
-flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process; plain passes and steps take
-turns, one of each a round. The images are random: no kernel's time depends on them.
+flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process. They take turns, a step and
+PLAIN plain passes a round, about as long: what disturbs the machine for a while falls on both alike, where a single short
+pass would mostly be spared. The images are random: no kernel's time depends on them.
 
-ratio             (step - the weights' own update) / plain, the median over rounds; low, high: its 95 % interval
+ratio             (step - the weights' own update) / mean of the round's plain passes, the median over rounds; low, high:
+                  its 95 % interval
 weights_update    SGD and clipping over plain, which plain training pays too; policy_update (Adam) is part of the ratio
 augmentation      the policies' operations as a share of the step; data: crops, flips and noise as a share of it
 memory_ratio      peak bytes of a step over those of plain training (forward, backward, the weights' update), weights and
@@ -62,6 +64,7 @@ COLUMNS = {"model": "15", "mode": "20", "ratio": "6.2f", "low": "6.2f", "high": 
            "rewards_per_step": "17d", "baseline": ">12", "augmentation": "13.1%", "data": "6.1%", "weights_update": "15.2f",
            "policy_update": "14.2f", "plain_ms": "9.1f"}
 AFTER_WARM_UP = 10**6  # an epoch
+PLAIN = 4  # plain passes a round, half of them before the step and half after it
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     """The numbers of one row; the first round warms up and is not counted."""
     memory_ratio, ratios, plains, parts = 0.0, [], [], []
     for number in range(rounds + 1):
-        plain = seconds(case.plain(number), case.device)
-        case.wrappers["weights"].zero_grad()
         whole_step = partial(case.step, number)
+        before = [plain_seconds(case, number) for _ in range(PLAIN // 2)]
         took = seconds(whole_step, case.device)
+        plain = statistics.mean(before + [plain_seconds(case, number) for _ in range(PLAIN // 2)])
         with watched(case) as spent:  # of a step of its own: on a GPU each look at the clock waits for the device
             spent["step"] = seconds(whole_step, case.device)
         if number == 0:
@@ -132,6 +135,12 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             "rewards_per_step": int(parts[-1]["rewards"]), **share, **updates,
             "baseline": getattr(case.searcher.algorithm.settings, "baseline", "unaugmented"),
             "plain_ms": 1000 * statistics.median(plains), "rounds": rounds}
+
+
+def plain_seconds(case: Case, number: int) -> float:
+    took = seconds(case.plain(number), case.device)
+    case.wrappers["weights"].zero_grad()
+    return took
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
