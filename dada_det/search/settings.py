@@ -26,7 +26,7 @@ class Settings:
     draws: int  # of each image in a step
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
-    val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both"
+    val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both" in turn
     normalise: bool  # divide the rewards by their spread
     v_decay: float | None  # of the running mean of the validation gradient's direction over steps; 0: this step's alone
     preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)

@@ -29,7 +29,8 @@ class Batch:
 
     noise has D * B rows, draw by draw, what `Algorithm.draw_noise` made; shared_noise is the first of all processes' rows,
     the same on each. network_seed is what a network with dropout draws from: every pass of the step from the same, so that
-    a finite difference sees one network, not two.
+    a finite difference sees one network, not two. number is the step's, from 0 over all epochs: val_statistics="both" takes
+    turns by it.
     """
 
     images_BCHW: Tensor

@@ -112,13 +112,16 @@ def test_a_batch_is_the_same_for_one_process_and_for_two(data, monkeypatch):
     config.merge_from_dict({"data.root": str(data), "image_size": SIDE, "batch_size": 4, "masks": True, "seed": 3})
     problem = search_problems.LOADERS["coco"](config)
     algorithm = _algorithm()
-    whole = problem.batches(algorithm).batch(0, 0)
+    batches = problem.batches(algorithm)
+    whole = batches.batch(1, 0)
+    assert whole.number == len(batches) > 0
     assert whole.images_BCHW.shape == (4, 3, SIDE, SIDE)
     parts = []
     for rank in range(2):
         monkeypatch.setattr("dada_det.engine.search_loop.world", lambda rank=rank: (rank, 2))
-        parts.append(problem.batches(algorithm).batch(0, 0))
+        parts.append(problem.batches(algorithm).batch(1, 0))
     for rank, part in enumerate(parts):
+        assert part.number == whole.number
         assert torch.equal(part.images_BCHW, whole.images_BCHW[rank::2])
         assert torch.equal(part.noise.gumbel_BN, whole.noise.gumbel_BN[rank::2])
         assert torch.equal(part.val_images_VCHW, whole.val_images_VCHW[rank::2])
