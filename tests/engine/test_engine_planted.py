@@ -30,6 +30,21 @@ def test_the_planted_operation_comes_out_on_top(planted: ModuleType, tmp_path: P
     assert f"{table} was not measured with" in capsys.readouterr().err
 
 
+def test_the_batch_size_is_that_of_the_searches_and_of_the_networks(planted: ModuleType, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch,
+                                                                    capsys: pytest.CaptureFixture) -> None:
+    searches, trials, search, trial = [], [], planted.run_search, planted.run_trial
+    monkeypatch.setattr(planted, "run_search", lambda argv: (searches.append(argv), search(argv)))
+    monkeypatch.setattr(planted, "run_trial", lambda *args, **options: (trials.append(options), trial(*args, **options))[1])
+    command = ["--operations", "Invert", "--seeds", "1", "--modes", "default", "ddas", "--epochs", "1", "--json",
+               f"{tmp_path}/planted.json"]
+    assert planted.main([*command, "--batch-size", "150"]) == 0
+    assert [argv[argv.index("--batch-size") + 1] for argv in searches] == ["150", "75"]
+    assert [options["recipe"].batch_size for options in trials] == 6 * [150]
+    capsys.readouterr()
+    assert planted.main(command) == 2 and "was not measured with" in capsys.readouterr().err
+
+
 def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleType) -> None:
     row = {"mode": "default", "seed": 0, "auc": 0.5, "rank": 9, "accuracy_none": 90.0, "accuracy_oracle": 92.0,
            "accuracy_random": 91.0, "accuracy_one_op": 91.0, "accuracy": 91.0, "operation": "Cutout", "gap": 2.0}

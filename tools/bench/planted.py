@@ -8,10 +8,10 @@ nobody. The search runs through its own command (--val-data); then a network is 
 saved and tested on the last third, beside none, random, one-op and the oracle (the planted operation at its magnitude,
 probability 1/2), all with the same seed.
 
-Modes: DADA's default and paper, and ddas, whose step costs more, so that it gets fewer epochs (of smaller batches): as many
-passes over an image as the default, where a forward pass counts 1 and a backward pass 2. The default passes 9 times over
-each training image of an epoch (training 3, validation 3, rewards 3), ddas 15 times (4 copies 3 each, validation 3), and
-paper, which has the default's epochs, 15 times too.
+Modes: DADA's default and paper, and ddas, whose step costs more, so that it gets fewer epochs (of batches half as large):
+as many passes over an image as the default, where a forward pass counts 1 and a backward pass 2. The default passes 9
+times over each training image of an epoch (training 3, validation 3, rewards 3), ddas 15 times (4 copies 3 each,
+validation 3), and paper, which has the default's epochs, 15 times too.
 
 gap   accuracy of the oracle minus that of none, in points; an operation whose mean gap is below 10 is not counted
 auc   how well the preferences of all candidates rank those that hold the planted operation (0.5 is chance): DADA's 105
@@ -42,12 +42,12 @@ from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.ddas import ddas_settings
 from dada_det.search.settings import settings_for
 
-BATCH, LR, MARGIN = 50, 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
+LR, MARGIN = 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
 COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find
 MODES = ("default", "paper", "ddas")
 PAPER = ["search.mode=paper", "policy_optimizer.lr=0.005"]
 DDAS_CONFIG = "configs/debug/search_ddas.py"
-DDAS_BATCH, DDAS_EPOCHS = 25, 9 / 15  # a share of the epochs
+DDAS_BATCH, DDAS_EPOCHS = 1 / 2, 9 / 15  # shares of the batch and of the epochs
 CONTROLS = ("none", "random", "one_op", "oracle")
 COLUMNS = {"mode": "8", "operation": "13", "seed": "4d", "gap": "5.1f", "auc": "5.3f", "rank": "4d", "accuracy": "8.1f",
            **{f"accuracy_{name}": f"{len(name) + 9}.1f" for name in CONTROLS}}
@@ -62,6 +62,7 @@ class Task:
     folder: Path | None
     image_size: int
     options: tuple[str, ...]  # config entries changed in the default mode
+    batch_size: int = 50  # of the searches and of the networks
     controls: dict[str, float] | None = None  # accuracies in %, where rows of this operation and seed hold them
 
 
@@ -70,7 +71,7 @@ def run(task: Task) -> list[dict]:
     side = SIDE if task.folder is None else task.image_size * 8 // 7
     train, val, unseen = plant(task.operation, task.seed, task.folder, side)
     recipe = Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=task.image_size, epochs=task.epochs,
-                    batch_size=BATCH, lr=LR, weight_decay=2e-4, mirror=task.folder is not None)
+                    batch_size=task.batch_size, lr=LR, weight_decay=2e-4, mirror=task.folder is not None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_folders(folder / "data", train=train, val=val)
@@ -108,9 +109,10 @@ def searched(folder: Path, mode: str, task: Task, mirror: bool) -> tuple[Prefere
     ddas = mode == "ddas"
     options = [f"mirror={mirror}", *{"default": task.options, "paper": PAPER, "ddas": ()}[mode]]
     epochs = max(1, round(task.epochs * DDAS_EPOCHS)) if ddas else task.epochs
+    batch_size = max(1, round(task.batch_size * DDAS_BATCH)) if ddas else task.batch_size
     run_search(["--config", DDAS_CONFIG if ddas else "configs/debug/search.py", "--data", f"{folder}/data",
                 "--val-data", f"{folder}/data/val", "--image-size", str(task.image_size),
-                "--batch-size", str(DDAS_BATCH if ddas else BATCH), "--epochs", str(epochs),
+                "--batch-size", str(batch_size), "--epochs", str(epochs),
                 "--seed", str(task.seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
     return of_schedule(folder / "search/schedule.json") if ddas else of_table(folder / "search/search.json")
 
@@ -181,6 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"])
     parser.add_argument("--epochs", type=int, default=30, help="of the search and of the networks (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=Task.batch_size,
+                        help="of the search and of the networks (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each (default: 1)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
                         help="config entries changed in the default mode, such as search.estimator=score")
@@ -188,10 +192,11 @@ def main(argv: list[str] | None = None) -> int:
                         help="write hardware, versions and rows after every run; runs that it holds are not run again")
     args = parser.parse_args(argv)
     size = args.image_size or (SIDE - MARGIN if args.data is None else 64)
-    tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options))
+    tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options), args.batch_size)
              for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
-    settings = {"epochs": args.epochs, "image_size": size, "data": args.data.name if args.data else None,
-                "options": args.cfg_options, "default": str(settings_for())}  # no rows of another default beside these
+    settings = {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": size,
+                "data": args.data.name if args.data else None, "options": args.cfg_options,
+                "default": str(settings_for())}  # no rows of another default beside these
     if "ddas" in args.modes:
         config = read_config(DDAS_CONFIG, [])
         settings["ddas"] = f"{ddas_settings(**config.search)} {dict(config.policy_optimizer)}"
