@@ -103,8 +103,10 @@ def inner(first: Weights, second: Weights) -> Tensor:
 
 @torch.no_grad()
 def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Any],
-            relative_step: float | None = None, losses_B: Tensor | None = None) -> list[Tensor]:
+            relative_step: float | None = None, losses_B: Tensor | None = None, log: bool = False) -> list[Tensor]:
     """R_i of each image [B] of each batch (images, targets) by a central difference: two forward passes a batch.
+
+    log: of log(1 + l_i) instead of l_i, the share of its loss that an image would lose: a hard image's is no larger.
 
     With `losses_B`, the losses at `weights` that a training pass on the first batch has left, by one-sided differences: one
     pass on the first batch, and on each other one as many as before.
@@ -115,9 +117,14 @@ def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: 
     ends = []
     for sign in (1, -1) if central else (1, 0):
         moved = step(weights, direction, sign * epsilon) if sign else weights
-        ends.append([losses_B if sign == 0 and losses_B is not None and index == 0
-                     else losses_at(network, moved, *batch) for index, batch in enumerate(batches)])
+        ends.append([on_scale(losses_B if sign == 0 and losses_B is not None and index == 0
+                              else losses_at(network, moved, *batch), log) for index, batch in enumerate(batches)])
     return [(above_B - below_B) / (2 * epsilon if central else epsilon) for above_B, below_B in zip(*ends, strict=True)]
+
+
+def on_scale(losses_B: Tensor, log: bool) -> Tensor:
+    """log(1 + l), or l itself."""
+    return losses_B.log1p() if log else losses_B
 
 
 def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,
@@ -126,27 +133,27 @@ def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weight
     return jvp(lambda w: losses_at(network, w, images_BCHW, targets_B), (weights,), (direction,))[1].detach()
 
 
-def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor,
-                          targets_B: Any) -> tuple[Tensor, Tensor]:
-    """(losses [B], the sum of each image's derivative of its loss over all pixels [B]) at other weights.
+def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
+                          log: bool = False) -> tuple[Tensor, Tensor]:
+    """(losses [B], the sum of each one's derivative over all pixels of its image [B]) at other weights; log: `rewards`.
 
     The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
     """
     images_BCHW = images_BCHW.detach().requires_grad_()
-    losses_B = losses_at(network, weights, images_BCHW, targets_B)
+    losses_B = on_scale(losses_at(network, weights, images_BCHW, targets_B), log)
     (gradient_BCHW,) = torch.autograd.grad(losses_B.sum(), images_BCHW)
     return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))
 
 
 def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
-                           relative_step: float = RELATIVE_STEP) -> tuple[Tensor, Tensor]:
+                           relative_step: float = RELATIVE_STEP, log: bool = False) -> tuple[Tensor, Tensor]:
     """(R_i [B], the sum of its derivatives for the pixels of image i [B]) by a central difference.
 
     Two passes, each forward and backward to the pixels; the second is the straight-through derivative of R_i for a
     magnitude. With BatchNorm the sum is that of all rewards for the pixels of image i.
     """
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, targets_B)
+    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, targets_B, log)
             for sign in (1, -1)]
     above, below = ends
     return (above[0] - below[0]) / (2 * epsilon), (above[1] - below[1]) / (2 * epsilon)

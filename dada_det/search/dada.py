@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Draws
 from dada_det.search import alignment, estimators
+from dada_det.search.alignment import Weights
 from dada_det.search.curvature import precondition
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample, draw_noise
 from dada_det.search.estimators import ControlVariate, subtract_baseline
@@ -95,9 +96,8 @@ class Dada(Algorithm):
         """One step with a draw and a reward for every image; without `learn` (warm-up) only the weights are updated.
 
         The weights see a mixture, the first `clean` of the images as they are and the others with their policies, so that
-        what an operation is worth does not vanish as they learn it. The rest, those policies and those images that they
-        did not see, takes reward passes alone. Returns what is worth a log line: the loss, and the mean and spread of the
-        advantages.
+        what an operation is worth does not vanish as they learn it. The rewards are of all images with their policies.
+        Returns what is worth a log line: the loss, and the mean and spread of the advantages.
         """
         network, settings = parts.network, self.settings
         n = len(batch.images_BCHW)
@@ -110,28 +110,13 @@ class Dada(Algorithm):
             parts.squares.add(gradient, gradient)
         log = {"loss": losses_B.mean()}
         if learn:
-            weights, draws = alignment.weights_of(network), settings.draws
+            weights = alignment.weights_of(network)
             virtual = alignment.step(weights, gradient, -zeta)
             v = validation_gradient(parts, virtual, batch)
             if parts.squares is not None:
                 v = precondition(v, parts.squares.means, gradient, out=virtual)
             del virtual  # as large as the network, and the rewards need room for one more
-            rest = augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), batch.targets_B.repeat(draws),
-                           self.draws(sample, batch.noise, draws * n, slice(clean, n)))
-            pixel_sums = None
-            if settings.spread is None:
-                (seen, seen_sums), (others, other_sums) = (
-                    alignment.rewards_and_pixel_sums(network, weights, v, *images) for images in (mixture, rest))
-                pixel_sums = torch.cat([other_sums[:clean], seen_sums[clean:], other_sums[n:]])
-            else:
-                # The training pass has left the losses at w, unless it ran in bfloat16.
-                seen, others = alignment.rewards(network, weights, v, mixture, rest,
-                                                 losses_B=losses_B if parts.low is None else None)
-            rewards = torch.cat([others[:clean], seen[clean:], others[n:]])  # of the images with their policies
-            if settings.baseline == "unaugmented":
-                rewards = rewards - torch.cat([seen[:clean], others[clean:n]]).repeat(draws)
-            else:
-                rewards = subtract_baseline(rewards, settings.baseline, draws)
+            rewards, pixel_sums = self.rewards(parts, weights, v, batch, sample)
             mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
             spread = (square - mean.square()).clamp_min(0).sqrt()
             scale = spread + 1e-12 if settings.normalise else torch.ones_like(spread)
@@ -141,6 +126,33 @@ class Dada(Algorithm):
             log |= {"advantage": mean, "spread": spread}
         parts.update_weights(gradient)
         return log
+
+    def rewards(self, parts: Step, weights: Weights, v: Weights, batch: Batch,
+                sample: Sample) -> tuple[Tensor, Tensor | None]:
+        """(R_i less its baseline of each draw [D*B], its derivatives' sum over the pixels where magnitudes are not drawn).
+
+        A batch holds all operations, which no training or later use does: by its own statistics an image is worth what it
+        does to them, and inverted ones win whatever is planted. Leaves the network in train mode.
+        """
+        network, settings, n = parts.network, self.settings, len(batch.images_BCHW)
+
+        def images(clean: slice, draws: int) -> tuple[Tensor, Any]:
+            return augment(parts, batch.images_BCHW.repeat(draws, 1, 1, 1), batch.targets_B.repeat(draws),
+                           self.draws(sample, batch.noise, draws * n, clean))
+
+        shown = images(slice(0), settings.draws)
+        network.train(settings.reward_statistics == "batch")
+        if settings.spread is None:
+            rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, *shown, log=settings.log_losses)
+        else:
+            (rewards,), pixel_sums = alignment.rewards(network, weights, v, shown, log=settings.log_losses), None
+        if settings.baseline == "unaugmented":
+            (own,) = alignment.rewards(network, weights, v, images(slice(0, n), 1), log=settings.log_losses)
+            rewards = rewards - own.repeat(settings.draws)
+        else:
+            rewards = subtract_baseline(rewards, settings.baseline, settings.draws)
+        network.train()
+        return rewards, pixel_sums
 
     def paper_step(self, parts: Step, batch: Batch, zeta: float) -> dict[str, Tensor]:
         """The equations as printed: one draw a batch, w first, and the finite difference of the estimator itself (Eq. 19).

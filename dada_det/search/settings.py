@@ -10,6 +10,7 @@ from dada_det.search.step import VAL_STATISTICS
 ESTIMATORS = ("marginal", "score", "relax", "gumbel")
 PAPER_ENTRIES = ["ranges", "estimator", "temperature"]  # all else is as printed
 PAPER_ESTIMATORS = ("relax", "score", "gumbel")  # of a logit; "marginal" scores drawn magnitudes too
+REWARD_STATISTICS = ("batch", "running")
 BASELINES = ("unaugmented", "half", "second_draw", "batch", "none")
 
 
@@ -24,6 +25,8 @@ class Settings:
     spread: float | None  # of the magnitude's normal on its logit; None: the magnitude itself, straight-through (Eq. 10)
     clean: float  # share of the training images that the weights see without their policy
     draws: int  # of each image in a step
+    reward_statistics: str  # BatchNorm's in the reward passes: of that "batch" of all policies, or "running" as in later use
+    log_losses: bool  # R_i is the derivative of log(1 + l_i), where a hard image counts no more than others, not of l_i
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
     val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both" in turn
@@ -39,11 +42,13 @@ class Settings:
 
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared="all", spread=1.5, clean=0.75,
-                        draws=1, baseline="unaugmented", val_batches=1, val_statistics="both", normalise=True,
-                        v_decay=0.9, preconditioned=True, warmup_epochs=1, estimator="marginal"),
+                        draws=1, reward_statistics="running", log_losses=True, baseline="batch", val_batches=1,
+                        val_statistics="both", normalise=True, v_decay=0.9, preconditioned=True, warmup_epochs=1,
+                        estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared="none", spread=None, clean=0.0,
-                      draws=1, baseline="none", val_batches=1, val_statistics="batch", normalise=False,
-                      v_decay=None, preconditioned=False, warmup_epochs=0, estimator="relax"),
+                      draws=1, reward_statistics="batch", log_losses=False, baseline="none", val_batches=1,
+                      val_statistics="batch", normalise=False, v_decay=None, preconditioned=False, warmup_epochs=0,
+                      estimator="relax"),
 }
 
 
@@ -59,6 +64,7 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
     for entry, value, choices in (("estimator", settings.estimator, PAPER_ESTIMATORS if mode == "paper" else ESTIMATORS),
                                   ("baseline", settings.baseline, BASELINES),
                                   ("val_statistics", settings.val_statistics, VAL_STATISTICS),
+                                  ("reward_statistics", settings.reward_statistics, REWARD_STATISTICS),
                                   ("shared", settings.shared, SHARED),
                                   ("ranges", settings.ranges, ("strength", "autoaugment"))):
         if value not in choices:

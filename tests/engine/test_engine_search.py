@@ -191,6 +191,7 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
     (["--cfg-options", "search.spread=None"], "search.spread=None needs search.estimator score, relax or gumbel"),
     (["--cfg-options", "search.entropy=-1"], "search.entropy is -1; give a number of at least 0"),
     (["--cfg-options", "search.clean=1.5"], "search.clean is 1.5; give a share from 0 to 1"),
+    (["--cfg-options", "search.reward_statistics=both"], "search.reward_statistics is 'both'; choose one of batch, running"),
     (["--cfg-options", "search.shared=True"], "search.shared is True; choose one of all, preferences, none"),
     (["--cfg-options", "search.average=2"], "search.average is 2; give a share from 0 to 1"),
     (["--cfg-options", "search.mode=paper", "search.average=0.5"], "search has no entry average in the mode paper"),

@@ -75,9 +75,10 @@ def test_pixel_sums_are_the_derivative_for_a_brightness_added_to_every_pixel() -
     torch.testing.assert_close((moved - losses) / shift, sums, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_rewards_and_pixel_sums_equal_autograd_through_the_reward(batch_norm: bool) -> None:
-    """The second is d sum_j R_j / d x_i, summed over all pixels of image i."""
+def test_rewards_and_pixel_sums_equal_autograd_through_the_reward(batch_norm: bool, log: bool) -> None:
+    """The second is d sum_j R_j / d x_i, summed over all pixels of image i; with log, R is of log(1 + l)."""
     net = small_net(batch_norm)
     weights, (x, y) = alignment.weights_of(net), images(5, 1)
     v = alignment.gradient_at(net, weights, *images(8, 4))
@@ -85,11 +86,16 @@ def test_rewards_and_pixel_sums_equal_autograd_through_the_reward(batch_norm: bo
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
     losses = alignment.losses_at(net, leaves, x, y)
     # Reverse over reverse: torch 2.11 differentiates BatchNorm's forward mode to something else (2 % off here).
-    gradients = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=True)
+    whole = losses.log1p() if log else losses
+    gradients = torch.autograd.grad(whole.sum(), list(leaves.values()), create_graph=True)
     reward = torch.stack([(g * v[name]).sum() for name, g in zip(leaves, gradients, strict=True)]).sum()
     (pixels_BCHW,) = torch.autograd.grad(reward, x)
-    rewards, sums = alignment.rewards_and_pixel_sums(net, weights, v, x, y, relative_step=1e-4)
-    torch.testing.assert_close(rewards, alignment.rewards_forward_mode(net, weights, v, x.detach(), y), rtol=1e-6, atol=1e-8)
+    rewards, sums = alignment.rewards_and_pixel_sums(net, weights, v, x, y, relative_step=1e-4, log=log)
+    exact = alignment.rewards_forward_mode(net, weights, v, x.detach(), y)
+    exact = exact / (1 + losses.detach()) if log else exact
+    torch.testing.assert_close(rewards, exact, rtol=1e-6, atol=1e-8)
+    plain = alignment.rewards(net, weights, v, (x.detach(), y), relative_step=1e-4, log=log)[0]
+    torch.testing.assert_close(plain, exact, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(sums, pixels_BCHW.sum((1, 2, 3)), rtol=1e-6, atol=1e-7)
     assert sums.std() > 0.1 and not sums.requires_grad
 

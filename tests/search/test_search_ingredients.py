@@ -1,5 +1,5 @@
 """Options of the default step against autograd in float64: the weights' mixture, straight-through magnitudes, entropy, what
-is shared, validation statistics."""
+is shared, validation and reward statistics, logarithms of losses."""
 
 import copy
 from dataclasses import replace
@@ -25,7 +25,7 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[Dada, Step, Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", "clean": 0.0}
+    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", "clean": 0.0, "log_losses": False}
     settings = settings_for("default", **{**plain, **changes})
     algorithm = Dada(SearchSpace(OPERATIONS), settings).double()
     for parameter in algorithm.distribution.parameters():
@@ -116,7 +116,7 @@ def test_what_is_shared_gets_the_sum_over_all_slots_that_hold_the_operation() ->
 @pytest.mark.parametrize("clean", [0.0, 0.5, 1.0])
 def test_the_weights_see_a_share_of_the_images_as_they_are(clean: float, draws: int) -> None:
     """The mixture's gradient, by hand; and the policy's, from R(augmented) - R(as it is) of every image by forward mode."""
-    algorithm, parts, batch = case(clean=clean, draws=draws, estimator="score", normalise=False)
+    algorithm, parts, batch = case(clean=clean, draws=draws, estimator="score", normalise=False, baseline="unaugmented")
     trained: list[alignment.Weights] = []
     parts = replace(parts, update_weights=trained.append)
     weights, images = alignment.weights_of(parts.network), augmented(algorithm, parts, batch, draws)
@@ -186,3 +186,28 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
     algorithm.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+@pytest.mark.parametrize("changes", [{"estimator": "score"}, {"estimator": "score", "spread": None, "shared": "none"}])
+def test_rewards_of_log_losses_by_the_statistics_that_the_setting_names(statistics: str, changes: dict[str, Any]) -> None:
+    """d log(1 + l) along v, by forward mode through a network in train or eval mode; BatchNorm keeps its buffers."""
+    algorithm, parts, batch = case(reward_statistics=statistics, log_losses=True, baseline="none", **changes)
+    network = nn.Sequential(nn.BatchNorm2d(3), *parts.network).double()
+    network(2 * torch.randn(50, 3, SIZE, SIZE).double() + 1)  # running statistics that are not the batch's
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    weights = alignment.weights_of(network)
+    v = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
+    sample = algorithm.distribution.sample(batch.noise)
+    found, pixel_sums = algorithm.rewards(replace(parts, network=network), weights, v, batch, sample)
+    assert network.training and (pixel_sums is None) == (algorithm.settings.spread is not None)
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+    network.train(statistics == "batch")
+    images = augmented(algorithm, parts, batch)
+    losses = alignment.losses_at(network, weights, images, batch.targets_B)
+    exact = alignment.rewards_forward_mode(network, weights, v, images, batch.targets_B) / (losses + 1)
+    network.train(statistics != "batch")
+    other = alignment.rewards_forward_mode(network, weights, v, images, batch.targets_B) / (losses + 1)
+    torch.testing.assert_close(found, exact.detach(), rtol=1e-2, atol=1e-2 * exact.abs().max().item())
+    assert (other - exact).norm() > 0.1 * exact.norm()
