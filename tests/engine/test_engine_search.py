@@ -80,7 +80,8 @@ def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) ->
     """Each change gives another policy than all others."""
     two = "search.draws=2"
     changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], [two],
-               [two, "search.baseline=second_draw"], [two, "search.baseline=half"], ["search.baseline=batch"],
+               [two, "search.baseline=second_draw"], [two, "search.baseline=half"], ["search.baseline=unaugmented"],
+               ["search.reward_statistics=batch"], ["search.log_losses=False"],
                ["search.shared=none"], ["search.shared=preferences"], ["search.clean=0.0"],
                ["search.normalise=False"], ["search.entropy=0.1"], ["search.average=0.5"],
                ["search.spread=None", "search.estimator=score"]]

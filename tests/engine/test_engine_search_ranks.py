@@ -61,7 +61,7 @@ def process(rank: int, folder: str, mode: str, baseline: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "baseline"), [
-    ("default", "unaugmented"), ("ddas", "unaugmented"), pytest.param("default", "batch", marks=pytest.mark.slow),
+    ("default", "batch"), ("ddas", "unaugmented"), pytest.param("default", "unaugmented", marks=pytest.mark.slow),
     pytest.param("paper", "none", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(mode: str, baseline: str, tmp_path: Path) -> None:
     children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode, baseline]) for rank in range(2)]

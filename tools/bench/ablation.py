@@ -41,6 +41,10 @@ ROWS = {  # name: config entries changed
     "relax": ["search.estimator=relax"],
     "gumbel": ["search.estimator=gumbel"],
     "straight-through": ["search.spread=None", "search.estimator=score"],  # there is no marginal of strengths not drawn
+    "rewards by the batch's statistics": ["search.reward_statistics=batch"],
+    "rewards of the losses themselves": ["search.log_losses=False"],
+    "the image as it is as baseline": ["search.baseline=unaugmented"],
+    "rewards of 846361a": ["search.reward_statistics=batch", "search.log_losses=False", "search.baseline=unaugmented"],
     "no baseline": ["search.baseline=none"],
     "second draw as baseline": ["search.draws=2", "search.baseline=second_draw"],
     "2 draws": ["search.draws=2"],
