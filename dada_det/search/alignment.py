@@ -102,24 +102,19 @@ def inner(first: Weights, second: Weights) -> Tensor:
 
 
 @torch.no_grad()
-def rewards(network: nn.Module, weights: Weights, direction: Weights, *batches: tuple[Tensor, Any],
-            relative_step: float | None = None, losses_B: Tensor | None = None, log: bool = False) -> list[Tensor]:
-    """R_i of each image [B] of each batch (images, targets) by a central difference: two forward passes a batch.
+def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
+            relative_step: float | None = None, losses_B: Tensor | None = None, log: bool = False) -> Tensor:
+    """R_i of each image [B] by a central difference: two forward passes.
 
     log: of log(1 + l_i) instead of l_i, the share of its loss that an image would lose: a hard image's is no larger.
-
-    With `losses_B`, the losses at `weights` that a training pass on the first batch has left, by one-sided differences: one
-    pass on the first batch, and on each other one as many as before.
+    With `losses_B`, the losses at `weights` that a training pass has left, by a one-sided difference: one pass.
     """
-    central = losses_B is None
-    relative_step = relative_step or (RELATIVE_STEP if central else ONE_SIDED_STEP)
-    epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    ends = []
-    for sign in (1, -1) if central else (1, 0):
-        moved = step(weights, direction, sign * epsilon) if sign else weights
-        ends.append([on_scale(losses_B if sign == 0 and losses_B is not None and index == 0
-                              else losses_at(network, moved, *batch), log) for index, batch in enumerate(batches)])
-    return [(above_B - below_B) / (2 * epsilon if central else epsilon) for above_B, below_B in zip(*ends, strict=True)]
+    epsilon = (relative_step or (RELATIVE_STEP if losses_B is None else ONE_SIDED_STEP)) / norm(direction).clamp_min(1e-12)
+    above_B = losses_at(network, step(weights, direction, epsilon), images_BCHW, targets_B)
+    if losses_B is not None:
+        return (on_scale(above_B, log) - on_scale(losses_B, log)) / epsilon
+    below_B = losses_at(network, step(weights, direction, -epsilon), images_BCHW, targets_B)
+    return (on_scale(above_B, log) - on_scale(below_B, log)) / (2 * epsilon)
 
 
 def on_scale(losses_B: Tensor, log: bool) -> Tensor:

@@ -119,8 +119,8 @@ class Daas(Algorithm):
             if not learn:
                 return {"loss": losses_B.mean()}
             v = validation_gradient(parts, weights, batch)
-            (rewards_B,) = alignment.rewards(network, before, v, (images, targets),
-                                             losses_B=losses_B if parts.low is None else None)
+            rewards_B = alignment.rewards(network, before, v, images, targets,
+                                          losses_B=losses_B if parts.low is None else None)
         advantages_B = estimators.subtract_baseline(rewards_B, "batch", 1)
         spread = mean_over_ranks([advantages_B.square().mean()])[0].sqrt()
         self.distribution.zero_grad()

@@ -132,7 +132,7 @@ class Dada(Algorithm):
         """(R_i less its baseline of each draw [D*B], its derivatives' sum over the pixels where magnitudes are not drawn).
 
         A batch holds all operations, which no training or later use does: by its own statistics an image is worth what it
-        does to them, and inverted ones win whatever is planted. Leaves the network in train mode.
+        does to them too. Leaves the network in train mode.
         """
         network, settings, n = parts.network, self.settings, len(batch.images_BCHW)
 
@@ -145,9 +145,9 @@ class Dada(Algorithm):
         if settings.spread is None:
             rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, *shown, log=settings.log_losses)
         else:
-            (rewards,), pixel_sums = alignment.rewards(network, weights, v, shown, log=settings.log_losses), None
+            rewards, pixel_sums = alignment.rewards(network, weights, v, *shown, log=settings.log_losses), None
         if settings.baseline == "unaugmented":
-            (own,) = alignment.rewards(network, weights, v, images(slice(0, n), 1), log=settings.log_losses)
+            own = alignment.rewards(network, weights, v, *images(slice(0, n), 1), log=settings.log_losses)
             rewards = rewards - own.repeat(settings.draws)
         else:
             rewards = subtract_baseline(rewards, settings.baseline, settings.draws)

@@ -144,8 +144,8 @@ def test_one_sided_and_central_rewards_agree_through_the_core():
     images = images.float()
     gradient, losses = alignment.training_gradient(network, images[:3], targets[:3])
     weights = alignment.weights_of(network)
-    (sided,) = alignment.rewards(network, weights, gradient, (images, targets), losses_B=losses)
-    (central,) = alignment.rewards(network, weights, gradient, (images, targets))
+    sided = alignment.rewards(network, weights, gradient, images, targets, losses_B=losses)
+    central = alignment.rewards(network, weights, gradient, images, targets)
     torch.testing.assert_close(sided, central, rtol=0.05, atol=0.02 * central.abs().max().item())
     torch.testing.assert_close(central.mean(), alignment.inner(gradient, gradient), rtol=0.02, atol=0)
 

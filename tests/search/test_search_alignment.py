@@ -42,7 +42,7 @@ def test_hypergradient_of_each_image_equals_autograd_through_the_enumerated_virt
                               small.val_images, small.val_labels_V)
     place = (small.network, small.weights, v)
     rewards = (alignment.rewards_forward_mode(*place, *small.outcomes()) if mode == "forward" else
-               alignment.rewards(*place, small.outcomes(), relative_step=1e-4)[0])
+               alignment.rewards(*place, *small.outcomes(), relative_step=1e-4))
     expected = (small.probabilities(*leaves) * rewards.view_as(small.rewards)).sum((1, 2, 3)).mean()
     for got, want in zip(torch.autograd.grad(expected, leaves), exact, strict=True):
         error_M = (-small.zeta * got - want).flatten(1).norm(dim=1)
@@ -61,8 +61,8 @@ def test_reward_of_an_image_is_the_inner_product_of_its_gradient_with_v(batch_no
     own = [torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for loss in losses_B]
     exact = torch.stack([torch.stack([(g * v[name]).sum() for name, g in zip(leaves, gs, strict=True)]).sum() for gs in own])
     torch.testing.assert_close(alignment.rewards_forward_mode(net, weights, v, *batch), exact, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(alignment.rewards(net, weights, v, batch, relative_step=1e-4)[0], exact, rtol=1e-6, atol=1e-8)
-    one_sided = alignment.rewards(net, weights, v, batch, relative_step=1e-4, losses_B=losses_B.detach())[0]
+    torch.testing.assert_close(alignment.rewards(net, weights, v, *batch, relative_step=1e-4), exact, rtol=1e-6, atol=1e-8)
+    one_sided = alignment.rewards(net, weights, v, *batch, relative_step=1e-4, losses_B=losses_B.detach())
     torch.testing.assert_close(one_sided, exact, rtol=1e-3, atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_rewards_and_pixel_sums_equal_autograd_through_the_reward(batch_norm: bo
     exact = alignment.rewards_forward_mode(net, weights, v, x.detach(), y)
     exact = exact / (1 + losses.detach()) if log else exact
     torch.testing.assert_close(rewards, exact, rtol=1e-6, atol=1e-8)
-    plain = alignment.rewards(net, weights, v, (x.detach(), y), relative_step=1e-4, log=log)[0]
+    plain = alignment.rewards(net, weights, v, x.detach(), y, relative_step=1e-4, log=log)
     torch.testing.assert_close(plain, exact, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(sums, pixels_BCHW.sum((1, 2, 3)), rtol=1e-6, atol=1e-7)
     assert sums.std() > 0.1 and not sums.requires_grad
@@ -107,9 +107,9 @@ def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
     gradient, losses = alignment.training_gradient(net, x, y)
     weights = alignment.weights_of(net)
     v = alignment.gradient_at(net, alignment.step(weights, gradient, -ZETA), *images(8, 2))
-    alignment.rewards(net, weights, v, (x, y))
-    alignment.rewards(net, weights, v, (x, y), images(4, 3), losses_B=losses)
-    alignment.rewards(net, weights, v, images(4, 3))  # a baseline: other images, and another number of them
+    alignment.rewards(net, weights, v, x, y)
+    alignment.rewards(net, weights, v, x, y, losses_B=losses)
+    alignment.rewards(net, weights, v, *images(4, 3))  # other images, and another number of them
     alignment.rewards_forward_mode(net, weights, v, x, y)
     alignment.losses_and_pixel_sums(net, weights, x, y)
     alignment.rewards_and_pixel_sums(net, weights, v, x, y)

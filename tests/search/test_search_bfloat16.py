@@ -67,11 +67,10 @@ def test_gradients_in_bfloat16_and_rewards_in_float32(network: nn.Module, truth:
     weights, v = alignment.weights_of(network), direction(network, torch.bfloat16)
     losses_low = alignment.losses_at(network, weights, images, labels, torch.bfloat16)
     errors = {
-        "float32": error(alignment.rewards(network, weights, direction(network, None), (images, labels))[0], truth),
-        "ours": error(alignment.rewards(network, weights, v, (images, labels))[0], truth),
+        "float32": error(alignment.rewards(network, weights, direction(network, None), images, labels), truth),
+        "ours": error(alignment.rewards(network, weights, v, images, labels), truth),
         "ends in bfloat16": error(bfloat16_rewards(network, weights, v, images, labels), truth),
-        "one end in bfloat16": error(alignment.rewards(network, weights, v, (images, labels), losses_B=losses_low)[0],
-                                     truth)}
+        "one end in bfloat16": error(alignment.rewards(network, weights, v, images, labels, losses_B=losses_low), truth)}
     print(errors)
     assert errors["float32"] < 0.03 and errors["ours"] < 0.06
     assert min(errors["ends in bfloat16"], errors["one end in bfloat16"]) > 2 * errors["ours"]

@@ -116,7 +116,7 @@ def test_the_policy_gets_the_score_of_the_alignment_on_the_same_path(monkeypatch
         sample.c_B, sample.b_B2, sample.magnitudes_B2, noise.signs_B2, noise.centers_B22))
     with case.network.on(choices):
         v = alignment.gradient_at(case.network, after, case.normalise(case.batch.val_images_VCHW), case.batch.val_targets_V)
-        (rewards,) = alignment.rewards(case.network, before, v, (images, labels), relative_step=1e-5)
+        rewards = alignment.rewards(case.network, before, v, images, labels, relative_step=1e-5)
     advantages = rewards - (rewards.sum() - rewards) / (B - 1)  # the mean of the others
     advantages = advantages / advantages.square().mean().sqrt()
     expected = estimators.marginal_score(advantages, distribution.logits_N(), distribution.flag_logits_N2(),

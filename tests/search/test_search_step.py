@@ -59,7 +59,7 @@ def test_a_network_s_own_losses_give_what_cross_entropies_give() -> None:
     weights, own_weights = alignment.weights_of(plain), alignment.weights_of(own)
     assert own_weights.keys() == gradient.keys() == RunningMean(own, 0.9).means.keys()
     v, own_v = (alignment.gradient_at(network, w, *batch(1)) for network, w in ((plain, weights), (own, own_weights)))
-    for compute in (lambda *place: alignment.rewards(*place, batch(2), batch(3))[1],
+    for compute in (lambda *place: alignment.rewards(*place, *batch(2)),
                     lambda *place: alignment.rewards_forward_mode(*place, *batch(2)),
                     lambda *place: alignment.rewards_and_pixel_sums(*place, *batch(2))[1]):
         torch.testing.assert_close(compute(own, own_weights, own_v), compute(plain, weights, v))
