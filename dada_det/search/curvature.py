@@ -44,8 +44,8 @@ class RunningMean(nn.Module):
 
 
 @torch.no_grad()
-def precondition(direction: Weights, squares: Weights, gradient: Weights, out: Weights) -> Weights:
-    """H^-1 direction, with H = diag(S / s + DAMPING) + rho g g^T and rho without bound; written to `out`.
+def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Weights:
+    """H^-1 direction, with H = diag(S / s + DAMPING) + rho g g^T and rho without bound.
 
     squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights. gradient: g, that of
     L_train. By Sherman and Morrison's formula the second term takes out of the direction what agrees with g: every step of
@@ -53,13 +53,13 @@ def precondition(direction: Weights, squares: Weights, gradient: Weights, out: W
     """
     mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
     scale = 1 / mean.clamp_min(1e-30)
-    along, length = [], []
+    inverses, along, length = {}, [], []
     for name, own in gradient.items():
-        inverse = torch.mul(squares[name], scale, out=out[name]).add_(DAMPING).reciprocal_()
+        inverse = inverses[name] = (squares[name] * scale).add_(DAMPING).reciprocal_()
         divided = (own * inverse).flatten()
         along.append(divided @ direction[name].flatten())
         length.append(divided @ own.flatten())
     share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
-    for name, inverse in out.items():
+    for name, inverse in inverses.items():
         inverse.mul_(torch.addcmul(direction[name], gradient[name], share, value=-1))
-    return out
+    return inverses

@@ -118,7 +118,7 @@ class Daas(Algorithm):
             parts.update_weights(mean_weights(gradient))
             if not learn:
                 return {"loss": losses_B.mean()}
-            v = validation_gradient(parts, weights, batch)
+            v = validation_gradient(parts, weights, batch, batch.number)
             rewards_B = alignment.rewards(network, before, v, images, targets,
                                           losses_B=losses_B if parts.low is None else None)
         advantages_B = estimators.subtract_baseline(rewards_B, "batch", 1)

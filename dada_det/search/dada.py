@@ -111,11 +111,9 @@ class Dada(Algorithm):
         log = {"loss": losses_B.mean()}
         if learn:
             weights = alignment.weights_of(network)
-            virtual = alignment.step(weights, gradient, -zeta)
-            v = validation_gradient(parts, virtual, batch)
+            v = self.direction(parts, weights, gradient, zeta, batch)
             if parts.squares is not None:
-                v = precondition(v, parts.squares.means, gradient, out=virtual)
-            del virtual  # as large as the network, and the rewards need room for one more
+                v = precondition(v, parts.squares.means, gradient)
             rewards, pixel_sums = self.rewards(parts, weights, v, batch, sample)
             mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
             spread = (square - mean.square()).clamp_min(0).sqrt()
@@ -126,6 +124,17 @@ class Dada(Algorithm):
             log |= {"advantage": mean, "spread": spread}
         parts.update_weights(gradient)
         return log
+
+    def direction(self, parts: Step, weights: Weights, gradient: Weights, zeta: float, batch: Batch) -> Weights:
+        """grad L_val at w', or the running mean of its direction; of its passes the steps between them see that mean alone.
+
+        Before the first pass the mean is 0, and so are the rewards.
+        """
+        turn, rest = divmod(batch.number, self.settings.val_every)
+        if rest > 0:
+            assert parts.v_mean is not None
+            return parts.v_mean.means
+        return validation_gradient(parts, alignment.step(weights, gradient, -zeta), batch, turn)
 
     def rewards(self, parts: Step, weights: Weights, v: Weights, batch: Batch,
                 sample: Sample) -> tuple[Tensor, Tensor | None]:

@@ -137,11 +137,10 @@ class Ddas(Algorithm):
         expected = {name: torch.stack([gradient[name] for gradient in gradients], -1) @ q_0K.to(tensor)
                     for name, tensor in gradients[0].items()}
         weights = alignment.weights_of(network)
-        virtual = alignment.step(weights, expected, -zeta)
-        v = validation_gradient(parts, virtual, batch)
+        v = validation_gradient(parts, alignment.step(weights, expected, -zeta), batch, batch.number)
         if parts.squares is not None:
             parts.squares.add(expected, expected)
-            v = precondition(v, parts.squares.means, expected, out=virtual)
+            v = precondition(v, parts.squares.means, expected)
         g_0K = torch.stack([alignment.inner(gradient, v) for gradient in gradients])
         norm = self.learn(g_0K[1:] - g_0K[0], q_K)
         parts.update("policy")

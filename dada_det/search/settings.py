@@ -29,6 +29,7 @@ class Settings:
     log_losses: bool  # R_i is the derivative of log(1 + l_i), where a hard image counts no more than others, not of l_i
     baseline: str  # what is subtracted from R_i
     val_batches: int  # images of a validation batch over those of a training batch
+    val_every: int  # steps from one validation pass to the next; between them v is its running mean as it is
     val_statistics: str  # BatchNorm's in the validation pass: its own "batch", "running" as in later use, or "both" in turn
     normalise: bool  # divide the rewards by their spread
     v_decay: float | None  # of the running mean of the validation gradient's direction over steps; 0: this step's alone
@@ -42,13 +43,13 @@ class Settings:
 
 MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared="all", spread=1.5, clean=0.75,
-                        draws=1, reward_statistics="running", log_losses=True, baseline="batch", val_batches=1,
-                        val_statistics="both", normalise=True, v_decay=0.9, preconditioned=True, warmup_epochs=1,
-                        estimator="marginal"),
+                        draws=2, reward_statistics="running", log_losses=True, baseline="batch", val_batches=1,
+                        val_every=2, val_statistics="both", normalise=True, v_decay=0.9, preconditioned=True,
+                        warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared="none", spread=None, clean=0.0,
                       draws=1, reward_statistics="batch", log_losses=False, baseline="none", val_batches=1,
-                      val_statistics="batch", normalise=False, v_decay=None, preconditioned=False, warmup_epochs=0,
-                      estimator="relax"),
+                      val_every=1, val_statistics="batch", normalise=False, v_decay=None, preconditioned=False,
+                      warmup_epochs=0, estimator="relax"),
 }
 
 
@@ -69,7 +70,7 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
                                   ("ranges", settings.ranges, ("strength", "autoaugment"))):
         if value not in choices:
             raise UserError(f"search.{entry} is {value!r}; choose one of {', '.join(choices)}")
-    for entry, least in (("draws", 1), ("val_batches", 1), ("warmup_epochs", 0)):
+    for entry, least in (("draws", 1), ("val_batches", 1), ("val_every", 1), ("warmup_epochs", 0)):
         value = getattr(settings, entry)
         if not isinstance(value, int) or value < least:
             raise UserError(f"search.{entry} is {value!r}; give a whole number of at least {least}")

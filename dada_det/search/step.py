@@ -29,8 +29,7 @@ class Batch:
 
     noise has D * B rows, draw by draw, what `Algorithm.draw_noise` made; shared_noise is the first of all processes' rows,
     the same on each. network_seed is what a network with dropout draws from: every pass of the step from the same, so that
-    a finite difference sees one network, not two. number is the step's, from 0 over all epochs: val_statistics="both" takes
-    turns by it.
+    a finite difference sees one network, not two. number is the step's, from 0 over all epochs.
     """
 
     images_BCHW: Tensor
@@ -134,14 +133,15 @@ def augment(parts: Step, images_BCHW: Tensor, targets_B: Any, draws: Draws) -> t
     return parts.normalise(images_BCHW), targets_B
 
 
-def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
+def validation_gradient(parts: Step, weights: Weights, batch: Batch, turn: int) -> Weights:
     """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": the steps take turns, each gradient brought to length 1 and RUNNING_WEIGHT.
+    ones it sees little else. "both": by the batch's in even turns and by the running ones in odd turns, each gradient
+    brought to length 1 and RUNNING_WEIGHT.
     """
     both = parts.settings.val_statistics == "both"
-    statistics = ("batch", "running")[batch.number % 2] if both else parts.settings.val_statistics
+    statistics = ("batch", "running")[turn % 2] if both else parts.settings.val_statistics
     parts.network.train(statistics == "batch")
     v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW),
                                            batch.val_targets_V, parts.low))

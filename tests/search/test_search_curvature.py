@@ -3,8 +3,6 @@
 G groups of training examples, n examples of each, K features, weights w [K].
 """
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,8 +49,7 @@ def test_the_preconditioned_alignment_is_the_hypergradient_at_the_end_of_trainin
     slope_GK = gradients_GnK.mean(1)
     one_step_G = -slope_GK @ v_K
     at_the_end = {"weight": torch.zeros(1, 12, dtype=torch.float64)}
-    out = {"weight": torch.empty(1, 12, dtype=torch.float64)}
-    whole_G = -slope_GK @ precondition({"weight": v_K[None]}, squares.means, at_the_end, out)["weight"][0]
+    whole_G = -slope_GK @ precondition({"weight": v_K[None]}, squares.means, at_the_end)["weight"][0]
 
     def cosine(found_G: Tensor) -> float:  # of the differences between groups: the shares sum to one
         return F.cosine_similarity(found_G - found_G.mean(), exact_G - exact_G.mean(), dim=0).item()
@@ -72,7 +69,7 @@ def test_it_solves_the_diagonal_and_the_gradient_s_own_direction() -> None:
         squares = RunningMean(network, SQUARES_DECAY)
         for batch in batches:
             add_square(squares, {name: scale * tensor for name, tensor in batch.items()})
-        found.append(flat(precondition(v, squares.means, g, out=copy.deepcopy(v))))
+        found.append(flat(precondition(v, squares.means, g)))
     torch.testing.assert_close(found[0], found[1])
     s = flat(squares.means)
     matrix = torch.diag(s + DAMPING * s.mean()) + 1e9 * s.mean() * torch.outer(flat(g), flat(g))
@@ -92,8 +89,7 @@ def flat(weights: alignment.Weights) -> Tensor:
 
 def test_a_weight_without_gradients_counts_at_most_as_the_damping_says() -> None:
     squares = {"weight": torch.tensor([[4.0, 4.0, 4.0, 0.0]])}
-    found = precondition({"weight": torch.ones(1, 4)}, squares, {"weight": torch.zeros(1, 4)},
-                         out={"weight": torch.empty(1, 4)})["weight"][0]
+    found = precondition({"weight": torch.ones(1, 4)}, squares, {"weight": torch.zeros(1, 4)})["weight"][0]
     torch.testing.assert_close(found, torch.tensor([3 / (4 + 3 * DAMPING)] * 3 + [1 / DAMPING]))
 
 
@@ -110,7 +106,7 @@ def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
 def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditioned: bool, v_decay: float) -> None:
     """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand."""
     torch.manual_seed(0)
-    settings = settings_for("default", clean=0.0, baseline="none", normalise=False, estimator="score",
+    settings = settings_for("default", draws=1, clean=0.0, baseline="none", normalise=False, estimator="score",
                             log_losses=False, reward_statistics="batch", val_statistics="batch",
                             preconditioned=preconditioned, v_decay=v_decay)
     algorithm = Dada(SearchSpace(("Rotate", "Solarize", "Brightness")), settings).double()
@@ -137,7 +133,7 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
     if preconditioned:
         both = {name: (1 - SQUARES_DECAY) * (SQUARES_DECAY * before[name].square() + tensor.square())
                 for name, tensor in gradient.items()}
-        v = precondition(v, both, gradient, out=copy.deepcopy(v))
+        v = precondition(v, both, gradient)
     rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
     wanted = policy_gradient(settings, distribution, algorithm.control_variate, rewards, None, sample, noise)[0].logits_N
     algorithm.default_step(parts, batch, 0.1, learn=True)

@@ -25,7 +25,8 @@ OPERATIONS = ("Rotate", "Solarize", "Brightness")
 def case(**changes: Any) -> tuple[Dada, Step, Batch]:
     """A step in the midst of a search, on random images; its updates do nothing, so the gradients stay in .grad."""
     torch.manual_seed(0)
-    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", "clean": 0.0, "log_losses": False}
+    plain = {"preconditioned": False, "v_decay": 0.0, "val_statistics": "batch", "clean": 0.0, "log_losses": False,
+             "draws": 1}
     settings = settings_for("default", **{**plain, **changes})
     algorithm = Dada(SearchSpace(OPERATIONS), settings).double()
     for parameter in algorithm.distribution.parameters():
@@ -153,12 +154,13 @@ def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> Non
         torch.testing.assert_close(found[name] - plain[name], added, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("statistics", "number", "running"), [("batch", 1, False), ("running", 0, True),
-                                                               ("both", 4, False), ("both", 5, True)])
-def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(statistics: str, number: int, running: bool,
-                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("statistics", "every", "number", "running"), [
+    ("batch", 1, 1, False), ("running", 1, 0, True), ("both", 1, 4, False), ("both", 1, 5, True), ("both", 2, 4, False),
+    ("both", 2, 6, True)])
+def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(
+        statistics: str, every: int, number: int, running: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against autograd through a copy at w' in train or eval mode; the step leaves the network in train mode."""
-    algorithm, parts, batch = case(val_statistics=statistics)
+    algorithm, parts, batch = case(val_statistics=statistics, val_every=every)
     batch = replace(batch, number=number)
     network = nn.Sequential(nn.BatchNorm2d(3), *parts.network).double()
     directions = []
@@ -186,6 +188,28 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(stat
     algorithm.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)
+
+
+def test_between_two_validation_passes_the_rewards_are_along_the_mean_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 1 of every second one has no pass; before the first pass there is no direction, and nothing is learned."""
+    algorithm, parts, batch = case(val_every=2, estimator="score", baseline="none", normalise=False)
+    assert parts.v_mean is not None
+    passes = []
+    kept = alignment.gradient_at
+    monkeypatch.setattr(alignment, "gradient_at", lambda *arguments: passes.append(None) or kept(*arguments))
+    none_yet = gradient_of(algorithm, parts, replace(batch, number=1))
+    assert not passes and not any(gradient.any() for gradient in none_yet.values())
+    gradient_of(algorithm, parts, batch)
+    mean = {name: tensor.clone() for name, tensor in parts.v_mean.means.items()}
+    found = gradient_of(algorithm, parts, replace(batch, number=1))
+    assert len(passes) == 1
+    rewards = alignment.rewards_forward_mode(parts.network, alignment.weights_of(parts.network), mean,
+                                             augmented(algorithm, parts, batch), batch.targets_B)
+    wanted = policy_gradient(algorithm.settings, algorithm.distribution, algorithm.control_variate, rewards, None,
+                             algorithm.distribution.sample(batch.noise), batch.noise)[0].logits_N
+    torch.testing.assert_close(found["preferences_N"], wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item())
+    for name, tensor in parts.v_mean.means.items():
+        assert torch.equal(tensor, mean[name])
 
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
