@@ -18,7 +18,7 @@ from torch import nn
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
 from dada_det.data.imagenet import generator_for
-from dada_det.data.memory import cycle_indices, epoch_order
+from dada_det.data.memory import epoch_order
 from dada_det.engine import detection
 from dada_det.engine.detector_config import dicts_in, has_masks
 from dada_det.engine.detector_losses import DetectorLosses
@@ -113,10 +113,8 @@ class DetectionBatches(SearchBatches):
 
     @classmethod
     def of(cls, config: Config, train: MemoryDetection, val: MemoryDetection, algorithm: Algorithm) -> "DetectionBatches":
-        settings = algorithm.settings
         return cls(train, val, image_size=config.image_size, padding=0, mirror=config.mirror,  # type: ignore[arg-type]
-                   batch_size=config.batch_size, val_batch_size=config.batch_size * settings.val_batches,
-                   draws=settings.draws, draw_noise=algorithm.draw_noise, seed=config.seed)
+                   batch_size=config.batch_size, algorithm=algorithm, seed=config.seed)
 
     def batch(self, epoch: int, index: int) -> Batch:
         """This process's part of batch `index` of `epoch` (both from 0); the images on the search's device."""
@@ -125,10 +123,9 @@ class DetectionBatches(SearchBatches):
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         flips = (torch.rand(self.batch_size, generator=generator) < 0.5) & self.mirror
         noise = self.draw_noise(self.draws * self.batch_size, generator)
-        val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
         mine = own_part(self.batch_size)
         images, targets = self.train.batch(chosen[mine], flips[mine])
-        val_images, val_targets = self.val.batch(val[own_part(self.val_batch_size)])
+        val_images, val_targets = self.val.batch(self.own_val(step))
         return Batch(images.to(device), targets, val_images.to(device), val_targets,
                      noise[own_draws(self.draws, self.batch_size)], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed(), number=step)

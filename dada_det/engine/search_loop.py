@@ -1,6 +1,6 @@
 """Which batches a search works on: one of the training half, one of the validation half, and the noise of the draws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from dada_det.data.memory import (
 )
 from dada_det.errors import UserError
 from dada_det.search.ranks import world
-from dada_det.search.step import Batch
+from dada_det.search.step import Algorithm, Batch
 
 
 class SearchBatches:
@@ -29,21 +29,21 @@ class SearchBatches:
         image_size: side of the random crop (training) and the central crop (validation), in pixels.
         padding: black border added before the crop (CIFAR: 4).
         mirror: whether training images are flipped at random (digits must not be).
-        draws: policies drawn for each training image in a step.
-        draw_noise: gives the noise of n draws (Algorithm.draw_noise).
+        algorithm: draws the noise; its settings say how many policies an image gets in a step, how large a validation batch
+            is, and every how many steps it is another: the next in a walk through all images.
     """
 
     def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool,
-                 batch_size: int, val_batch_size: int, draws: int,
-                 draw_noise: Callable[[int, torch.Generator], Any], seed: int) -> None:
+                 batch_size: int, algorithm: Algorithm, seed: int) -> None:
         size = world()[1]
         if batch_size > len(train) or batch_size % size or batch_size < 2 * size:
             raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "
                             f"the batch must divide among {size} processes, two images or more for each; choose another")
         self.train, self.val = train, val
         self.image_size, self.padding, self.mirror, self.seed = image_size, padding, mirror, seed
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size
-        self.draws, self.draw_noise = draws, draw_noise
+        settings = algorithm.settings
+        self.batch_size, self.val_batch_size = batch_size, batch_size * settings.val_batches
+        self.draws, self.val_every, self.draw_noise = settings.draws, settings.val_every, algorithm.draw_noise
 
         self.metainfo: dict = {}  # where mmengine's loop looks for the data's description
 
@@ -61,13 +61,17 @@ class SearchBatches:
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
         noise = self.draw_noise(self.draws * self.batch_size, generator)
-        val = cycle_indices(len(self.val), self.val_batch_size, self.seed + 1, step)
-        mine, val_mine = own_part(self.batch_size), val[own_part(self.val_batch_size)]
+        mine, val_mine = own_part(self.batch_size), self.own_val(step)
         rows = own_draws(self.draws, self.batch_size)
         return Batch(images[mine].contiguous(), self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val_mine], self.image_size), self.val.labels_N[val_mine],
                      noise[rows], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed(), number=step)
+
+    def own_val(self, step: int) -> torch.Tensor:
+        """This process's indices of a step's validation batch."""
+        return cycle_indices(len(self.val), self.val_batch_size, self.seed + 1,
+                             step // self.val_every)[own_part(self.val_batch_size)]
 
 
 def own_part(batch_size: int) -> slice:

@@ -54,11 +54,9 @@ def classification(config: Config, train: MemoryImages, val: MemoryImages, class
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
-    """The batches of both halves, as large and with as many draws as the algorithm says."""
-    settings = algorithm.settings
+    """The batches of both halves, for the algorithm."""
     return SearchBatches(train, val, image_size=config.image_size, padding=config.get("padding", 0), mirror=config.mirror,
-                         batch_size=config.batch_size, val_batch_size=config.batch_size * settings.val_batches,
-                         draws=settings.draws, draw_noise=algorithm.draw_noise, seed=config.seed)
+                         batch_size=config.batch_size, algorithm=algorithm, seed=config.seed)
 
 
 def search_device() -> torch.device:

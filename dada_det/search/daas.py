@@ -44,6 +44,7 @@ class Settings:
     spread: float = 0.8  # of the magnitude's normal on its logit
     draws: int = 1
     val_batches: int = 1
+    val_every: int = 1
     val_statistics: str = "batch"
     v_decay: float | None = None
     preconditioned: bool = False
@@ -118,7 +119,7 @@ class Daas(Algorithm):
             parts.update_weights(mean_weights(gradient))
             if not learn:
                 return {"loss": losses_B.mean()}
-            v = validation_gradient(parts, weights, batch, batch.number)
+            v = validation_gradient(parts, weights, batch)
             rewards_B = alignment.rewards(network, before, v, images, targets,
                                           losses_B=losses_B if parts.low is None else None)
         advantages_B = estimators.subtract_baseline(rewards_B, "batch", 1)

@@ -55,6 +55,7 @@ class Dada(Algorithm):
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.provenance = {"method": "dada", "mode": settings.mode}
+        self.annealed = ("policy",) if settings.anneal else ()
         self.identity = f"dada, {settings}, {len(space.operations)} operations {'/'.join(space.operations)}"
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
@@ -126,15 +127,14 @@ class Dada(Algorithm):
         return log
 
     def direction(self, parts: Step, weights: Weights, gradient: Weights, zeta: float, batch: Batch) -> Weights:
-        """grad L_val at w', or the running mean of its direction; of its passes the steps between them see that mean alone.
+        """grad L_val at w', or the running mean of its direction, and between two validation passes that mean as it stands.
 
         Before the first pass the mean is 0, and so are the rewards.
         """
-        turn, rest = divmod(batch.number, self.settings.val_every)
-        if rest > 0:
+        if batch.number % self.settings.val_every:
             assert parts.v_mean is not None
             return parts.v_mean.means
-        return validation_gradient(parts, alignment.step(weights, gradient, -zeta), batch, turn)
+        return validation_gradient(parts, alignment.step(weights, gradient, -zeta), batch)
 
     def rewards(self, parts: Step, weights: Weights, v: Weights, batch: Batch,
                 sample: Sample) -> tuple[Tensor, Tensor | None]:

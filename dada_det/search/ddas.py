@@ -45,6 +45,7 @@ class DdasSettings:
     v_decay: float | None = None  # None, False: the validation gradient of this step as it is
     preconditioned: bool = False
     ranges = "strength"  # no entry: level 0 is the image as it is
+    val_every = 1  # no entry
 
     def __post_init__(self) -> None:
         levels = tuple(self.levels) if isinstance(self.levels, tuple | list) else ()
@@ -137,7 +138,7 @@ class Ddas(Algorithm):
         expected = {name: torch.stack([gradient[name] for gradient in gradients], -1) @ q_0K.to(tensor)
                     for name, tensor in gradients[0].items()}
         weights = alignment.weights_of(network)
-        v = validation_gradient(parts, alignment.step(weights, expected, -zeta), batch, batch.number)
+        v = validation_gradient(parts, alignment.step(weights, expected, -zeta), batch)
         if parts.squares is not None:
             parts.squares.add(expected, expected)
             v = precondition(v, parts.squares.means, expected)

@@ -19,7 +19,6 @@ from dada_det.search.curvature import RunningMean
 from dada_det.search.ranks import mean_weights
 
 VAL_STATISTICS = ("batch", "running", "both")
-RUNNING_WEIGHT = 0.5  # of the gradient by the running statistics where "both" are used; at 1 Color is lost to Contrast
 Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]
 
 
@@ -53,6 +52,9 @@ class StepSettings(Protocol):
 
     @property
     def val_batches(self) -> int: ...  # V over B
+
+    @property
+    def val_every(self) -> int: ...  # steps from one validation pass to the next; above 1 it needs a v_decay
 
     @property
     def val_statistics(self) -> str: ...  # one of VAL_STATISTICS; "both" needs a v_decay
@@ -90,12 +92,15 @@ class Algorithm(nn.Module):
     Its parameters and buffers are part of the search's checkpoints; it does not own the network. What it has to say:
 
     settings: its own, StepSettings among them; provenance: {"method": .., ..}, the head of that in what it writes;
-    identity: one line, what a search that --resume goes on with must share.
+    identity: one line, what a search that --resume goes on with must share;
+
+    annealed: the optimisers' names whose rate falls with the weights', by a cosine to 0.
     """
 
     settings: Any
     provenance: dict[str, Any]
     identity: str
+    annealed: tuple[str, ...] = ()
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options. A group
@@ -133,21 +138,20 @@ def augment(parts: Step, images_BCHW: Tensor, targets_B: Any, draws: Draws) -> t
     return parts.normalise(images_BCHW), targets_B
 
 
-def validation_gradient(parts: Step, weights: Weights, batch: Batch, turn: int) -> Weights:
+def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": by the batch's in even turns and by the running ones in odd turns, each gradient
-    brought to length 1 and RUNNING_WEIGHT.
+    ones it sees little else. "both": the passes take turns.
     """
-    both = parts.settings.val_statistics == "both"
-    statistics = ("batch", "running")[turn % 2] if both else parts.settings.val_statistics
+    statistics = parts.settings.val_statistics
+    if statistics == "both":
+        statistics = ("batch", "running")[batch.number // parts.settings.val_every % 2]
     parts.network.train(statistics == "batch")
     v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW),
                                            batch.val_targets_V, parts.low))
     parts.network.train()
     if parts.v_mean is None:
         return v
-    weight = RUNNING_WEIGHT if both and statistics == "running" else 1.0
-    parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12))
+    parts.v_mean.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
     return parts.v_mean.means

@@ -148,8 +148,8 @@ def tiny_search(mode: str, *layers: nn.Module, **changes: Any) -> tuple[Searcher
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
     searcher = Searcher(network, Dada(SearchSpace(("Invert", "Solarize", "Brightness"), settings.ranges), settings),
                         [-1.0] * 3, [1.0] * 3)  # no input is 0, so a 0 was dropped
-    batches = SearchBatches(images, images, image_size=16, padding=0, mirror=False, batch_size=8, val_batch_size=8,
-                            draws=settings.draws, draw_noise=searcher.algorithm.draw_noise, seed=0)
+    batches = SearchBatches(images, images, image_size=16, padding=0, mirror=False, batch_size=8,
+                            algorithm=searcher.algorithm, seed=0)
     return searcher, batches, optimizers(searcher, Config(dict(
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1), policy_optimizer=dict(lr=0.05))))
 

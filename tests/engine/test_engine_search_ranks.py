@@ -40,11 +40,9 @@ def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
                            torch.randint(0, 4, (24,), generator=generator)) for _ in range(2)]
     network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
     algorithm = algorithm_for(mode, baseline)
-    settings = algorithm.settings
     searcher = Searcher(network, algorithm, [125.0] * 3, [60.0] * 3).double()
     batches = SearchBatches(*halves, image_size=16, padding=0, mirror=True, batch_size=8,
-                            val_batch_size=8 * settings.val_batches, draws=settings.draws, draw_noise=algorithm.draw_noise,
-                            seed=3)
+                            algorithm=algorithm, seed=3)
     wrappers = optimizers(searcher, Config(dict(
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1, momentum=0.9),
         policy_optimizer=dict(lr=0.05, betas=(0.5, 0.999)))))

@@ -9,8 +9,8 @@ saved and tested on the last third, beside none, random, one-op and the oracle (
 probability 1/2), all with the same seed.
 
 Modes: DADA's default and paper, and ddas, whose step costs more, so that it gets fewer epochs (of batches half as large):
-as many passes over an image as the default, where a forward pass counts 1 and a backward pass 2. The default passes 8
-times over each training image of an epoch (training 3, validation 3, rewards 2), ddas 15 times (4 copies 3 each,
+as many passes over an image as the default, where a forward pass counts 1 and a backward pass 2. The default passes
+8.5 times over each training image of an epoch (training 3, validation 1.5, rewards 4), ddas 15 times (4 copies 3 each,
 validation 3), and paper, which has the default's epochs, 15 times too.
 
 gap   accuracy of the oracle minus that of none, in points; an operation whose mean gap is below 10 is not counted
@@ -47,7 +47,7 @@ COUNTED_GAP = 10.0  # points between none and the oracle below which there is no
 MODES = ("default", "paper", "ddas")
 PAPER = ["search.mode=paper", "policy_optimizer.lr=0.005"]
 DDAS_CONFIG = "configs/debug/search_ddas.py"
-DDAS_BATCH, DDAS_EPOCHS = 1 / 2, 8 / 15  # shares of the batch and of the epochs
+DDAS_BATCH, DDAS_EPOCHS = 1 / 2, 8.5 / 15  # shares of the batch and of the epochs
 CONTROLS = ("none", "random", "one_op", "oracle")
 COLUMNS = {"mode": "8", "operation": "13", "seed": "4d", "gap": "5.1f", "auc": "5.3f", "rank": "4d", "accuracy": "8.1f",
            **{f"accuracy_{name}": f"{len(name) + 9}.1f" for name in CONTROLS}}
@@ -62,7 +62,7 @@ class Task:
     folder: Path | None
     image_size: int
     options: tuple[str, ...]  # config entries changed in the default mode
-    batch_size: int = 50  # of the searches and of the networks
+    batch_size: int = 25  # of the searches and of the networks
     controls: dict[str, float] | None = None  # accuracies in %, where rows of this operation and seed hold them
 
 
