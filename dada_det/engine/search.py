@@ -66,8 +66,8 @@ def run_search(config: Config, resume: bool) -> None:
         model=searcher, work_dir=config.work_dir, train_dataloader=batches,
         train_cfg={"type": "SearchLoop", "max_epochs": config.epochs},
         optim_wrapper=wrappers,
-        param_scheduler={name: {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}
-                         if name in ("weights", *algorithm.annealed) else [] for name in wrappers.keys()},  # noqa: SIM118
+        param_scheduler={**{name: [] for name in wrappers.keys()},  # noqa: SIM118 (it is no dict)
+                         "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
         default_hooks={"logger": None, "sampler_seed": None,
                        "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"}, {"type": "WritePolicy", "provenance": provenance},

@@ -55,7 +55,6 @@ class Dada(Algorithm):
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.provenance = {"method": "dada", "mode": settings.mode}
-        self.annealed = ("policy",) if settings.anneal else ()
         self.identity = f"dada, {settings}, {len(space.operations)} operations {'/'.join(space.operations)}"
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:

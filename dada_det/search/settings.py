@@ -35,7 +35,6 @@ class Settings:
     v_decay: float | None  # of the running mean of the validation gradient's direction over steps; 0: this step's alone
     preconditioned: bool  # the validation gradient is divided by the weights' curvature (dada_det.search.curvature)
     warmup_epochs: int  # epochs that train the weights alone
-    anneal: bool  # the policy's rate falls with the weights': a step that moves them little has as little to teach
     estimator: str
     temperature: float = 0.5
     entropy: float = 0.0  # coefficient of the entropy of p(sub-policy) beside rewards whose spread is 1
@@ -46,11 +45,11 @@ MODES = {
     "default": Settings(mode="default", ranges="strength", unconstrained=True, shared="all", spread=1.5, clean=0.75,
                         draws=2, reward_statistics="running", log_losses=True, baseline="batch", val_batches=1,
                         val_every=2, val_statistics="both", normalise=True, v_decay=0.9, preconditioned=True,
-                        warmup_epochs=1, anneal=True, estimator="marginal"),
+                        warmup_epochs=1, estimator="marginal"),
     "paper": Settings(mode="paper", ranges="autoaugment", unconstrained=False, shared="none", spread=None, clean=0.0,
                       draws=1, reward_statistics="batch", log_losses=False, baseline="none", val_batches=1,
                       val_every=1, val_statistics="batch", normalise=False, v_decay=None, preconditioned=False,
-                      warmup_epochs=0, anneal=False, estimator="relax"),
+                      warmup_epochs=0, estimator="relax"),
 }
 
 

@@ -19,6 +19,7 @@ from dada_det.search.curvature import RunningMean
 from dada_det.search.ranks import mean_weights
 
 VAL_STATISTICS = ("batch", "running", "both")
+RUNNING_WEIGHT = 0.5  # of the gradient by the running statistics where "both" are used; at 1 Color is lost to Contrast
 Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]
 
 
@@ -92,15 +93,12 @@ class Algorithm(nn.Module):
     Its parameters and buffers are part of the search's checkpoints; it does not own the network. What it has to say:
 
     settings: its own, StepSettings among them; provenance: {"method": .., ..}, the head of that in what it writes;
-    identity: one line, what a search that --resume goes on with must share;
-
-    annealed: the optimisers' names whose rate falls with the weights', by a cosine to 0.
+    identity: one line, what a search that --resume goes on with must share.
     """
 
     settings: Any
     provenance: dict[str, Any]
     identity: str
-    annealed: tuple[str, ...] = ()
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options. A group
@@ -142,16 +140,17 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": the passes take turns.
+    ones it sees little else. "both": the passes take turns, each gradient brought to length 1
+    and RUNNING_WEIGHT.
     """
-    statistics = parts.settings.val_statistics
-    if statistics == "both":
-        statistics = ("batch", "running")[batch.number // parts.settings.val_every % 2]
+    both, turn = parts.settings.val_statistics == "both", batch.number // parts.settings.val_every
+    statistics = ("batch", "running")[turn % 2] if both else parts.settings.val_statistics
     parts.network.train(statistics == "batch")
     v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW),
                                            batch.val_targets_V, parts.low))
     parts.network.train()
     if parts.v_mean is None:
         return v
-    parts.v_mean.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
+    weight = RUNNING_WEIGHT if both and statistics == "running" else 1.0
+    parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12))
     return parts.v_mean.means

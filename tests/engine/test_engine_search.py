@@ -78,9 +78,9 @@ def test_paper_mode_with_each_estimator(estimator: str, data: Path, tmp_path: Pa
 
 def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) -> None:
     """Each change gives another policy than all others."""
-    two = "search.draws=2"
-    changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], [two],
-               [two, "search.baseline=second_draw"], [two, "search.baseline=half"], ["search.baseline=unaugmented"],
+    changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], ["search.draws=1"],
+               ["search.baseline=second_draw"], ["search.baseline=half"], ["search.baseline=unaugmented"],
+               ["search.val_every=1"],
                ["search.reward_statistics=batch"], ["search.log_losses=False"],
                ["search.shared=none"], ["search.shared=preferences"], ["search.clean=0.0"],
                ["search.normalise=False"], ["search.entropy=0.1"], ["search.average=0.5"],
@@ -185,7 +185,7 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
     (["--cfg-options", "search.estimator=reinforce"],
      "search.estimator is 'reinforce'; choose one of marginal, score, relax, gumbel"),
     (["--cfg-options", "search.mode=paper", "search.estimator=marginal"], "choose one of relax, score, gumbel"),
-    (["--cfg-options", "search.baseline=half"], "search.baseline='half' needs search.draws of at least 2"),
+    (["--cfg-options", "search.baseline=half", "search.draws=1"], "search.baseline='half' needs search.draws of at least 2"),
     (["--cfg-options", "search.baseline=second_draw", "search.draws=1"], "needs search.draws of at least 2"),
     (["--cfg-options", "search.mode=paper", "search.draws=2"], "search has no entry draws in the mode paper"),
     (["--cfg-options", "search.spread=0"], "search.spread is 0; give a number above 0, or None for straight-through"),

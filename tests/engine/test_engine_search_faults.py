@@ -171,14 +171,25 @@ def test_every_pass_of_a_step_drops_the_same(mode: str, changes: dict[str, Any])
 
 
 def test_the_validation_passes_take_turns_with_the_statistics() -> None:
-    """One of two steps validates by the running statistics, in eval mode, whichever epoch they are of; all rewards are."""
+    """Every second step validates, by the batch's statistics and by the running ones (in eval mode), whichever epoch the
+    steps are of; all rewards are by the running ones."""
     norm, modes = nn.BatchNorm2d(3), []
     norm.register_forward_hook(lambda module, *_: modes.append(module.training))
     searcher, batches, wrappers = tiny_search("default", norm)
     for step in range(4):
         modes.clear()
         searcher.search_step(batches.batch(3 + step // 2, step % 2), wrappers, epoch=3)
-        assert modes == [True, step % 2 == 0, False, False]
+        assert modes == [True, *[[True], [], [False], []][(6 + step) % 4], False, False]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_validation_batches_walk_through_all_images_however_seldom_they_are_used(every: int) -> None:
+    _, batches, _ = tiny_search("default", val_every=every)
+    for walk in range(2):
+        first, second = (batches.own_val(every * (2 * walk + used)) for used in range(2))
+        assert sorted(torch.cat([first, second]).tolist()) == list(range(16))
+        for between in range(every):
+            assert torch.equal(batches.own_val(every * (2 * walk + 1) + between), second)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ class Task:
     folder: Path | None
     image_size: int
     options: tuple[str, ...]  # config entries changed in the default mode
-    batch_size: int = 25  # of the searches and of the networks
+    batch_size: int = 50  # of the searches and of the networks
     controls: dict[str, float] | None = None  # accuracies in %, where rows of this operation and seed hold them
 
 
