@@ -4,9 +4,10 @@
     python tools/bench/search_step.py --modes default --settings draws=1 baseline=batch --json step.json
 
 Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
-flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process. They take turns, a step and
-PLAIN plain passes a round, about as long: what disturbs the machine for a while falls on both alike, where a single short
-pass would mostly be spared. The images are random: no kernel's time depends on them.
+flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process; where one of several steps
+validates (val_every), the mean of as many. They take turns, these steps and PLAIN plain passes a round, nearly as long:
+what disturbs the machine for a while falls on both alike, where a single short pass would mostly be spared. The images are
+random: no kernel's time depends on them.
 
 ratio             (step - the weights' own update) / mean of the round's plain passes, the median over rounds; low, high:
                   its 95 % interval
@@ -64,7 +65,7 @@ COLUMNS = {"model": "15", "mode": "20", "ratio": "6.2f", "low": "6.2f", "high": 
            "rewards_per_step": "17d", "baseline": ">12", "augmentation": "13.1%", "data": "6.1%", "weights_update": "15.2f",
            "policy_update": "14.2f", "plain_ms": "9.1f"}
 AFTER_WARM_UP = 10**6  # an epoch
-PLAIN = 4  # plain passes a round, half of them before the step and half after it
+PLAIN = 4  # plain passes a round, half of them before the steps and half after them
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ class Case:
     wrappers: Any  # what engine.search.optimizers gives
     device: torch.device
 
-    def step(self, number: int) -> None:
-        """A whole step of the search, its data included, after the warm-up epochs."""
-        batch = self.batches.batch(0, number % len(self.batches))
-        self.searcher.search_step(batch, self.wrappers, epoch=AFTER_WARM_UP)
+    def steps(self, number: int) -> None:
+        """Whole steps of the search, their data included, after the warm-up epochs: from one validation pass to the next."""
+        period = self.batches.val_every
+        for which in range(number * period, (number + 1) * period):
+            batch = self.batches.batch(*divmod(which, len(self.batches)))
+            self.searcher.search_step(batch, self.wrappers, epoch=AFTER_WARM_UP)
 
     def plain(self, number: int) -> Callable[[], None]:
         """Plain forward+backward on a batch made ready beforehand."""
@@ -113,16 +116,17 @@ def build(model: str, mode: str, changes: Sequence[str], device: torch.device) -
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """The numbers of one row; the first round warms up and is not counted."""
-    memory_ratio, ratios, plains, parts = 0.0, [], [], []
+    memory_ratio, ratios, plains, parts, period = 0.0, [], [], [], case.batches.val_every
     for number in range(rounds + 1):
-        whole_step = partial(case.step, number)
+        whole_steps = partial(case.steps, number)
         before = [plain_seconds(case, number) for _ in range(PLAIN // 2)]
-        took = seconds(whole_step, case.device)
+        took = seconds(whole_steps, case.device) / period
         plain = statistics.mean(before + [plain_seconds(case, number) for _ in range(PLAIN // 2)])
         with watched(case) as spent:  # of a step of its own: on a GPU each look at the clock waits for the device
-            spent["step"] = seconds(whole_step, case.device)
+            spent["step"] = seconds(whole_steps, case.device)
+        spent = {name: amount / period for name, amount in spent.items()}
         if number == 0:
-            memory_ratio = peak_bytes(case, case.step) / peak_bytes(case, case.plain_training)
+            memory_ratio = peak_bytes(case, case.steps) / peak_bytes(case, case.plain_training)
             continue
         ratios.append((took - spent["weights_update"]) / plain)
         plains.append(plain)
