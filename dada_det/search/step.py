@@ -140,8 +140,7 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": the passes take turns, each gradient brought to length 1
-    and RUNNING_WEIGHT.
+    ones it sees little else. "both": the passes take turns, each gradient brought to length 1 and RUNNING_WEIGHT.
     """
     both, turn = parts.settings.val_statistics == "both", batch.number // parts.settings.val_every
     statistics = ("batch", "running")[turn % 2] if both else parts.settings.val_statistics

@@ -1,7 +1,7 @@
 """What a step of the search costs: a whole step over a plain forward+backward of the same model and batch.
 
     python tools/bench/search_step.py --models wide_resnet40_2 resnet50 --modes default paper ddas
-    python tools/bench/search_step.py --modes default --settings draws=1 baseline=batch --json step.json
+    python tools/bench/search_step.py --modes default --settings draws=1 val_every=1 --json step.json
 
 Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
 flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process; where one of several steps
