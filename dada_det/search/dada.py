@@ -93,7 +93,7 @@ class Dada(Algorithm):
                 f"{most_used(usage(self.found.table()))}")
 
     def default_step(self, parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
-        """One step with D draws of every image and a reward for each; without `learn` (warm-up) only the weights are updated.
+        """One step with D draws of each image, a reward for each; without `learn` (warm-up) only the weights are updated.
 
         The weights see a mixture, the first `clean` of the images as they are and the others with their policies, so that
         what an operation is worth does not vanish as they learn it. The rewards are of all images with their policies.
