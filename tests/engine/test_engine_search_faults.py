@@ -156,7 +156,8 @@ def tiny_search(mode: str, *layers: nn.Module, **changes: Any) -> tuple[Searcher
 
 @pytest.mark.parametrize(("mode", "changes"), [("default", {"reward_statistics": "batch"}), ("paper", {})])
 def test_every_pass_of_a_step_drops_the_same(mode: str, changes: dict[str, Any]) -> None:
-    """A finite difference between two passes that drop different units would be that of two networks."""
+    """A finite difference between two passes that drop different units would be that of two networks; passes of a draw and
+    of two see different networks, but all of one size the same."""
     dropout, kept = nn.Dropout(0.5), []
     # Passes by running statistics, the default's rewards among them, are in eval mode, where nothing is dropped.
     dropout.register_forward_hook(lambda module, inputs, output: kept.append(output != 0) if module.training else None)
@@ -166,7 +167,9 @@ def test_every_pass_of_a_step_drops_the_same(mode: str, changes: dict[str, Any])
         kept.clear()
         searcher.search_step(batches.batch(5, index), wrappers, epoch=5)
         firsts.append(kept[0])
-        assert len(kept) >= 3 and all(torch.equal(mask, kept[0]) for mask in kept)
+        sizes = [len(mask) for mask in kept]
+        assert sizes[-2] == sizes[-1] == 8 * searcher.algorithm.settings.draws and len(kept) >= 3
+        assert all(torch.equal(mask, kept[sizes.index(size)]) for mask, size in zip(kept, sizes, strict=True))
     assert not torch.equal(*firsts)
 
 
