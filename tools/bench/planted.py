@@ -34,6 +34,7 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.augment.schedule import Schedule
 from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
+from dada_det.data.memory import MemoryImages
 from dada_det.data.planted import SIDE, oracle, plant, write_folders
 from dada_det.engine.launch import read_config
 from dada_det.engine.trial import Recipe, run_trial
@@ -66,18 +67,23 @@ class Task:
     controls: dict[str, float] | None = None  # accuracies in %, where rows of this operation and seed hold them
 
 
+def recipe(train: MemoryImages, epochs: int, image_size: int, batch_size: int, mirror: bool) -> Recipe:
+    """How the networks are trained from scratch."""
+    return Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=image_size, epochs=epochs,
+                  batch_size=batch_size, lr=LR, weight_decay=2e-4, mirror=mirror)
+
+
 def run(task: Task) -> list[dict]:
     """A row a mode; the controls are trained once and stand in each."""
     side = SIDE if task.folder is None else task.image_size * 8 // 7
     train, val, unseen = plant(task.operation, task.seed, task.folder, side)
-    recipe = Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=task.image_size, epochs=task.epochs,
-                    batch_size=task.batch_size, lr=LR, weight_decay=2e-4, mirror=task.folder is not None)
+    trained = recipe(train, task.epochs, task.image_size, task.batch_size, mirror=task.folder is not None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_folders(folder / "data", train=train, val=val)
 
         def accuracy(policy: AnyPolicy) -> float:
-            return run_trial(train, unseen, policy=policy, recipe=recipe, seed=task.seed, work_dir=folder / "trial",
+            return run_trial(train, unseen, policy=policy, recipe=trained, seed=task.seed, work_dir=folder / "trial",
                              quiet=True)["top1"]
 
         policies = {"none": None, "random": resolve_policy("random", task.seed), "one_op": resolve_policy("one-op"),
@@ -85,7 +91,7 @@ def run(task: Task) -> list[dict]:
         controls = task.controls or {f"accuracy_{name}": accuracy(policy) for name, policy in policies.items()}
         rows = []
         for mode in task.modes:
-            preferences, names = searched(folder, mode, task, mirror=recipe.mirror)
+            preferences, names = searched(folder, mode, task, mirror=trained.mirror)
             rows.append({"mode": mode, "operation": task.operation, "seed": task.seed,
                          "gap": controls["accuracy_oracle"] - controls["accuracy_none"],
                          "auc": ranking_auc(preferences, task.operation), "rank": names.index(task.operation) + 1,

@@ -1,0 +1,54 @@
+"""tools/bench/planted_alone.py: each operation alone is what it says, the table is right, what is done is not done again."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from dada_det.augment import PolicyTransform
+from tests.conftest import load_bench
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def alone(planted: ModuleType) -> ModuleType:
+    """Imports planted.py by its name, which the fixture has put among the modules."""
+    return load_bench("planted_alone")
+
+
+def test_an_operation_alone_acts_on_half_of_the_images_at_all_strengths(alone: ModuleType) -> None:
+    draws = PolicyTransform(alone.alone("Invert")).draw(400, torch.Generator().manual_seed(0))
+    assert 160 < draws.active_BK[:, 0].sum() < 240 and not draws.active_BK[:, 1:].any()
+    strengths = draws.magnitudes_BK[:, 0]
+    assert strengths.min() < 0.05 and strengths.max() > 0.95 and 0.45 < strengths.mean() < 0.55
+
+
+def test_a_real_run_goes_on_where_it_was(alone: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Invert inverts: Solarize at full strength is the same, so that one closes much of the gap too."""
+    argv = ["--operations", "Invert", "--seeds", "1", "--epochs", "2", "--json", str(tmp_path / "alone.json")]
+    assert alone.main(argv) == 0
+    (row,) = json.loads((tmp_path / "alone.json").read_text())["rows"]
+    assert len(row["alone"]) == 15 and row["accuracy_oracle"] > row["accuracy_none"]
+    assert row["alone"]["Invert"] > row["alone"]["Sharpness"]
+    assert "ETA" in capsys.readouterr().err
+    assert alone.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "ETA" not in err and out.splitlines()[-1] == f"planted_alone  done: 1 rows in {tmp_path}/alone.json"
+
+
+def test_the_table(alone: ModuleType) -> None:
+    """By hand: means 20 and 60, so a gap of 40; Invert 50 is 75 % of the way, the best other, Color 40, 50 %."""
+    rows = [{"operation": "Invert", "seed": seed, "accuracy_none": 10.0 + 20 * seed, "accuracy_oracle": 60.0,
+             "alone": dict.fromkeys(alone.OPERATION_NAMES, 20.0) | {"Invert": 50.0, "Color": 35.0 + 10 * seed}}
+            for seed in (0, 1)]
+    assert alone.summary(rows)[1].split() == ["Invert", "2", "40.0", "75", "%", "50", "%", "(Color)"]
+
+
+def test_a_file_of_other_epochs_is_refused(alone: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = tmp_path / "alone.json"
+    table.write_text('{"rows": [], "settings": {"epochs": 30, "batch_size": 50}}')
+    assert alone.main(["--epochs", "2", "--json", str(table)]) == 2
+    assert "was not measured with" in capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""What makes a planted policy a test of its rank: that no other operation alone closes the gap as well.
+
+The images of planted.py. For each planted operation a network is trained from scratch without a policy, with the oracle
+(the planted operation at its magnitude) and with each of the fifteen alone (probability 1/2, strengths uniform over their
+range), and is tested on the third that nobody saw. No search runs.
+
+gap    accuracy of the oracle minus that of none, in points
+way    share of the gap that an operation alone closes, in %: of the planted one, and of the best of the others; where
+       another closes it, a search that puts that one first has not failed
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import planted  # beside this file
+
+from dada_det.augment.named import AnyPolicy
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.commands import common
+from dada_det.commands.bench import rows_in, side_by_side, write_rows
+from dada_det.data.planted import SIDE, oracle, plant
+from dada_det.engine.trial import run_trial
+
+
+@dataclass(frozen=True)
+class Task:
+    operation: str
+    seed: int
+    epochs: int
+
+
+def alone(operation: str) -> Policy:
+    """The operation with probability 1/2, its strength uniform."""
+    only = SubPolicy(1.0, (Operation(operation, probability=0.5, magnitude=0.5),))
+    return Policy("strength", (only,), {"source": "alone"}, uniform_strength=True)
+
+
+def run(task: Task) -> dict[str, Any]:
+    """The accuracies in % of one planted operation and seed."""
+    train, _, unseen = plant(task.operation, task.seed)
+    recipe = planted.recipe(train, task.epochs, SIDE - planted.MARGIN, planted.Task.batch_size, mirror=False)
+
+    def accuracy(policy: AnyPolicy) -> float:
+        with tempfile.TemporaryDirectory() as name:
+            return run_trial(train, unseen, policy=policy, recipe=recipe, seed=task.seed, work_dir=Path(name) / "trial",
+                             quiet=True)["top1"]
+
+    return {"operation": task.operation, "seed": task.seed, "accuracy_none": accuracy(None),
+            "accuracy_oracle": accuracy(oracle(task.operation)),
+            "alone": {name: accuracy(alone(name)) for name in OPERATION_NAMES}}
+
+
+def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """A line for each planted operation: means over its seeds."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        runs.setdefault(row["operation"], []).append(row)
+    lines = [f"{'planted':12}  n    gap  {'own way':>7}  best of the others"]
+    for operation, own in runs.items():
+        none, best = (sum(row[f"accuracy_{name}"] for row in own) / len(own) for name in ("none", "oracle"))
+        ways = {name: 100 * (sum(row["alone"][name] for row in own) / len(own) - none) / (best - none)
+                if best > none else float("nan") for name in OPERATION_NAMES}
+        other = max((name for name in ways if name != operation), key=lambda name: ways[name])
+        lines.append(f"{operation:12}  {len(own)}  {best - none:5.1f}  {ways[operation]:5.0f} %  "
+                     f"{ways[other]:.0f} % ({other})")
+    return lines
+
+
+def body(args: argparse.Namespace) -> None:
+    settings = {"epochs": args.epochs, "batch_size": planted.Task.batch_size}
+    rows = rows_in(args.json, settings)
+    done = {(row["operation"], row["seed"]) for row in rows}
+    tasks = [Task(operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
+             for operation in dict.fromkeys(args.operations) if (operation, seed) not in done]
+    began = time.monotonic()
+    for number, (task, row) in enumerate(side_by_side(run, tasks, args.processes), 1):
+        rows.append(row)
+        if args.json is not None:
+            write_rows(args.json, rows, settings)
+        eta = timedelta(seconds=round((time.monotonic() - began) / number * (len(tasks) - number)))
+        print(f"planted_alone  {number}/{len(tasks)}  {task.operation}, seed {task.seed}  ETA {eta}", file=sys.stderr,
+              flush=True)
+    print("\n".join(summary(rows)))
+    print(f"planted_alone  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for("planted_alone.py", __doc__ or "", "python tools/bench/planted_alone.py --operations Color "
+                               "Sharpness --seeds 2 --processes 2 --json results/planted_alone.json")
+    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATION_NAMES, metavar="NAME",
+                        help="planted (default: all fifteen)")
+    parser.add_argument("--seeds", type=common.positive, default=2, metavar="n", help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=common.positive, default=30, metavar="N",
+                        help="of each network (default: %(default)s)")
+    parser.add_argument("--processes", type=common.positive, default=1, metavar="N",
+                        help="runs side by side, one thread each (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write hardware, versions and rows after every run; runs that it holds are not run again")
+    return common.run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
