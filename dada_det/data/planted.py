@@ -21,6 +21,7 @@ from dada_det.data.memory import MemoryImages
 SIDE = 16
 STRENGTH = {"Solarize": 0.8}  # 0.95 would invert everything; all others are planted at 0.95 of their range
 DARKER_ONLY = ("Contrast", "Brightness")  # planted at their low factor alone
+LUMINANCE = torch.tensor([0.299, 0.587, 0.114])  # PIL's grey, towards which Color blends
 AUTOAUGMENT_LOW = 0.025  # the factor 1 - 0.9 * 0.95 in the ranges 0.1 + 1.8 m, where a sign changes nothing
 
 
@@ -32,31 +33,38 @@ def digits(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return shapes_N1SS * tints + 0.15 * torch.rand(n, 3, 1, 1, generator=generator), labels_N
 
 
-def hues(generator: torch.Generator, classes: int = 8) -> tuple[Tensor, Tensor]:
-    """The same shapes in strong colours on grey: the label is the hue."""
+def hues(generator: torch.Generator, n_hues: int = 6) -> tuple[Tensor, Tensor]:
+    """The same shapes in one of six hues, little or much lighter than the grey around them: the label is both.
+
+    Color fades and deepens the hue and leaves the lightness; what does as much to the hue, as Contrast, spoils the other.
+    """
     shapes_N1SS, _ = _shapes()
     n = len(shapes_N1SS)
-    labels_N = torch.randint(0, classes, (n,), generator=generator)
-    hue_N = (labels_N + 0.25 + 0.5 * torch.rand(n, generator=generator)) / classes
-    saturation_N, value_N = (low + (1 - low) * torch.rand(n, generator=generator) for low in (0.8, 0.6))
-    # HSV to RGB: channel c is V - V S clamp(min(k, 4 - k), 0, 1) with k = (c + 6 hue) mod 6, c = 5, 3, 1
-    k_N3 = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue_N[:, None]) % 6
-    colors_N3 = value_N[:, None] * (1 - saturation_N[:, None] * torch.minimum(k_N3, 4 - k_N3).clamp(0, 1))
-    grey = 0.5 * torch.rand(n, 1, 1, 1, generator=generator)
+    hue_N, light_N = (torch.randint(0, k, (n,), generator=generator) for k in (n_hues, 2))
+    angle_N = 2 * torch.pi * (hue_N + 0.25 + 0.5 * torch.rand(n, generator=generator)) / n_hues
+    colors_N3 = torch.cos(angle_N[:, None] + 2 * torch.pi * torch.arange(3) / 3)
+    colors_N3 = colors_N3 - (colors_N3 @ LUMINANCE)[:, None]
+    colors_N3 = colors_N3 * (0.25 + 0.1 * torch.rand(n, 1, generator=generator))
+    colors_N3 = colors_N3 + (0.1 + 0.2 * light_N + 0.04 * torch.rand(n, generator=generator))[:, None]
+    grey_N111 = 0.25 + 0.2 * torch.rand(n, 1, 1, 1, generator=generator)
     noise = 0.01 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
-    return shapes_N1SS * colors_N3[:, :, None, None] + (1 - shapes_N1SS) * grey + noise, labels_N
+    return grey_N111 + shapes_N1SS * colors_N3[:, :, None, None] + noise, 2 * hue_N + light_N
 
 
 def details(generator: torch.Generator, n: int = 1797) -> tuple[Tensor, Tensor]:
-    """One of four fine patterns, one or two pixels wide, on a smooth background: the label is the pattern."""
-    labels_N = torch.randint(0, 4, (n,), generator=generator)
-    smooth = F.interpolate(torch.rand(n, 3, 3, 3, generator=generator), SIDE, mode="bicubic") * 0.6 + 0.2
+    """One of four fine patterns, one or two pixels wide, on a smooth background, faint or strong: the label is both.
+
+    Sharpness blurs and sharpens the pattern and leaves the background; what does as much to the pattern spoils the other.
+    """
+    pattern_N, contrast_N = (torch.randint(0, k, (n,), generator=generator) for k in (4, 2))
+    smooth = F.interpolate(torch.rand(n, 3, 3, 3, generator=generator), SIDE, mode="bicubic") - 0.5
+    smooth = smooth / smooth.std((1, 2, 3), keepdim=True) * (0.06 + 0.12 * contrast_N)[:, None, None, None]
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     patterns = torch.stack([x, y, x + y, x // 2 + y // 2]) % 2 * 2.0 - 1
     phases = torch.randint(0, 2, (n, 1, 1), generator=generator) * 2 - 1
     amplitudes = 0.1 + 0.05 * torch.rand(n, 1, 1, generator=generator)
-    noise = 0.03 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
-    return smooth + (patterns[labels_N] * phases * amplitudes)[:, None] + noise, labels_N
+    noise = 0.06 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    return 0.5 + smooth + (patterns[pattern_N] * phases * amplitudes)[:, None] + noise, 2 * pattern_N + contrast_N
 
 
 SETS: dict[str, Callable[[torch.Generator], tuple[Tensor, Tensor]]] = {"Color": hues, "Sharpness": details}  # else digits

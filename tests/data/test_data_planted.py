@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from dada_det.augment import PolicyTransform, apply_operation
 from dada_det.data.folders import scan_folder
-from dada_det.data.planted import images_for, oracle, plant, write_folders
+from dada_det.data.planted import LUMINANCE, images_for, oracle, plant, write_folders
 
 pytest.importorskip("sklearn")
 
@@ -22,6 +23,24 @@ def test_the_thirds_are_one_set_and_two_of_them_are_transformed(operation: str) 
     assert not torch.equal(plant(operation, 4)[0].images_NCHW, train.images_NCHW)
     if operation == "Invert":
         assert torch.equal(unseen.images_NCHW, 255 - images[1198:1797])
+
+
+@pytest.mark.parametrize("operation", ["Color", "Sharpness"])
+def test_half_of_a_label_outlives_the_planted_operation_and_not_contrast(operation: str) -> None:
+    """Label % 2 is how far apart an image's coarse greys are: the best threshold tells it."""
+
+    def told(images_NCHW: torch.Tensor) -> float:
+        grey_N1HW = (images_NCHW.double() * LUMINANCE.double()[:, None, None]).sum(1, keepdim=True)
+        spreads_N = avg_pool2d(grey_N1HW, 4).flatten(1).std(1)
+        return max(((spreads_N > at) == (labels % 2 == 1)).double().mean().item() for at in spreads_N)
+
+    images, labels = images_for(operation, 0, None, 16)
+    images, labels = images[:600], labels[:600]
+    signs = torch.ones(600)
+    signs[::2] = -1
+    assert told(images) > 0.98
+    assert told(apply_operation(images, operation, 0.95, signs, ranges="strength")) > 0.98
+    assert told(apply_operation(images, "Contrast", 0.95, signs, ranges="strength")) < 0.8
 
 
 @pytest.mark.parametrize("operation", ["Brightness", "Contrast"])
