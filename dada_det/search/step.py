@@ -19,7 +19,6 @@ from dada_det.search.curvature import RunningMean
 from dada_det.search.ranks import mean_weights
 
 VAL_STATISTICS = ("batch", "running", "both")
-RUNNING_WEIGHT = 0.5  # of the gradient by the running statistics where "both" are used; at 1 Color is lost to Contrast
 Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]
 
 
@@ -140,7 +139,7 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
 
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": the passes take turns, each gradient brought to length 1 and RUNNING_WEIGHT.
+    ones it sees little else. "both": the passes take turns.
     """
     both, turn = parts.settings.val_statistics == "both", batch.number // parts.settings.val_every
     statistics = ("batch", "running")[turn % 2] if both else parts.settings.val_statistics
@@ -150,6 +149,5 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     parts.network.train()
     if parts.v_mean is None:
         return v
-    weight = RUNNING_WEIGHT if both and statistics == "running" else 1.0
-    parts.v_mean.add(v, weight / alignment.norm(v).clamp_min(1e-12))
+    parts.v_mean.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
     return parts.v_mean.means

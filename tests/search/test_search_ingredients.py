@@ -182,9 +182,8 @@ def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(
     moved.train(not running)
     loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW)), batch.val_targets_V)
     own = torch.autograd.grad(loss, list(moved.parameters()))
-    weight = 0.5 if running and statistics == "both" else 1.0
     length = torch.cat([tensor.flatten() for tensor in own]).norm()
-    wanted = dict(zip(gradient, (weight * tensor / length for tensor in own), strict=True))
+    wanted = dict(zip(gradient, (tensor / length for tensor in own), strict=True))
     algorithm.default_step(parts, batch, ZETA, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)
