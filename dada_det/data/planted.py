@@ -33,40 +33,45 @@ def digits(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return shapes_N1SS * tints + 0.15 * torch.rand(n, 3, 1, 1, generator=generator), labels_N
 
 
-def hues(generator: torch.Generator, n_hues: int = 6) -> tuple[Tensor, Tensor]:
+def hues(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same shapes in one of six hues, little or much lighter than the grey around them: the label is both.
 
-    Color fades and deepens the hue and leaves the lightness; what does as much to the hue, as Contrast, spoils the other.
+    What Color fades, Contrast fades too. But the lightness tells by itself after Color, and after Contrast only beside the
+    strength of the hue: a network that has learned to look past the one is lost before the other.
     """
     shapes_N1SS, _ = _shapes()
     n = len(shapes_N1SS)
-    hue_N, light_N = (torch.randint(0, k, (n,), generator=generator) for k in (n_hues, 2))
-    angle_N = 2 * torch.pi * (hue_N + 0.25 + 0.5 * torch.rand(n, generator=generator)) / n_hues
+    hue_N, light_N = (torch.randint(0, k, (n,), generator=generator) for k in (6, 2))
+    angle_N = 2 * torch.pi * (hue_N + 0.25 + 0.5 * torch.rand(n, generator=generator)) / 6
     colors_N3 = torch.cos(angle_N[:, None] + 2 * torch.pi * torch.arange(3) / 3)
-    colors_N3 = colors_N3 - (colors_N3 @ LUMINANCE)[:, None]
-    colors_N3 = colors_N3 * (0.25 + 0.1 * torch.rand(n, 1, generator=generator))
-    colors_N3 = colors_N3 + (0.1 + 0.2 * light_N + 0.04 * torch.rand(n, generator=generator))[:, None]
-    grey_N111 = 0.25 + 0.2 * torch.rand(n, 1, 1, 1, generator=generator)
-    noise = 0.01 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
-    return grey_N111 + shapes_N1SS * colors_N3[:, :, None, None] + noise, 2 * hue_N + light_N
+    colors_N3 = (colors_N3 - (colors_N3 @ LUMINANCE)[:, None]) * (0.2 + 0.06 * torch.rand(n, 1, generator=generator))
+    colors_N3 = colors_N3 + (0.08 + 0.16 * light_N + 0.03 * torch.rand(n, generator=generator))[:, None]
+    grey_N111 = 0.2 + 0.1 * torch.rand(n, 1, 1, 1, generator=generator)
+    noise_N3SS = 0.01 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    return grey_N111 + shapes_N1SS * colors_N3[:, :, None, None] + noise_N3SS, 2 * hue_N + light_N
 
 
 def details(generator: torch.Generator, n: int = 1797) -> tuple[Tensor, Tensor]:
-    """One of four fine patterns, one or two pixels wide, on a smooth background, faint or strong: the label is both.
+    """One of eight fine patterns, one or two pixels wide, on a smooth background, faint or strong: the label is both.
 
-    Sharpness blurs and sharpens the pattern and leaves the background; what does as much to the pattern spoils the other.
+    As with `hues`: the background tells by itself after Sharpness, and after Contrast only beside the pattern.
     """
-    pattern_N, contrast_N = (torch.randint(0, k, (n,), generator=generator) for k in (4, 2))
-    smooth = F.interpolate(torch.rand(n, 3, 3, 3, generator=generator), SIDE, mode="bicubic") - 0.5
-    smooth = smooth / smooth.std((1, 2, 3), keepdim=True) * (0.06 + 0.12 * contrast_N)[:, None, None, None]
+    pattern_N, strong_N = (torch.randint(0, k, (n,), generator=generator) for k in (8, 2))
+    smooth_N3SS = F.interpolate(torch.rand(n, 3, 3, 3, generator=generator), SIDE, mode="bicubic")
+    smooth_N3SS = smooth_N3SS - smooth_N3SS.mean((1, 2, 3), keepdim=True)
+    smooth_N3SS = smooth_N3SS / smooth_N3SS.abs().amax((1, 2, 3), keepdim=True)
+    smooth_N3SS = smooth_N3SS * (0.08 + 0.16 * strong_N)[:, None, None, None]
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    patterns = torch.stack([x, y, x + y, x // 2 + y // 2]) % 2 * 2.0 - 1
-    phases = torch.randint(0, 2, (n, 1, 1), generator=generator) * 2 - 1
-    amplitudes = 0.1 + 0.05 * torch.rand(n, 1, 1, generator=generator)
-    noise = 0.06 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
-    return 0.5 + smooth + (patterns[pattern_N] * phases * amplitudes)[:, None] + noise, 2 * pattern_N + contrast_N
+    wide_x, wide_y = x // 2, y // 2
+    patterns_8SS = torch.stack([x, y, x + y, wide_x + wide_y, wide_x + y, x + wide_y, wide_x, wide_y]) % 2 * 2.0 - 1
+    phases_N11 = torch.randint(0, 2, (n, 1, 1), generator=generator) * 2 - 1
+    amplitudes_N11 = 0.1 + 0.05 * torch.rand(n, 1, 1, generator=generator)
+    noise_N3SS = 0.03 * torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    fine_NSS = patterns_8SS[pattern_N] * phases_N11 * amplitudes_N11
+    return 0.5 + smooth_N3SS + fine_NSS[:, None] + noise_N3SS, 2 * pattern_N + strong_N
 
 
+MADE = "digits; six hues by lightness; eight patterns by background"  # names the sets in what was measured on them
 SETS: dict[str, Callable[[torch.Generator], tuple[Tensor, Tensor]]] = {"Color": hues, "Sharpness": details}  # else digits
 
 

@@ -27,7 +27,6 @@ def test_an_operation_alone_acts_on_half_of_the_images_at_all_strengths(alone: M
 
 
 def test_a_real_run_goes_on_where_it_was(alone: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Invert inverts: Solarize at full strength is the same, so that one closes much of the gap too."""
     argv = ["--operations", "Invert", "--seeds", "1", "--epochs", "2", "--json", str(tmp_path / "alone.json")]
     assert alone.main(argv) == 0
     (row,) = json.loads((tmp_path / "alone.json").read_text())["rows"]
@@ -44,11 +43,15 @@ def test_the_table(alone: ModuleType) -> None:
     rows = [{"operation": "Invert", "seed": seed, "accuracy_none": 10.0 + 20 * seed, "accuracy_oracle": 60.0,
              "alone": dict.fromkeys(alone.OPERATION_NAMES, 20.0) | {"Invert": 50.0, "Color": 35.0 + 10 * seed}}
             for seed in (0, 1)]
+    none = {**rows[0], "operation": "Cutout", "accuracy_oracle": 10.0}
+    assert alone.summary([none])[1].split() == ["Cutout", "1", "0.0", "-", "-"]
     assert alone.summary(rows)[1].split() == ["Invert", "2", "40.0", "75", "%", "50", "%", "(Color)"]
 
 
-def test_a_file_of_other_epochs_is_refused(alone: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("other", [{"epochs": 30}, {"data": "the digits of another day"}])
+def test_a_file_of_other_epochs_or_images_is_refused(alone: ModuleType, other: dict, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture) -> None:
     table = tmp_path / "alone.json"
-    table.write_text('{"rows": [], "settings": {"epochs": 30, "batch_size": 50}}')
+    table.write_text(json.dumps({"rows": [], "settings": {"epochs": 2, "batch_size": 50, "data": alone.MADE, **other}}))
     assert alone.main(["--epochs", "2", "--json", str(table)]) == 2
     assert "was not measured with" in capsys.readouterr().err

@@ -35,7 +35,7 @@ from dada_det.augment.policy import Policy
 from dada_det.augment.schedule import Schedule
 from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
 from dada_det.data.memory import MemoryImages
-from dada_det.data.planted import SIDE, oracle, plant, write_folders
+from dada_det.data.planted import MADE, SIDE, oracle, plant, write_folders
 from dada_det.engine.launch import read_config
 from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options), args.batch_size)
              for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
     settings = {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": size,
-                "data": args.data.name if args.data else None, "options": args.cfg_options,
+                "data": args.data.name if args.data else MADE, "options": args.cfg_options,
                 "default": str(settings_for())}  # no rows of another default beside these
     if "ddas" in args.modes:
         config = read_config(DDAS_CONFIG, [])

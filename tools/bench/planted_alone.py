@@ -26,7 +26,7 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands import common
 from dada_det.commands.bench import rows_in, side_by_side, write_rows
-from dada_det.data.planted import SIDE, oracle, plant
+from dada_det.data.planted import MADE, SIDE, oracle, plant
 from dada_det.engine.trial import run_trial
 
 
@@ -66,8 +66,11 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
     lines = [f"{'planted':12}  n    gap  {'own way':>7}  best of the others"]
     for operation, own in runs.items():
         none, best = (sum(row[f"accuracy_{name}"] for row in own) / len(own) for name in ("none", "oracle"))
+        if best <= none:
+            lines.append(f"{operation:12}  {len(own)}  {best - none:5.1f}        -  -")
+            continue
         ways = {name: 100 * (sum(row["alone"][name] for row in own) / len(own) - none) / (best - none)
-                if best > none else float("nan") for name in OPERATION_NAMES}
+                for name in OPERATION_NAMES}
         other = max((name for name in ways if name != operation), key=lambda name: ways[name])
         lines.append(f"{operation:12}  {len(own)}  {best - none:5.1f}  {ways[operation]:5.0f} %  "
                      f"{ways[other]:.0f} % ({other})")
@@ -75,7 +78,7 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def body(args: argparse.Namespace) -> None:
-    settings = {"epochs": args.epochs, "batch_size": planted.Task.batch_size}
+    settings = {"epochs": args.epochs, "batch_size": planted.Task.batch_size, "data": MADE}
     rows = rows_in(args.json, settings)
     done = {(row["operation"], row["seed"]) for row in rows}
     tasks = [Task(operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
