@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import timedelta
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +19,7 @@ from dada_det.commands.search import main as search
 from dada_det.engine.trial import hardware
 from dada_det.engine.trials import end_with_parent
 from dada_det.errors import UserError
-from dada_det.files import read_json, write_json
+from dada_det.files import make_folder, read_json, write_json
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,6 +67,23 @@ def write_rows(path: Path | str, rows: Sequence[dict[str, Any]], settings: dict[
     """{"hardware", "versions", "rows"} as JSON, and "settings": what the rows were measured with."""
     write_json(path, {"hardware": hardware(), "rows": rows, **({"settings": settings} if settings else {}),
                       "versions": {name: version(name) for name in ("torch", "timm", "dada_det")}})
+
+
+def measure(label: str, work: Callable[[T], dict[str, Any]], tasks: Sequence[T], processes: int, rows: list[dict[str, Any]],
+            path: Path | None, settings: dict[str, Any], said: Callable[[T, dict[str, Any]], str]) -> None:
+    """Adds work(task) of each task to `rows`, which are written to `path` after each; a progress line with ETA a task.
+
+    said: what the line says of a task and its row, behind `label` and their number.
+    """
+    if path is not None:
+        make_folder(path.parent)
+    began = time.monotonic()
+    for number, (task, row) in enumerate(side_by_side(work, tasks, processes), 1):
+        rows.append(row)
+        if path is not None:
+            write_rows(path, rows, settings)
+        eta = timedelta(seconds=round((time.monotonic() - began) / number * (len(tasks) - number)))
+        print(f"{label}  {number}/{len(tasks)}  {said(task, row)}  ETA {eta}", file=sys.stderr, flush=True)
 
 
 def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:

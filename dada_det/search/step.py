@@ -141,8 +141,9 @@ def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
     BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
     ones it sees little else. "both": the passes take turns.
     """
-    both, turn = parts.settings.val_statistics == "both", batch.number // parts.settings.val_every
-    statistics = ("batch", "running")[turn % 2] if both else parts.settings.val_statistics
+    statistics = parts.settings.val_statistics
+    if statistics == "both":
+        statistics = ("batch", "running")[batch.number // parts.settings.val_every % 2]
     parts.network.train(statistics == "batch")
     v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW),
                                            batch.val_targets_V, parts.low))

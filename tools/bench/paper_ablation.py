@@ -18,20 +18,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.policy import Policy
 from dada_det.commands import common
-from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
+from dada_det.commands.bench import measure, rows_in, run_search
 from dada_det.data.cifar import load_cifar10
 from dada_det.data.memory import MemoryImages
 from dada_det.data.planted import SIDE, images_for, write_folders
 from dada_det.engine.trial import Recipe, run_trial
 from dada_det.errors import UserError
-from dada_det.files import make_folder
 from dada_det.report.comparison import summarise, table
 from dada_det.search.settings import PAPER_ESTIMATORS, settings_for
 
@@ -135,8 +133,6 @@ def body(args: argparse.Namespace) -> None:
         raise UserError("the digits that stand in for CIFAR-10 come with scikit-learn, which is not installed; give --data, "
                         "or run `pip install scikit-learn`")
     full_set(args.data, 0)  # a missing or damaged file is said here
-    if args.json is not None:
-        make_folder(args.json.parent)
     setup = DIGITS if args.data is None else CIFAR10
     setup = replace(setup, search_epochs=args.search_epochs or setup.search_epochs,
                     recipe=replace(setup.recipe, epochs=args.epochs or setup.recipe.epochs))
@@ -145,15 +141,9 @@ def body(args: argparse.Namespace) -> None:
                 "epochs": setup.recipe.epochs, "default": str(settings_for())}
     rows = rows_in(args.json, settings)
     left = [task for task in tasks if not any(task.is_of(row) for row in rows)]
-    began = time.monotonic()
-    for done, (task, row) in enumerate(side_by_side(run, left, args.processes), 1):
-        rows.append(row)
-        if args.json is not None:
-            write_rows(args.json, rows, settings)
-        eta = timedelta(seconds=round((time.monotonic() - began) / done * (len(left) - done)))
-        print(f"paper_ablation  {done}/{len(left)}  {task.label}, seed {task.seed}: top-1 {row['top1']:.2f} %, "
-              f"search {row['search_seconds']:.0f} s, training {row['train_seconds']:.0f} s  ETA {eta}", file=sys.stderr,
-              flush=True)
+    measure("paper_ablation", run, left, args.processes, rows, args.json, settings,
+            lambda task, row: f"{task.label}, seed {task.seed}: top-1 {row['top1']:.2f} %, "
+                              f"search {row['search_seconds']:.0f} s, training {row['train_seconds']:.0f} s")
     print(result(rows, tasks))
     print(f"paper_ablation  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 

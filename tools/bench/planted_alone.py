@@ -10,12 +10,11 @@ way    share of the gap that an operation alone closes, in %: of the planted one
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from dada_det.augment.named import AnyPolicy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands import common
-from dada_det.commands.bench import rows_in, side_by_side, write_rows
+from dada_det.commands.bench import measure, rows_in
 from dada_det.data.planted import MADE, SIDE, oracle, plant
 from dada_det.engine.trial import run_trial
+from dada_det.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,15 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def body(args: argparse.Namespace) -> None:
+    if importlib.util.find_spec("sklearn") is None:
+        raise UserError("the digits come with scikit-learn, which is not installed; run `pip install scikit-learn`")
     settings = {"epochs": args.epochs, "batch_size": planted.Task.batch_size, "data": MADE}
     rows = rows_in(args.json, settings)
     done = {(row["operation"], row["seed"]) for row in rows}
     tasks = [Task(operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
              for operation in dict.fromkeys(args.operations) if (operation, seed) not in done]
-    began = time.monotonic()
-    for number, (task, row) in enumerate(side_by_side(run, tasks, args.processes), 1):
-        rows.append(row)
-        if args.json is not None:
-            write_rows(args.json, rows, settings)
-        eta = timedelta(seconds=round((time.monotonic() - began) / number * (len(tasks) - number)))
-        print(f"planted_alone  {number}/{len(tasks)}  {task.operation}, seed {task.seed}  ETA {eta}", file=sys.stderr,
-              flush=True)
+    measure("planted_alone", run, tasks, args.processes, rows, args.json, settings,
+            lambda task, row: f"{task.operation}, seed {task.seed}")
     print("\n".join(summary(rows)))
     print(f"planted_alone  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
