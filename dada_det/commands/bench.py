@@ -23,6 +23,7 @@ from dada_det.files import make_folder, read_json, write_json
 
 T = TypeVar("T")
 R = TypeVar("R")
+Rows = list[dict[str, Any]]
 
 
 def run_search(argv: Sequence[str]) -> None:
@@ -63,30 +64,30 @@ def start_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def write_rows(path: Path | str, rows: Sequence[dict[str, Any]], settings: dict[str, Any] | None = None) -> None:
+def write_rows(path: Path | str, rows: Rows, settings: dict[str, Any] | None = None) -> None:
     """{"hardware", "versions", "rows"} as JSON, and "settings": what the rows were measured with."""
     write_json(path, {"hardware": hardware(), "rows": rows, **({"settings": settings} if settings else {}),
                       "versions": {name: version(name) for name in ("torch", "timm", "dada_det")}})
 
 
-def measure(label: str, work: Callable[[T], dict[str, Any]], tasks: Sequence[T], processes: int, rows: list[dict[str, Any]],
-            path: Path | None, settings: dict[str, Any], said: Callable[[T, dict[str, Any]], str]) -> None:
-    """Adds work(task) of each task to `rows`, which are written to `path` after each; a progress line with ETA a task.
+def measure(label: str, work: Callable[[T], Rows], tasks: Sequence[T], processes: int, rows: Rows, path: Path | None,
+            settings: dict[str, Any], said: Callable[[T, Rows], str]) -> None:
+    """Adds the rows of work(task) of each task to `rows`, which are written to `path` after each; a progress line a task.
 
-    said: what the line says of a task and its row, behind `label` and their number.
+    said: what the line says of a task and its rows, behind `label` and their number.
     """
     if path is not None:
         make_folder(path.parent)
     began = time.monotonic()
-    for number, (task, row) in enumerate(side_by_side(work, tasks, processes), 1):
-        rows.append(row)
+    for number, (task, new) in enumerate(side_by_side(work, tasks, processes), 1):
+        rows += new
         if path is not None:
             write_rows(path, rows, settings)
         eta = timedelta(seconds=round((time.monotonic() - began) / number * (len(tasks) - number)))
-        print(f"{label}  {number}/{len(tasks)}  {said(task, row)}  ETA {eta}", file=sys.stderr, flush=True)
+        print(f"{label}  {number}/{len(tasks)}  {said(task, new)}  ETA {eta}", file=sys.stderr, flush=True)
 
 
-def rows_in(path: Path | None, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_in(path: Path | None, settings: dict[str, Any]) -> Rows:
     """The rows that `path` holds already, where `write_rows` wrote it; UserError where it was measured with other settings.
 
     A setting of which the file says nothing came later, and its rows join those of the file.

@@ -17,6 +17,7 @@ from dada_det.data.fine_grained import train_and_val
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import decode, generator_for
 from dada_det.data.memory import MemoryImages
+from dada_det.errors import UserError
 
 SIDE = 16
 STRENGTH = {"Solarize": 0.8}  # 0.95 would invert everything; all others are planted at 0.95 of their range
@@ -76,8 +77,11 @@ SETS: dict[str, Callable[[torch.Generator], tuple[Tensor, Tensor]]] = {"Color": 
 
 
 def _shapes() -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError("the digits come with scikit-learn, which is not installed; run `pip install scikit-learn`, or give "
+                        "images of your own with --data") from error
     data = load_digits()
     return F.interpolate(torch.tensor(data.images)[:, None].float() / 16, SIDE, mode="bilinear"), torch.tensor(data.target)
 

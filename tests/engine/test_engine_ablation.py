@@ -24,11 +24,11 @@ def searches(ablation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]
     """The tasks that were run; each takes no time and finds the better policy the later its row stands in ROWS."""
     tasks: list[Any] = []
 
-    def run(task: Any) -> dict[str, Any]:
+    def run(task: Any) -> list[dict[str, Any]]:
         tasks.append(task)
         place = list(ablation.ROWS).index(task.row)
-        return {**task.entries(), "auc": 0.5 + 0.02 * place + 0.1 * task.seed, "rank": 1 + place % 2, "first": "Invert",
-                "seconds": 2.0}
+        return [{**task.entries(), "auc": 0.5 + 0.02 * place + 0.1 * task.seed, "rank": 1 + place % 2, "first": "Invert",
+                 "seconds": 2.0}]
 
     monkeypatch.setattr(ablation, "run", run)
     return tasks
@@ -47,7 +47,7 @@ def test_two_rows_of_real_searches(ablation: ModuleType, tmp_path: Path, capsys:
     assert ablation.main(["--rows", "default", "no warm-up", "--operations", "Invert", "--seeds", "1", "--epochs", "3",
                           "--json", str(table)]) == 0
     content = json.loads(table.read_text())
-    assert set(content) == {"hardware", "versions", "rows"}
+    assert content["settings"] == {"epochs": 3, "data": ablation.MADE, "default": str(settings_for())}
     default, other = content["rows"]
     assert (default["row"], default["options"], default["operation"], default["seed"]) == ("default", [], "Invert", 0)
     assert (other["row"], other["options"]) == ("no warm-up", ["search.warmup_epochs=0"])
@@ -80,14 +80,15 @@ def test_what_the_file_holds_is_not_run_again(ablation: ModuleType, searches: li
 
 
 @pytest.mark.parametrize("change", [
-    lambda rows: rows[0].update(epochs=4), lambda rows: rows[0].update(options=["search.draws=3"]),
-    lambda rows: rows[0].pop("seed"), lambda rows: rows[0].update(row="of another day")])
+    lambda content: content["settings"].update(epochs=4), lambda content: content["settings"].update(default="another"),
+    lambda content: content["rows"][0].update(options=["search.draws=3"]), lambda content: content["rows"][0].pop("seed"),
+    lambda content: content["rows"][0].update(row="of another day"), lambda content: content.pop("settings")])
 def test_a_file_of_another_ablation_is_refused(change: Callable, ablation: ModuleType, searches: list[Any], tmp_path: Path,
                                                capsys: pytest.CaptureFixture) -> None:
     flags = ["--rows", "default", "--operations", "Rotate", "--seeds", "1", "--json", str(tmp_path / "a.json")]
     assert ablation.main(flags) == 0
     content = json.loads((tmp_path / "a.json").read_text())
-    change(content["rows"])
+    change(content)
     (tmp_path / "a.json").write_text(json.dumps(content))
     capsys.readouterr()
     assert ablation.main(flags) == 2

@@ -91,7 +91,7 @@ def test_cifar10_is_searched_from_its_own_files(ablation: ModuleType, cifar: Pat
     assert (len(train), len(test)) == (100, 20)
     for arm, per_class in zip(arms, (4, 10), strict=True):
         assert f"data.images_per_class={per_class}" in ablation.search_flags(arm, train, cifar)
-    assert 0 <= ablation.run(arms[0])["top1"] <= 100
+    assert 0 <= ablation.run(arms[0])[0]["top1"] <= 100
 
 
 def test_the_table_pairs_by_seed_whichever_run_ended_first(ablation: ModuleType) -> None:

@@ -1,6 +1,7 @@
 """tools/bench/planted.py: a planted policy through the commands themselves, found, saved, and worth its accuracy."""
 
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,15 @@ def test_the_batch_size_is_that_of_the_searches_and_of_the_networks(planted: Mod
     assert [options["recipe"].batch_size for options in trials] == 6 * [150]
     capsys.readouterr()
     assert planted.main(command) == 2 and "was not measured with" in capsys.readouterr().err
+
+
+def test_without_scikit_learn_one_sentence_says_what_to_do(planted: ModuleType, monkeypatch: pytest.MonkeyPatch,
+                                                           capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert planted.main(["--operations", "Invert", "--seeds", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("planted.py: error: the digits come with scikit-learn") and error.count("\n") == 1
+    assert "--data" in error
 
 
 def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleType) -> None:

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
 from dada_det.augment import PolicyTransform
+from dada_det.data.memory import MemoryImages
+from dada_det.data.planted import MADE, oracle, write_folders
 from tests.conftest import load_bench
 
 pytest.importorskip("sklearn")
@@ -38,6 +41,27 @@ def test_a_real_run_goes_on_where_it_was(alone: ModuleType, tmp_path: Path, caps
     assert "ETA" not in err and out.splitlines()[-1] == f"planted_alone  done: 1 rows in {tmp_path}/alone.json"
 
 
+def test_the_folders_own_images_are_trained_on(planted: ModuleType, alone: ModuleType, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels_N = torch.randint(256, (12, 3, 24, 24), dtype=torch.uint8), torch.arange(12) % 2
+    write_folders(tmp_path, images=MemoryImages(images, labels_N))
+    trials = []
+
+    def run_trial(train: MemoryImages, unseen: MemoryImages, **options: Any) -> dict[str, float]:
+        trials.append((len(train), len(unseen), options["recipe"], options["policy"]))
+        return {"top1": 50.0}
+
+    monkeypatch.setattr(alone, "run_trial", run_trial)
+    table = tmp_path / "alone.json"
+    assert alone.main(["--data", str(tmp_path / "images"), "--image-size", "21", "--batch-size", "3", "--seeds", "1",
+                       "--operations", "Invert", "--json", str(table)]) == 0
+    assert len(trials) == 17 and {trial[:2] for trial in trials} == {(4, 4)}
+    recipe = trials[0][2]
+    assert (recipe.image_size, recipe.batch_size, recipe.classes, recipe.mirror) == (21, 3, 2, True)
+    assert trials[0][3] is None and trials[1][3] == oracle("Invert")
+    assert json.loads(table.read_text())["settings"] == {"epochs": 30, "batch_size": 3, "image_size": 21, "data": "images"}
+
+
 def test_the_table(alone: ModuleType) -> None:
     """By hand: means 20 and 60, so a gap of 40; Invert 50 is 75 % of the way, the best other, Color 40, 50 %."""
     rows = [{"operation": "Invert", "seed": seed, "accuracy_none": 10.0 + 20 * seed, "accuracy_oracle": 60.0,
@@ -52,6 +76,6 @@ def test_the_table(alone: ModuleType) -> None:
 def test_a_file_of_other_epochs_or_images_is_refused(alone: ModuleType, other: dict, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture) -> None:
     table = tmp_path / "alone.json"
-    table.write_text(json.dumps({"rows": [], "settings": {"epochs": 2, "batch_size": 50, "data": alone.MADE, **other}}))
+    table.write_text(json.dumps({"rows": [], "settings": {"epochs": 2, "batch_size": 50, "data": MADE, **other}}))
     assert alone.main(["--epochs", "2", "--json", str(table)]) == 2
     assert "was not measured with" in capsys.readouterr().err

@@ -8,30 +8,27 @@ difference  of each run's AUC to that of the row named behind it, with the same 
 first       runs in which the planted operation is used most among the fifteen; seconds: of a search, its data included
 
 Intervals are of 95 % over the runs (operations x seeds). Rows that --json already holds are not run again, so the same
-command goes on where it was stopped; after a change of the search itself, give another file.
+command goes on where it was stopped; a file of another default or of other images is refused.
 """
 
 import argparse
-import importlib.util
 import math
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import planted  # beside this file
 
-from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.commands import common
-from dada_det.commands.bench import side_by_side, write_rows
-from dada_det.data.planted import SIDE, plant, write_folders
+from dada_det.commands.bench import Rows, measure, rows_in
+from dada_det.data.planted import MADE, SIDE, write_folders
 from dada_det.errors import UserError
-from dada_det.files import make_folder, read_json
 from dada_det.report.statistics import mean_interval, paired_difference
+from dada_det.search.settings import settings_for
 
 DEFAULT = "default"
 PLAIN = "plain score"
@@ -44,8 +41,6 @@ ROWS = {  # name: config entries changed
     "rewards by the batch's statistics": ["search.reward_statistics=batch"],
     "rewards of the losses themselves": ["search.log_losses=False"],
     "the image as it is as baseline": ["search.baseline=unaugmented"],
-    "rewards of 846361a": ["search.reward_statistics=batch", "search.log_losses=False", "search.baseline=unaugmented",
-                           "search.draws=1", "search.val_every=1"],
     "no baseline": ["search.baseline=none"],
     "second draw as baseline": ["search.baseline=second_draw"],
     "one draw": ["search.draws=1"],
@@ -53,12 +48,10 @@ ROWS = {  # name: config entries changed
     "one draw, a validation pass every step": ["search.draws=1", "search.val_every=1"],
     "half of the images as they are": ["search.clean=0.5"],
     "spread 0.8": ["search.spread=0.8"],
-    "half as they are, spread 0.8": ["search.clean=0.5", "search.spread=0.8"],
     "all images with their policies": ["search.clean=0.0"],
     "no image with its policy": ["search.clean=1.0"],
     "preferences shared alone": ["search.shared=preferences"],
     "nothing shared": ["search.shared=none"],
-    "no mixture, preferences shared alone": ["search.clean=0.0", "search.shared=preferences"],
     "rewards not divided by their spread": ["search.normalise=False"],
     "ranges autoaugment": ["search.ranges=autoaugment"],
     "no warm-up": ["search.warmup_epochs=0"],
@@ -90,31 +83,28 @@ class Task:
                 "epochs": self.epochs}
 
 
-def run(task: Task) -> dict[str, Any]:
-    """The row of one search."""
+def run(task: Task) -> Rows:
+    """One row: what a search found."""
     began = time.monotonic()
-    size = SIDE - planted.MARGIN
-    search = planted.Task(task.operation, task.seed, ("default",), task.epochs, None, size, tuple(ROWS[task.row]))
+    search = planted.Task(task.operation, task.seed, ("default",), task.epochs, None, SIDE - planted.MARGIN,
+                          tuple(ROWS[task.row]))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train, val, _ = plant(task.operation, task.seed)
+        train, val, _ = search.thirds()
         write_folders(folder / "data", train=train, val=val)
         preferences, names = planted.searched(folder, "default", search, mirror=False)
-    return {**task.entries(), "auc": planted.ranking_auc(preferences, task.operation),
-            "rank": names.index(task.operation) + 1, "first": names[0], "seconds": round(time.monotonic() - began, 1)}
+    return [{**task.entries(), "auc": planted.ranking_auc(preferences, task.operation),
+             "rank": names.index(task.operation) + 1, "first": names[0], "seconds": round(time.monotonic() - began, 1)}]
 
 
-def rows_in(path: Path | None, epochs: int) -> dict[Task, dict[str, Any]]:
+def done_in(path: Path | None, settings: dict[str, Any]) -> dict[Task, dict[str, Any]]:
     """The searches that `path` holds; UserError where it is of another ablation."""
-    if path is None or not path.exists():
-        return {}
-    content = read_json(path, "ablation")
     try:
-        tasks = {Task(row["row"], row["operation"], row["seed"], row["epochs"]): row for row in content["rows"]}
+        tasks = {Task(row["row"], row["operation"], row["seed"], row["epochs"]): row for row in rows_in(path, settings)}
         for task, row in tasks.items():
-            if task.epochs != epochs or any(row[name] != value for name, value in task.entries().items()):
-                raise UserError(f"{path} holds the row {task.row!r} of {task.epochs} epochs with {row['options']}, which is "
-                                "not what this command runs; give its own flags, or another --json")
+            if any(row[name] != value for name, value in task.entries().items()):
+                raise UserError(f"{path} holds the row {task.row!r} with {row['options']}, which is not what this command "
+                                "runs; give another --json")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not what this command writes; give another --json") from error
     return tasks
@@ -149,27 +139,20 @@ def with_interval(mean: float, half: float, form: str = ".3f") -> str:
 
 
 def body(args: argparse.Namespace) -> None:
-    if importlib.util.find_spec("sklearn") is None:
-        raise UserError("the digits come with scikit-learn, which is not installed; run `pip install scikit-learn`")
-    done = rows_in(args.json, args.epochs)
-    if args.json is not None:
-        make_folder(args.json.parent)
+    settings = {"epochs": args.epochs, "data": MADE, "default": str(settings_for())}
+    done = done_in(args.json, settings)
     # Seed by seed, so that what is there when a measurement is cut short is paired.
     wanted = [Task(row, operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
               for operation in dict.fromkeys(args.operations) for row in dict.fromkeys(args.rows)]
     left = [task for task in wanted if task not in done]
     if len(left) < len(wanted):
         print(f"ablation  {len(wanted) - len(left)} of {len(wanted)} searches are in {args.json} already", file=sys.stderr)
-    began = time.monotonic()
-    for number, (task, row) in enumerate(side_by_side(run, left, args.processes), 1):
-        done[task] = row
-        if args.json is not None:
-            write_rows(args.json, list(done.values()))
-        eta = timedelta(seconds=round((time.monotonic() - began) / number * (len(left) - number)))
-        print(f"ablation  {number}/{len(left)}  {task.row}, {task.operation}, seed {task.seed}: auc {row['auc']:.3f}, "
-              f"rank {row['rank']}  ETA {eta}", file=sys.stderr, flush=True)
-    print("\n".join(summary(done.values())))
-    print(f"ablation  done: {len(done)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+    rows = list(done.values())
+    measure("ablation", run, left, args.processes, rows, args.json, settings,
+            lambda task, new: f"{task.row}, {task.operation}, seed {task.seed}: auc {new[0]['auc']:.3f}, "
+                              f"rank {new[0]['rank']}")
+    print("\n".join(summary(rows)))
+    print(f"ablation  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,16 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                "--operations Rotate Invert --seeds 5 --processes 2 --json results/ablation.json")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW",
                         help=f"(default: all) {'; '.join(ROWS)}")
-    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATIONS, metavar="NAME",
-                        help=f"planted (default: {' '.join(OPERATIONS)})")
-    parser.add_argument("--seeds", type=common.positive, default=2, metavar="n", help="how many (default: %(default)s)")
-    parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=common.positive, default=30, metavar="N",
-                        help="of the search (default: %(default)s)")
-    parser.add_argument("--processes", type=common.positive, default=1, metavar="N",
-                        help="searches side by side, one thread each (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="write hardware, versions and rows after every search; rows that it holds are not run again")
+    planted.add_flags(parser, OPERATIONS, 2, "the search")
     return common.run(body, parser, argv)
 
 

@@ -12,7 +12,6 @@ would put every policy at 98 to 99 %. Rows that --json already holds are not run
 """
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -24,12 +23,11 @@ from typing import Any
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.policy import Policy
 from dada_det.commands import common
-from dada_det.commands.bench import measure, rows_in, run_search
+from dada_det.commands.bench import Rows, measure, rows_in, run_search
 from dada_det.data.cifar import load_cifar10
 from dada_det.data.memory import MemoryImages
 from dada_det.data.planted import SIDE, images_for, write_folders
 from dada_det.engine.trial import Recipe, run_trial
-from dada_det.errors import UserError
 from dada_det.report.comparison import summarise, table
 from dada_det.search.settings import PAPER_ESTIMATORS, settings_for
 
@@ -77,8 +75,8 @@ class Task:
         return (row["set"], row["estimator"], row["seed"]) == (self.searched, self.estimator, self.seed)
 
 
-def run(task: Task) -> dict[str, Any]:
-    """The row of a task."""
+def run(task: Task) -> Rows:
+    """One row: what a network reached, and how long it took."""
     train, test = full_set(task.data, task.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -91,8 +89,8 @@ def run(task: Task) -> dict[str, Any]:
         found = time.monotonic()
         figures = run_trial(train, test, policy=policy, recipe=task.setup.recipe, seed=task.seed, work_dir=folder / "trial",
                             quiet=True)
-    return {"set": task.searched, "estimator": task.estimator, "seed": task.seed, "top1": figures["top1"],
-            "search_seconds": round(found - began, 1), "train_seconds": round(time.monotonic() - found, 1)}
+    return [{"set": task.searched, "estimator": task.estimator, "seed": task.seed, "top1": figures["top1"],
+             "search_seconds": round(found - began, 1), "train_seconds": round(time.monotonic() - found, 1)}]
 
 
 def full_set(data: Path | None, seed: int) -> tuple[MemoryImages, MemoryImages]:
@@ -129,9 +127,6 @@ def tasks_for(setup: Setup, data: Path | None, estimators: Sequence[str], seeds:
 
 
 def body(args: argparse.Namespace) -> None:
-    if args.data is None and importlib.util.find_spec("sklearn") is None:
-        raise UserError("the digits that stand in for CIFAR-10 come with scikit-learn, which is not installed; give --data, "
-                        "or run `pip install scikit-learn`")
     full_set(args.data, 0)  # a missing or damaged file is said here
     setup = DIGITS if args.data is None else CIFAR10
     setup = replace(setup, search_epochs=args.search_epochs or setup.search_epochs,
@@ -142,8 +137,8 @@ def body(args: argparse.Namespace) -> None:
     rows = rows_in(args.json, settings)
     left = [task for task in tasks if not any(task.is_of(row) for row in rows)]
     measure("paper_ablation", run, left, args.processes, rows, args.json, settings,
-            lambda task, row: f"{task.label}, seed {task.seed}: top-1 {row['top1']:.2f} %, "
-                              f"search {row['search_seconds']:.0f} s, training {row['train_seconds']:.0f} s")
+            lambda task, new: f"{task.label}, seed {task.seed}: top-1 {new[0]['top1']:.2f} %, "
+                              f"search {new[0]['search_seconds']:.0f} s, training {new[0]['train_seconds']:.0f} s")
     print(result(rows, tasks))
     print(f"paper_ablation  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 

@@ -1,8 +1,5 @@
 """Planted policies: validation images transformed by one operation, which the search must put first, and what it is worth.
 
-    python tools/bench/planted.py --operations Rotate Invert --seeds 2 --modes default paper ddas --processes 2
-    python tools/bench/planted.py --data DIR --image-size 64        # any folder of images
-
 A third of the images trains, a third is transformed and validates, a third is transformed the same way and is seen by
 nobody. The search runs through its own command (--val-data); then a network is trained from scratch with the policy as
 saved and tested on the last third, beside none, random, one-op and the oracle (the planted operation at its magnitude,
@@ -23,9 +20,10 @@ import argparse
 import json
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,12 +31,12 @@ from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.augment.schedule import Schedule
-from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
+from dada_det.commands import common
+from dada_det.commands.bench import measure, rows_in, run_search
 from dada_det.data.memory import MemoryImages
 from dada_det.data.planted import MADE, SIDE, oracle, plant, write_folders
 from dada_det.engine.launch import read_config
 from dada_det.engine.trial import Recipe, run_trial
-from dada_det.errors import UserError
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.ddas import ddas_settings
 from dada_det.search.settings import settings_for
@@ -66,24 +64,26 @@ class Task:
     batch_size: int = 50  # of the searches and of the networks
     controls: dict[str, float] | None = None  # accuracies in %, where rows of this operation and seed hold them
 
+    def thirds(self) -> tuple[MemoryImages, ...]:
+        """The images of `plant`: training, validation, unseen."""
+        return plant(self.operation, self.seed, self.folder, SIDE if self.folder is None else self.image_size * 8 // 7)
 
-def recipe(train: MemoryImages, epochs: int, image_size: int, batch_size: int, mirror: bool) -> Recipe:
-    """How the networks are trained from scratch."""
-    return Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=image_size, epochs=epochs,
-                  batch_size=batch_size, lr=LR, weight_decay=2e-4, mirror=mirror)
+    def recipe(self, train: MemoryImages) -> Recipe:
+        """How the networks are trained from scratch."""
+        return Recipe(model="convnet", classes=int(train.labels_N.max()) + 1, image_size=self.image_size, epochs=self.epochs,
+                      batch_size=self.batch_size, lr=LR, weight_decay=2e-4, mirror=self.folder is not None)
 
 
 def run(task: Task) -> list[dict]:
     """A row a mode; the controls are trained once and stand in each."""
-    side = SIDE if task.folder is None else task.image_size * 8 // 7
-    train, val, unseen = plant(task.operation, task.seed, task.folder, side)
-    trained = recipe(train, task.epochs, task.image_size, task.batch_size, mirror=task.folder is not None)
+    train, val, unseen = task.thirds()
+    recipe = task.recipe(train)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_folders(folder / "data", train=train, val=val)
 
         def accuracy(policy: AnyPolicy) -> float:
-            return run_trial(train, unseen, policy=policy, recipe=trained, seed=task.seed, work_dir=folder / "trial",
+            return run_trial(train, unseen, policy=policy, recipe=recipe, seed=task.seed, work_dir=folder / "trial",
                              quiet=True)["top1"]
 
         policies = {"none": None, "random": resolve_policy("random", task.seed), "one_op": resolve_policy("one-op"),
@@ -91,7 +91,7 @@ def run(task: Task) -> list[dict]:
         controls = task.controls or {f"accuracy_{name}": accuracy(policy) for name, policy in policies.items()}
         rows = []
         for mode in task.modes:
-            preferences, names = searched(folder, mode, task, mirror=trained.mirror)
+            preferences, names = searched(folder, mode, task, mirror=recipe.mirror)
             rows.append({"mode": mode, "operation": task.operation, "seed": task.seed,
                          "gap": controls["accuracy_oracle"] - controls["accuracy_none"],
                          "auc": ranking_auc(preferences, task.operation), "rank": names.index(task.operation) + 1,
@@ -148,9 +148,8 @@ def ranking_auc(candidates: Preferences, operation: str) -> float:
     return ((ours > others).double() + 0.5 * (ours == others)).mean().item()
 
 
-def print_rows(rows: list[dict]) -> None:
-    for row in rows:
-        print("  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items()), flush=True)
+def line(row: dict) -> str:
+    return "  ".join(f"{row[name]:{width}}".rjust(len(name)) for name, width in COLUMNS.items())
 
 
 def summary(rows: list[dict]) -> list[str]:
@@ -178,54 +177,74 @@ def summary(rows: list[dict]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR",
-                        help="a folder <class>/*, or train/<class>/* and val/<class>/* (default: made images of 16 px)")
-    parser.add_argument("--image-size", type=int, help="pixels (default: 14, with --data 64)")
-    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATION_NAMES, metavar="NAME",
-                        help="(default: all fifteen)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"])
-    parser.add_argument("--epochs", type=int, default=30, help="of the search and of the networks (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=Task.batch_size,
-                        help="of the search and of the networks (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="runs side by side, one thread each (default: 1)")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
-                        help="config entries changed in the default mode, such as search.estimator=score")
+def add_flags(parser: argparse.ArgumentParser, operations: Sequence[str], seeds: int, what: str) -> None:
+    """The flags that all benches on planted images have; what: is trained, as --help says it."""
+    shown = "all fifteen" if operations == OPERATION_NAMES else " ".join(operations)
+    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=operations, metavar="NAME",
+                        help=f"planted (default: {shown})")
+    parser.add_argument("--seeds", type=common.positive, default=seeds, metavar="n", help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=common.positive, default=30, metavar="N", help=f"of {what} (default: %(default)s)")
+    parser.add_argument("--processes", type=common.positive, default=1, metavar="N",
+                        help="runs side by side, one thread each (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write hardware, versions and rows after every run; runs that it holds are not run again")
-    args = parser.parse_args(argv)
-    size = args.image_size or (SIDE - MARGIN if args.data is None else 64)
-    tasks = [Task(operation, seed, tuple(args.modes), args.epochs, args.data, size, tuple(args.cfg_options), args.batch_size)
-             for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
-    settings = {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": size,
-                "data": args.data.name if args.data else MADE, "options": args.cfg_options,
-                "default": str(settings_for())}  # no rows of another default beside these
+
+
+def add_image_flags(parser: argparse.ArgumentParser, what: str) -> None:
+    """Which images; what: is trained, as --help says it."""
+    parser.add_argument("--data", type=Path, metavar="DIR",
+                        help="a folder <class>/*, or train/<class>/* and val/<class>/* (default: made images of 16 px)")
+    parser.add_argument("--image-size", type=common.positive, metavar="N", help="pixels (default: 14, with --data 64)")
+    parser.add_argument("--batch-size", type=common.positive, default=Task.batch_size, metavar="N",
+                        help=f"of {what} (default: %(default)s)")
+
+
+def tasks_of(args: argparse.Namespace, modes: Sequence[str] = (), options: Sequence[str] = ()) -> list[Task]:
+    """Seed by seed, so that what is there when a measurement is cut short is balanced."""
+    return [Task(operation, seed, tuple(modes), args.epochs, args.data, image_size(args), tuple(options), args.batch_size)
+            for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in dict.fromkeys(args.operations)]
+
+
+def image_size(args: argparse.Namespace) -> int:
+    return args.image_size or (SIDE - MARGIN if args.data is None else 64)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a file's rows were measured with, the search aside."""
+    return {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": image_size(args),
+            "data": args.data.name if args.data else MADE}
+
+
+def body(args: argparse.Namespace) -> None:
+    # The default is named, so that no rows of another one stand beside these.
+    settings = {**settings_of(args), "options": args.cfg_options, "default": str(settings_for())}
     if "ddas" in args.modes:
         config = read_config(DDAS_CONFIG, [])
         settings["ddas"] = f"{ddas_settings(**config.search)} {dict(config.policy_optimizer)}"
+    rows = rows_in(args.json, settings)
+    tasks = [left for task in tasks_of(args, list(dict.fromkeys(args.modes)), args.cfg_options)
+             if (left := still_to_run(task, rows)).modes]
+    measure("planted", run, tasks, args.processes, rows, args.json, settings,
+            lambda task, new: f"{task.operation}, seed {task.seed}: "
+                              + "; ".join(f"{row['mode']} auc {row['auc']:.3f}, rank {row['rank']}" for row in new))
     print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
-    began = time.monotonic()
-    try:
-        rows = rows_in(args.json, settings)
-        tasks = [left for task in tasks if (left := still_to_run(task, rows)).modes]
-        print_rows(rows)
-        for done, (_, new) in enumerate(side_by_side(run, tasks, args.processes), 1):
-            rows += new
-            print_rows(new)
-            eta = (time.monotonic() - began) / done * (len(tasks) - done)
-            print(f"planted  {done}/{len(tasks)}  ETA {eta / 60:.0f} min", file=sys.stderr, flush=True)
-            if args.json:
-                write_rows(args.json, rows, settings)
-    except UserError as error:
-        print(f"planted.py: error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(summary(rows)))
-    if args.json:
-        print(f"planted  done: {len(rows)} rows in {args.json}")
-    return 0
+    print("\n".join([*map(line, rows), *summary(rows)]))
+    print(f"planted  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for("planted.py", __doc__ or "",
+                               "python tools/bench/planted.py --operations Rotate Invert --seeds 2 --processes 2\n"
+                               "  python tools/bench/planted.py --data DIR --json results/planted.json")
+    add_flags(parser, OPERATION_NAMES, 5, "the search and of the networks")
+    add_image_flags(parser, "the search and of the networks")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"],
+                        help="(default: %(default)s)")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
+                        help="config entries changed in the default mode, such as search.estimator=score")
+    return common.run(body, parser, argv)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What makes a planted policy a test of its rank: that no other operation alone closes the gap as well.
 
-The images of planted.py. For each planted operation a network is trained from scratch without a policy, with the oracle
-(the planted operation at its magnitude) and with each of the fifteen alone (probability 1/2, strengths uniform over their
-range), and is tested on the third that nobody saw. No search runs.
+The images of planted.py, those of --data too. For each planted operation a network is trained from scratch without a
+policy, with the oracle (the planted operation at its magnitude) and with each of the fifteen alone (probability 1/2,
+strengths uniform over their range), and is tested on the third that nobody saw. No search runs.
 
 gap    accuracy of the oracle minus that of none, in points
 way    share of the gap that an operation alone closes, in %: of the planted one, and of the best of the others; where
@@ -10,11 +10,9 @@ way    share of the gap that an operation alone closes, in %: of the planted one
 """
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,9 @@ from dada_det.augment.named import AnyPolicy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands import common
-from dada_det.commands.bench import measure, rows_in
-from dada_det.data.planted import MADE, SIDE, oracle, plant
+from dada_det.commands.bench import Rows, measure, rows_in
+from dada_det.data.planted import oracle
 from dada_det.engine.trial import run_trial
-from dada_det.errors import UserError
-
-
-@dataclass(frozen=True)
-class Task:
-    operation: str
-    seed: int
-    epochs: int
 
 
 def alone(operation: str) -> Policy:
@@ -43,19 +33,19 @@ def alone(operation: str) -> Policy:
     return Policy("strength", (only,), {"source": "alone"}, uniform_strength=True)
 
 
-def run(task: Task) -> dict[str, Any]:
-    """The accuracies in % of one planted operation and seed."""
-    train, _, unseen = plant(task.operation, task.seed)
-    recipe = planted.recipe(train, task.epochs, SIDE - planted.MARGIN, planted.Task.batch_size, mirror=False)
+def run(task: planted.Task) -> Rows:
+    """One row: the accuracies in % of one planted operation and seed."""
+    train, _, unseen = task.thirds()
+    recipe = task.recipe(train)
 
     def accuracy(policy: AnyPolicy) -> float:
         with tempfile.TemporaryDirectory() as name:
             return run_trial(train, unseen, policy=policy, recipe=recipe, seed=task.seed, work_dir=Path(name) / "trial",
                              quiet=True)["top1"]
 
-    return {"operation": task.operation, "seed": task.seed, "accuracy_none": accuracy(None),
-            "accuracy_oracle": accuracy(oracle(task.operation)),
-            "alone": {name: accuracy(alone(name)) for name in OPERATION_NAMES}}
+    return [{"operation": task.operation, "seed": task.seed, "accuracy_none": accuracy(None),
+             "accuracy_oracle": accuracy(oracle(task.operation)),
+             "alone": {name: accuracy(alone(name)) for name in OPERATION_NAMES}}]
 
 
 def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -78,15 +68,12 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def body(args: argparse.Namespace) -> None:
-    if importlib.util.find_spec("sklearn") is None:
-        raise UserError("the digits come with scikit-learn, which is not installed; run `pip install scikit-learn`")
-    settings = {"epochs": args.epochs, "batch_size": planted.Task.batch_size, "data": MADE}
+    settings = planted.settings_of(args)
     rows = rows_in(args.json, settings)
     done = {(row["operation"], row["seed"]) for row in rows}
-    tasks = [Task(operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
-             for operation in dict.fromkeys(args.operations) if (operation, seed) not in done]
+    tasks = [task for task in planted.tasks_of(args) if (task.operation, task.seed) not in done]
     measure("planted_alone", run, tasks, args.processes, rows, args.json, settings,
-            lambda task, row: f"{task.operation}, seed {task.seed}")
+            lambda task, _: f"{task.operation}, seed {task.seed}")
     print("\n".join(summary(rows)))
     print(f"planted_alone  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
@@ -95,16 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for("planted_alone.py", __doc__ or "", "python tools/bench/planted_alone.py --operations Color "
                                "Sharpness --seeds 2 --processes 2 --json results/planted_alone.json")
-    parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=OPERATION_NAMES, metavar="NAME",
-                        help="planted (default: all fifteen)")
-    parser.add_argument("--seeds", type=common.positive, default=2, metavar="n", help="how many (default: %(default)s)")
-    parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=common.positive, default=30, metavar="N",
-                        help="of each network (default: %(default)s)")
-    parser.add_argument("--processes", type=common.positive, default=1, metavar="N",
-                        help="runs side by side, one thread each (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="write hardware, versions and rows after every run; runs that it holds are not run again")
+    planted.add_flags(parser, OPERATION_NAMES, 2, "each network")
+    planted.add_image_flags(parser, "each network")
     return common.run(body, parser, argv)
 
 
