@@ -55,6 +55,24 @@ def test_without_scikit_learn_one_sentence_says_what_to_do(planted: ModuleType, 
     assert "--data" in error
 
 
+@pytest.mark.parametrize(("given", "modes"), [
+    (["default,paper"], ("default", "paper")), (["paper", "default"], ("paper", "default")), (["ddas", "ddas"], ("ddas",)),
+    ([], ("default", "paper"))])
+def test_modes_with_spaces_or_commas(given: list[str], modes: tuple[str, ...], planted: ModuleType,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr(planted, "run", lambda task: seen.append(task.modes) or [])
+    assert planted.main(["--operations", "Invert", "--seeds", "2", *(["--modes", *given] if given else [])]) == 0
+    assert seen == [modes, modes]
+
+
+def test_a_mode_that_does_not_exist_is_named(planted: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        planted.main(["--modes", "default,papers"])
+    assert stopped.value.code == 2
+    assert "there is no mode 'papers'; modes: default, paper, ddas" in capsys.readouterr().err
+
+
 def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleType) -> None:
     row = {"mode": "default", "seed": 0, "auc": 0.5, "rank": 9, "accuracy_none": 90.0, "accuracy_oracle": 92.0,
            "accuracy_random": 91.0, "accuracy_one_op": 91.0, "accuracy": 91.0, "operation": "Cutout", "gap": 2.0}

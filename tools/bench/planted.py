@@ -200,6 +200,13 @@ def add_image_flags(parser: argparse.ArgumentParser, what: str) -> None:
                         help=f"of {what} (default: %(default)s)")
 
 
+def modes_in(text: str) -> list[str]:
+    modes = text.split(",")
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise argparse.ArgumentTypeError(f"there is no mode {unknown[0]!r}; modes: {', '.join(MODES)}")
+    return modes
+
+
 def tasks_of(args: argparse.Namespace, modes: Sequence[str] = (), options: Sequence[str] = ()) -> list[Task]:
     """Seed by seed, so that what is there when a measurement is cut short is balanced."""
     return [Task(operation, seed, tuple(modes), args.epochs, args.data, image_size(args), tuple(options), args.batch_size)
@@ -219,12 +226,12 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 def body(args: argparse.Namespace) -> None:
     # The default is named, so that no rows of another one stand beside these.
     settings = {**settings_of(args), "options": args.cfg_options, "default": str(settings_for())}
-    if "ddas" in args.modes:
+    modes = list(dict.fromkeys(mode for given in args.modes for mode in given))
+    if "ddas" in modes:
         config = read_config(DDAS_CONFIG, [])
         settings["ddas"] = f"{ddas_settings(**config.search)} {dict(config.policy_optimizer)}"
     rows = rows_in(args.json, settings)
-    tasks = [left for task in tasks_of(args, list(dict.fromkeys(args.modes)), args.cfg_options)
-             if (left := still_to_run(task, rows)).modes]
+    tasks = [left for task in tasks_of(args, modes, args.cfg_options) if (left := still_to_run(task, rows)).modes]
     measure("planted", run, tasks, args.processes, rows, args.json, settings,
             lambda task, new: f"{task.operation}, seed {task.seed}: "
                               + "; ".join(f"{row['mode']} auc {row['auc']:.3f}, rank {row['rank']}" for row in new))
@@ -240,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                "  python tools/bench/planted.py --data DIR --json results/planted.json")
     add_flags(parser, OPERATION_NAMES, 5, "the search and of the networks")
     add_image_flags(parser, "the search and of the networks")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"],
-                        help="(default: %(default)s)")
+    parser.add_argument("--modes", nargs="+", type=modes_in, default=[["default", "paper"]], metavar="MODE",
+                        help=f"of {', '.join(MODES)}, with spaces or commas between (default: default paper)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
                         help="config entries changed in the default mode, such as search.estimator=score")
     return common.run(body, parser, argv)
