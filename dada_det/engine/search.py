@@ -107,7 +107,8 @@ def identity(config: Config, problem: Problem, algorithm: Algorithm) -> str:
     """What a resumed search must share with the one that wrote the checkpoint."""
     adams = ", ".join(f"{name} {dict(config[f'{name}_optimizer'])}" for name in algorithm.groups())
     return (f"{problem.identity}, batch {config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
-            f"{config.precision}, weights {dict(config.weights_optimizer)}, {adams}, {algorithm.identity}, "
+            f"{config.precision}, weights {dict(config.weights_optimizer)} at batch {config.base_batch_size}, clipped at "
+            f"{config.clip_grad}, {adams}, {algorithm.identity}, "
             f"data {problem.data_hash[:12]}")
 
 

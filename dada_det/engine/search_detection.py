@@ -22,7 +22,7 @@ from dada_det.data.memory import epoch_order
 from dada_det.engine import detection
 from dada_det.engine.detector_config import dicts_in, has_masks
 from dada_det.engine.detector_losses import DetectorLosses
-from dada_det.engine.search_loop import SearchBatches, own_draws, own_part
+from dada_det.engine.search_loop import SearchBatches, own_draws, own_part, validates
 from dada_det.engine.search_problems import Problem, search_device
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
@@ -122,10 +122,11 @@ class DetectionBatches(SearchBatches):
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         flips = (torch.rand(self.batch_size, generator=generator) < 0.5) & self.mirror
-        noise = self.draw_noise(self.draws * self.batch_size, generator)
+        noise = self.draw_noise(self.settings.draws * self.batch_size, generator)
         mine = own_part(self.batch_size)
         images, targets = self.train.batch(chosen[mine], flips[mine])
         val_images, val_targets = self.val.batch(self.own_val(step))
         return Batch(images.to(device), targets, val_images.to(device), val_targets,
-                     noise[own_draws(self.draws, self.batch_size)], noise[:1],
-                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), number=step)
+                     noise[own_draws(self.settings.draws, self.batch_size)], noise[:1],
+                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), step,
+                     validates(self.settings, step, len(self)))

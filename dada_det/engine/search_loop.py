@@ -17,7 +17,7 @@ from dada_det.data.memory import (
 )
 from dada_det.errors import UserError
 from dada_det.search.ranks import world
-from dada_det.search.step import Algorithm, Batch
+from dada_det.search.step import Algorithm, Batch, StepSettings
 
 
 class SearchBatches:
@@ -41,10 +41,8 @@ class SearchBatches:
                             f"the batch must divide among {size} processes, two images or more for each; choose another")
         self.train, self.val = train, val
         self.image_size, self.padding, self.mirror, self.seed = image_size, padding, mirror, seed
-        settings = algorithm.settings
-        self.batch_size, self.val_batch_size = batch_size, batch_size * settings.val_batches
-        self.draws, self.val_every, self.draw_noise = settings.draws, settings.val_every, algorithm.draw_noise
-
+        self.settings, self.draw_noise = algorithm.settings, algorithm.draw_noise
+        self.batch_size, self.val_batch_size = batch_size, batch_size * self.settings.val_batches
         self.metainfo: dict = {}  # where mmengine's loop looks for the data's description
 
     def __len__(self) -> int:
@@ -60,18 +58,25 @@ class SearchBatches:
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
-        noise = self.draw_noise(self.draws * self.batch_size, generator)
+        noise = self.draw_noise(self.settings.draws * self.batch_size, generator)
         mine, val_mine = own_part(self.batch_size), self.own_val(step)
-        rows = own_draws(self.draws, self.batch_size)
+        rows = own_draws(self.settings.draws, self.batch_size)
         return Batch(images[mine].contiguous(), self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val_mine], self.image_size), self.val.labels_N[val_mine],
                      noise[rows], noise[:1],
-                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), number=step)
+                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), step,
+                     validates(self.settings, step, len(self)))
 
     def own_val(self, step: int) -> torch.Tensor:
         """This process's indices of a step's validation batch."""
         return cycle_indices(len(self.val), self.val_batch_size, self.seed + 1,
-                             step // self.val_every)[own_part(self.val_batch_size)]
+                             step // self.settings.val_every)[own_part(self.val_batch_size)]
+
+
+def validates(settings: StepSettings, step: int, steps: int) -> bool:
+    """Whether step `step` (from 0 over all epochs of `steps`) has a validation pass: the first after warm-up, and every so
+    many from there."""
+    return (step - settings.warmup_epochs * steps) % settings.val_every == 0
 
 
 def own_part(batch_size: int) -> slice:

@@ -50,7 +50,8 @@ def classification(config: Config, train: MemoryImages, val: MemoryImages, class
     return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
                                                     image_size=config.image_size),
                    batches=partial(classification_batches, config, train, val), data_hash=data_hash,
-                   identity=f"{dict(config.classifier)}, {config.image_size} px, mirror {config.mirror}")
+                   identity=f"{dict(config.classifier)}, {config.image_size} px, padding {config.get('padding', 0)}, "
+                            f"mirror {config.mirror}")
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:

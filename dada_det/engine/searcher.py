@@ -16,7 +16,7 @@ from dada_det import __version__
 from dada_det.files import write_json
 from dada_det.search.alignment import Weights, learned
 from dada_det.search.curvature import SQUARES_DECAY, RunningMean
-from dada_det.search.ranks import world
+from dada_det.search.ranks import mean_over_ranks, world
 from dada_det.search.step import Algorithm, Apply, Batch, Step, apply_to_images
 
 
@@ -73,6 +73,16 @@ class Searcher(BaseModel):
             return self.algorithm.step(parts, batch, zeta=weights.get_lr()["lr"][0], epoch=epoch)
         finally:
             seeding.remove()
+            share_buffers(self.network)
+
+
+@torch.no_grad()
+def share_buffers(network: nn.Module) -> None:
+    """The mean over the processes of BatchNorm's running statistics, by which each would judge differently, and a resumed
+    search otherwise than the one that wrote the checkpoint."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    for own, mean in zip(buffers, mean_over_ranks(buffers), strict=True):
+        own.copy_(mean)
 
 
 @HOOKS.register_module()

@@ -21,6 +21,7 @@ from torch.func import functional_call, jvp
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
+Ends = tuple[Weights, Weights, Tensor]  # of `ends`
 RELATIVE_STEP = 0.01  # eps = RELATIVE_STEP / ||v||, as in DARTS and DADA
 ONE_SIDED_STEP = 0.003  # its error grows with eps and not with its square (2-5 % at 0.01, under 2 % here, ResNets)
 
@@ -102,19 +103,43 @@ def inner(first: Weights, second: Weights) -> Tensor:
 
 
 @torch.no_grad()
-def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
-            relative_step: float | None = None, losses_B: Tensor | None = None, log: bool = False) -> Tensor:
+def ends(weights: Weights, direction: Weights, relative_step: float = RELATIVE_STEP) -> Ends:
+    """(weights + eps v, weights - eps v, eps) of a central difference along v, eps = relative_step / ||v||.
+
+    Empties `direction`: a tensor that nobody else holds is freed as soon as its two ends are there.
+    """
+    epsilon = relative_step / norm(direction).clamp_min(1e-12)
+    above, below = {}, {}
+    for name, tensor in weights.items():
+        v = direction.pop(name)
+        above[name], below[name] = torch.addcmul(tensor, v, epsilon), torch.addcmul(tensor, v, -epsilon)
+    return above, below, epsilon
+
+
+@torch.no_grad()
+def rewards_between(network: nn.Module, between: Ends, images_BCHW: Tensor, targets_B: Any, log: bool = False) -> Tensor:
     """R_i of each image [B] by a central difference: two forward passes.
 
     log: of log(1 + l_i) instead of l_i, the share of its loss that an image would lose: a hard image's is no larger.
-    With `losses_B`, the losses at `weights` that a training pass has left, by a one-sided difference: one pass.
     """
-    epsilon = (relative_step or (RELATIVE_STEP if losses_B is None else ONE_SIDED_STEP)) / norm(direction).clamp_min(1e-12)
+    above, below, epsilon = between
+    above_B, below_B = (on_scale(losses_at(network, end, images_BCHW, targets_B), log) for end in (above, below))
+    return (above_B - below_B) / (2 * epsilon)
+
+
+@torch.no_grad()
+def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
+            relative_step: float | None = None, losses_B: Tensor | None = None, log: bool = False) -> Tensor:
+    """R_i of each image [B], or of its log(1 + l_i), along `direction`, which stays whole.
+
+    With `losses_B`, the losses at `weights` that a training pass has left, by a one-sided difference: one forward pass.
+    """
+    if losses_B is None:
+        both = ends(weights, dict(direction), relative_step or RELATIVE_STEP)
+        return rewards_between(network, both, images_BCHW, targets_B, log)
+    epsilon = (relative_step or ONE_SIDED_STEP) / norm(direction).clamp_min(1e-12)
     above_B = losses_at(network, step(weights, direction, epsilon), images_BCHW, targets_B)
-    if losses_B is not None:
-        return (on_scale(above_B, log) - on_scale(losses_B, log)) / epsilon
-    below_B = losses_at(network, step(weights, direction, -epsilon), images_BCHW, targets_B)
-    return (on_scale(above_B, log) - on_scale(below_B, log)) / (2 * epsilon)
+    return (on_scale(above_B, log) - on_scale(losses_B, log)) / epsilon
 
 
 def on_scale(losses_B: Tensor, log: bool) -> Tensor:
@@ -130,7 +155,7 @@ def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weight
 
 def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
                           log: bool = False) -> tuple[Tensor, Tensor]:
-    """(losses [B], the sum of each one's derivative over all pixels of its image [B]) at other weights; log: `rewards`.
+    """(losses [B], the sum of each one's derivative over all pixels of its image [B]) at other weights; log: as above.
 
     The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
     """
@@ -140,15 +165,12 @@ def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Ten
     return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))
 
 
-def rewards_and_pixel_sums(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
-                           relative_step: float = RELATIVE_STEP, log: bool = False) -> tuple[Tensor, Tensor]:
+def rewards_and_pixel_sums(network: nn.Module, between: Ends, images_BCHW: Tensor, targets_B: Any,
+                           log: bool = False) -> tuple[Tensor, Tensor]:
     """(R_i [B], the sum of its derivatives for the pixels of image i [B]) by a central difference.
 
     Two passes, each forward and backward to the pixels; the second is the straight-through derivative of R_i for a
     magnitude. With BatchNorm the sum is that of all rewards for the pixels of image i.
     """
-    epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    ends = [losses_and_pixel_sums(network, step(weights, direction, sign * epsilon), images_BCHW, targets_B, log)
-            for sign in (1, -1)]
-    above, below = ends
-    return (above[0] - below[0]) / (2 * epsilon), (above[1] - below[1]) / (2 * epsilon)
+    above, below = (losses_and_pixel_sums(network, end, images_BCHW, targets_B, log) for end in between[:2])
+    return (above[0] - below[0]) / (2 * between[2]), (above[1] - below[1]) / (2 * between[2])

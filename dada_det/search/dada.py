@@ -14,12 +14,12 @@ from torch.optim.swa_utils import AveragedModel
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Draws
 from dada_det.search import alignment, estimators
-from dada_det.search.alignment import Weights
+from dada_det.search.alignment import Ends
 from dada_det.search.curvature import precondition
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample, draw_noise
 from dada_det.search.estimators import ControlVariate, subtract_baseline
 from dada_det.search.policy_gradient import estimate, policy_gradient
-from dada_det.search.ranks import mean_over_ranks, mean_weights
+from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
 from dada_det.search.settings import Settings
 from dada_det.search.step import Algorithm, Batch, Step, augment, validation_gradient
@@ -67,7 +67,7 @@ class Dada(Algorithm):
     def step(self, parts: Step, batch: Batch, zeta: float, epoch: int) -> dict[str, Tensor]:
         if self.settings.mode == "paper":
             return self.paper_step(parts, batch, zeta)
-        return self.default_step(parts, batch, zeta, learn=epoch >= self.settings.warmup_epochs)
+        return self.default_step(parts, batch, learn=epoch >= self.settings.warmup_epochs)
 
     def after_step(self, step: int, steps: int) -> None:
         """Adds the distribution's parameters to their mean, if the step is one of the last."""
@@ -92,51 +92,53 @@ class Dada(Algorithm):
         return (f"{min(POLICY_SIZE, n)} of {n} sub-policies in {work_dir}/policy.json, all in search.json beside it; "
                 f"{most_used(usage(self.found.table()))}")
 
-    def default_step(self, parts: Step, batch: Batch, zeta: float, learn: bool) -> dict[str, Tensor]:
+    def default_step(self, parts: Step, batch: Batch, learn: bool) -> dict[str, Tensor]:
         """One step with D draws of each image, a reward for each; without `learn` (warm-up) only the weights are updated.
 
         The weights see a mixture, the first `clean` of the images as they are and the others with their policies, so that
         what an operation is worth does not vanish as they learn it. The rewards are of all images with their policies.
+        v is taken before the training pass, at weights to which a step has really led: from there a virtual one would change
+        it little beside the mean over ten passes, and cost a copy of the weights.
         Returns what is worth a log line: the loss, and the mean and spread of the advantages.
         """
         network, settings = parts.network, self.settings
         n = len(batch.images_BCHW)
-        clean = round(settings.clean * n)
+        weights = alignment.weights_of(network)
+        if learn and batch.validates:
+            validation_gradient(parts, weights, batch)
         sample = self.distribution.sample(batch.noise)
-        mixture = augment(parts, batch.images_BCHW, batch.targets_B, self.draws(sample, batch.noise, n, slice(0, clean)))
+        clean = slice(0, self.clean(n))
+        mixture = augment(parts, batch.images_BCHW, batch.targets_B, self.draws(sample, batch.noise, n, clean))
         gradient, losses_B = alignment.training_gradient(network, *mixture, parts.low)
         gradient = mean_weights(gradient)
+        log = {"loss": losses_B.mean()}
         if parts.squares is not None:
             parts.squares.add(gradient, gradient)
-        log = {"loss": losses_B.mean()}
-        if learn:
-            weights = alignment.weights_of(network)
-            v = self.direction(parts, weights, gradient, zeta, batch)
-            if parts.squares is not None:
-                v = precondition(v, parts.squares.means, gradient)
-            rewards, pixel_sums = self.rewards(parts, weights, v, batch, sample)
-            mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
-            spread = (square - mean.square()).clamp_min(0).sqrt()
-            scale = spread + 1e-12 if settings.normalise else torch.ones_like(spread)
-            pixel_sums = None if pixel_sums is None else pixel_sums / scale
-            self.apply_gradient(parts, *policy_gradient(settings, self.distribution, self.control_variate, rewards / scale,
-                                                        pixel_sums, sample, batch.noise))
-            log |= {"advantage": mean, "spread": spread}
-        parts.update_weights(gradient)
-        return log
+        if not learn:
+            parts.update_weights(gradient)
+            return log
+        assert parts.v_mean is not None
+        v = parts.v_mean.means
+        if parts.squares is not None:
+            v = precondition(v, parts.squares.means, gradient)
+        ends = alignment.ends(weights, v)
+        parts.update_weights(gradient)  # the ends hold what the rewards need of w
+        del gradient
+        rewards, pixel_sums = self.rewards(parts, ends, batch, sample)
+        mean, square = mean_over_ranks([rewards.mean(), rewards.square().mean()])
+        spread = (square - mean.square()).clamp_min(0).sqrt()
+        scale = spread + 1e-12 if settings.normalise else torch.ones_like(spread)
+        pixel_sums = None if pixel_sums is None else pixel_sums / scale
+        self.apply_gradient(parts, *policy_gradient(settings, self.distribution, self.control_variate, rewards / scale,
+                                                    pixel_sums, sample, batch.noise))
+        return log | {"advantage": mean, "spread": spread}
 
-    def direction(self, parts: Step, weights: Weights, gradient: Weights, zeta: float, batch: Batch) -> Weights:
-        """grad L_val at w', or the running mean of its direction, and between two validation passes that mean as it stands.
+    def clean(self, n: int) -> int:
+        """How many of this process's n images stay as they are: its part of the first `clean` of the whole batch."""
+        (rank, size), share = world(), self.settings.clean
+        return len(range(rank, min(round(share * n * size), n * size - (share < 1)), size))
 
-        Before the first pass the mean is 0, and so are the rewards.
-        """
-        if batch.number % self.settings.val_every:
-            assert parts.v_mean is not None
-            return parts.v_mean.means
-        return validation_gradient(parts, alignment.step(weights, gradient, -zeta), batch)
-
-    def rewards(self, parts: Step, weights: Weights, v: Weights, batch: Batch,
-                sample: Sample) -> tuple[Tensor, Tensor | None]:
+    def rewards(self, parts: Step, ends: Ends, batch: Batch, sample: Sample) -> tuple[Tensor, Tensor | None]:
         """(R_i less its baseline of each draw [D*B], its derivatives' sum over the pixels where magnitudes are not drawn).
 
         A batch holds all operations, which no training or later use does: by its own statistics an image is worth what it
@@ -151,11 +153,11 @@ class Dada(Algorithm):
         shown = images(slice(0), settings.draws)
         network.train(settings.reward_statistics == "batch")
         if settings.spread is None:
-            rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, weights, v, *shown, log=settings.log_losses)
+            rewards, pixel_sums = alignment.rewards_and_pixel_sums(network, ends, *shown, log=settings.log_losses)
         else:
-            rewards, pixel_sums = alignment.rewards(network, weights, v, *shown, log=settings.log_losses), None
+            rewards, pixel_sums = alignment.rewards_between(network, ends, *shown, log=settings.log_losses), None
         if settings.baseline == "unaugmented":
-            own = alignment.rewards(network, weights, v, *images(slice(0, n), 1), log=settings.log_losses)
+            own = alignment.rewards_between(network, ends, *images(slice(0, n), 1), log=settings.log_losses)
             rewards = rewards - own.repeat(settings.draws)
         else:
             rewards = subtract_baseline(rewards, settings.baseline, settings.draws)

@@ -46,6 +46,7 @@ class DdasSettings:
     preconditioned: bool = False
     ranges = "strength"  # no entry: level 0 is the image as it is
     val_every = 1  # no entry
+    warmup_epochs = 0  # no entry
 
     def __post_init__(self) -> None:
         levels = tuple(self.levels) if isinstance(self.levels, tuple | list) else ()

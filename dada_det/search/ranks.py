@@ -13,7 +13,7 @@ def world() -> tuple[int, int]:
 def mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
     """The mean of each tensor over all processes, in one call to all_reduce."""
     size = world()[1]
-    if size == 1:
+    if size == 1 or not tensors:
         return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)

@@ -86,6 +86,9 @@ def settings_for(mode: str = "default", **changes: object) -> Settings:
         raise UserError(f"search.clean is {settings.clean!r}; give a share from 0 to 1")
     if not isinstance(settings.average, int | float) or not 0 <= settings.average <= 1:
         raise UserError(f"search.average is {settings.average!r}; give a share from 0 to 1")
+    for entry in ("log_losses", "normalise", "preconditioned"):
+        if not isinstance(getattr(settings, entry), bool):
+            raise UserError(f"search.{entry} is {getattr(settings, entry)!r}; give True or False")
     if settings.spread is None and settings.estimator == "marginal":
         raise UserError("search.spread=None needs search.estimator score, relax or gumbel: marginal scores drawn strengths")
     if settings.baseline in ("second_draw", "half") and settings.draws < 2:

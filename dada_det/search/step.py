@@ -28,7 +28,8 @@ class Batch:
 
     noise has D * B rows, draw by draw, what `Algorithm.draw_noise` made; shared_noise is the first of all processes' rows,
     the same on each. network_seed is what a network with dropout draws from: every pass of the step from the same, so that
-    a finite difference sees one network, not two. number is the step's, from 0 over all epochs.
+    a finite difference sees one network, not two. number is the step's, from 0 over all epochs; validates: whether it has a
+    validation pass.
     """
 
     images_BCHW: Tensor
@@ -39,6 +40,7 @@ class Batch:
     shared_noise: Any
     network_seed: int = 0
     number: int = 0
+    validates: bool = True
 
 
 class StepSettings(Protocol):
@@ -55,6 +57,9 @@ class StepSettings(Protocol):
 
     @property
     def val_every(self) -> int: ...  # steps from one validation pass to the next; above 1 it needs a v_decay
+
+    @property
+    def warmup_epochs(self) -> int: ...  # epochs that train the weights alone
 
     @property
     def val_statistics(self) -> str: ...  # one of VAL_STATISTICS; "both" needs a v_decay

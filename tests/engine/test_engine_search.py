@@ -199,6 +199,9 @@ def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
     (["--cfg-options", "search.draws=0"], "search.draws is 0; give a whole number of at least 1"),
     (["--cfg-options", "search.val_every=0"], "search.val_every is 0; give a whole number of at least 1"),
     (["--cfg-options", "search.mode=paper", "search.val_every=2"], "search has no entry val_every in the mode paper"),
+    (["--cfg-options", "search.normalise=no"], "search.normalise is 'no'; give True or False"),
+    (["--cfg-options", "search.log_losses=1"], "search.log_losses is 1; give True or False"),
+    (["--cfg-options", "search.preconditioned=None"], "search.preconditioned is None; give True or False"),
     (["--cfg-options", "search.v_decay=1"], "search.v_decay is 1; give a number of at least 0 and below 1"),
     (["--cfg-options", "search=foo"], "has 'foo' for `search`, which this stage needs as dict"),
     (["--cfg-options", "kind=foo"], "the config's kind is 'foo'"),
@@ -235,13 +238,16 @@ def test_mistakes_in_the_data_get_one_sentence(data: Path, tmp_path: Path, capsy
 
 def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert search(data, tmp_path, "--epochs", "1") == 0
-    for change in (["--seed", "5"], ["--epochs", "3"], ["--cfg-options", "operations=[Invert,Rotate,Cutout]"]):
+    for change in (["--seed", "5"], ["--epochs", "3"], ["--cfg-options", "operations=[Invert,Rotate,Cutout]"],
+                   *(["--cfg-options", option] for option in ("padding=2", "clip_grad=1.0", "base_batch_size=8"))):
         assert search(data, tmp_path, "--epochs", "1", "--resume", *change) == 2
         assert "is of another run" in capsys.readouterr().err
 
 
-def test_a_search_of_one_epoch_learns_too(data: Path, tmp_path: Path) -> None:
-    assert search(data, tmp_path, "--epochs", "1") == 0
+@pytest.mark.parametrize("flags", [["--epochs", "1"], ["--epochs", "2", "--batch-size", "12"]])
+def test_a_search_of_few_steps_learns_too(flags: list[str], data: Path, tmp_path: Path) -> None:
+    """Of the second search a single step learns, step 1, and it has a validation pass whatever its number."""
+    assert search(data, tmp_path, *flags) == 0
     table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
     assert len({entry["preference"] for entry in table}) > 20
 
@@ -258,9 +264,19 @@ def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture) -> None:
     assert stopped.value.code == 2 and "--seed" in capsys.readouterr().err
 
 
-def test_two_processes_search_through_the_command(data: Path, tmp_path: Path) -> None:
-    assert search(data, tmp_path, "--gpus", "2") == 0
-    assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 25
+def test_two_processes_search_through_the_command_and_resume(data: Path, tmp_path: Path) -> None:
+    """With BatchNorm, whose running statistics the checkpoint of the first process has to hold for both."""
+    flags = ("--gpus", "2", "--epochs", "3")
+    assert search(data, tmp_path / "whole", *flags) == 0
+    table = json.loads((tmp_path / "whole/search.json").read_text())["sub_policies"]
+    assert len({entry["preference"] for entry in table}) > 20
+    state = torch.load(tmp_path / "whole/epoch_2.pth", weights_only=False)["state_dict"]
+    assert any("running_var" in name for name in state)
+    (tmp_path / "interrupted").mkdir()
+    shutil.copy(tmp_path / "whole/epoch_2.pth", tmp_path / "interrupted")
+    assert search(data, tmp_path / "interrupted", "--resume", *flags) == 0
+    for name in ("policy.json", "search.json"):
+        assert (tmp_path / "interrupted" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_an_output_folder_that_cannot_be_written(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

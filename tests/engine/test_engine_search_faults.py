@@ -25,7 +25,7 @@ from dada_det.augment.space import SearchSpace
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.checkpoint import find_checkpoint, load_checkpoint
 from dada_det.engine.search import optimizers
-from dada_det.engine.search_loop import SearchBatches
+from dada_det.engine.search_loop import SearchBatches, validates
 from dada_det.engine.searcher import Searcher
 from dada_det.search.dada import Dada
 from dada_det.search.settings import settings_for
@@ -193,6 +193,14 @@ def test_the_validation_batches_walk_through_all_images_however_seldom_they_are_
         assert sorted(torch.cat([first, second]).tolist()) == list(range(16))
         for between in range(every):
             assert torch.equal(batches.own_val(every * (2 * walk + 1) + between), second)
+
+
+@pytest.mark.parametrize(("warmup", "steps", "every", "first"), [
+    (1, 11, 2, [11, 13, 15]), (1, 12, 2, [12, 14, 16]), (0, 5, 3, [0, 3, 6]), (2, 2, 1, [4, 5, 6])])
+def test_the_first_step_that_learns_has_a_validation_pass(warmup: int, steps: int, every: int, first: list[int]) -> None:
+    settings = settings_for(warmup_epochs=warmup, val_every=every)
+    learning = range(warmup * steps, warmup * steps + 2 * every + 1)
+    assert [step for step in learning if validates(settings, step, steps)] == first
 
 
 @pytest.mark.slow

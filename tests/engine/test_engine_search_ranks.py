@@ -51,6 +51,21 @@ def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
     return searcher.state_dict()
 
 
+@pytest.mark.parametrize(("share", "n", "size"), [(0.75, 6, 2), (0.75, 2, 2), (0.75, 2, 1), (0.5, 8, 1), (1.0, 3, 2),
+                                                  (0.0, 4, 2), (0.75, 25, 2), (0.9, 2, 3)])
+def test_the_processes_share_the_images_as_they_are(share: float, n: int, size: int,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one process has them, and never all of a batch where a share has its policies."""
+    algorithm = Dada(SearchSpace(("Invert", "Solarize")), settings_for(clean=share))
+    parts = []
+    for rank in range(size):
+        monkeypatch.setattr("dada_det.search.dada.world", lambda rank=rank: (rank, size))
+        parts.append(algorithm.clean(n))
+    monkeypatch.setattr("dada_det.search.dada.world", lambda: (0, 1))
+    assert sum(parts) == algorithm.clean(n * size) == min(round(share * n * size), n * size - (share < 1))
+    assert max(parts) - min(parts) <= 1
+
+
 def process(rank: int, folder: str, mode: str, baseline: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

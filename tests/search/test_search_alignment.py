@@ -90,7 +90,7 @@ def test_rewards_and_pixel_sums_equal_autograd_through_the_reward(batch_norm: bo
     gradients = torch.autograd.grad(whole.sum(), list(leaves.values()), create_graph=True)
     reward = torch.stack([(g * v[name]).sum() for name, g in zip(leaves, gradients, strict=True)]).sum()
     (pixels_BCHW,) = torch.autograd.grad(reward, x)
-    rewards, sums = alignment.rewards_and_pixel_sums(net, weights, v, x, y, relative_step=1e-4, log=log)
+    rewards, sums = alignment.rewards_and_pixel_sums(net, alignment.ends(weights, dict(v), 1e-4), x, y, log=log)
     exact = alignment.rewards_forward_mode(net, weights, v, x.detach(), y)
     exact = exact / (1 + losses.detach()) if log else exact
     torch.testing.assert_close(rewards, exact, rtol=1e-6, atol=1e-8)
@@ -112,7 +112,7 @@ def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
     alignment.rewards(net, weights, v, *images(4, 3))  # other images, and another number of them
     alignment.rewards_forward_mode(net, weights, v, x, y)
     alignment.losses_and_pixel_sums(net, weights, x, y)
-    alignment.rewards_and_pixel_sums(net, weights, v, x, y)
+    alignment.rewards_and_pixel_sums(net, alignment.ends(weights, v), x, y)
 
     loss = nn.functional.cross_entropy(plain(x), y)
     loss.backward()

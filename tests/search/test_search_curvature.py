@@ -128,7 +128,7 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
     sample = distribution.sample(noise)
     augmented, _ = augment(parts, batch.images_BCHW, labels[0], algorithm.draws(sample, noise, 8))
     gradient = alignment.training_gradient(network, augmented, labels[0])[0]
-    v = alignment.gradient_at(network, alignment.step(weights, gradient, -0.1), parts.normalise(images[1]), labels[1])
+    v = alignment.gradient_at(network, weights, parts.normalise(images[1]), labels[1])
     v = {name: (1 - v_decay) * (v_decay * before[name] + tensor / alignment.norm(v)) for name, tensor in v.items()}
     if preconditioned:
         both = {name: (1 - SQUARES_DECAY) * (SQUARES_DECAY * before[name].square() + tensor.square())
@@ -136,6 +136,6 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
         v = precondition(v, both, gradient)
     rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
     wanted = policy_gradient(settings, distribution, algorithm.control_variate, rewards, None, sample, noise)[0].logits_N
-    algorithm.default_step(parts, batch, 0.1, learn=True)
+    algorithm.default_step(parts, batch, learn=True)
     assert distribution.preferences_N.grad is not None
     assert (-distribution.preferences_N.grad - wanted).norm() < 0.02 * wanted.norm()  # the step takes finite differences

@@ -18,7 +18,7 @@ from dada_det.search.policy_gradient import policy_gradient
 from dada_det.search.settings import ESTIMATORS, settings_for
 from dada_det.search.step import Batch, Step, augment
 
-B, SIZE, CLASSES, ZETA = 8, 10, 3, 0.1
+B, SIZE, CLASSES = 8, 10, 3
 OPERATIONS = ("Rotate", "Solarize", "Brightness")
 
 
@@ -44,7 +44,7 @@ def gradient_of(algorithm: Dada, parts: Step, batch: Batch, **changes: Any) -> d
     """What the step hands to the policy's optimiser, turned round: it minimises."""
     kept = algorithm.settings
     algorithm.settings = replace(kept, **changes)
-    algorithm.default_step(parts, batch, ZETA, learn=True)
+    algorithm.default_step(parts, batch, learn=True)
     algorithm.settings = kept
     return {name: -parameter.grad for name, parameter in algorithm.distribution.named_parameters()}
 
@@ -62,9 +62,7 @@ def test_straight_through_magnitudes_equal_autograd_through_the_pixel_sum(draws:
     torch.testing.assert_close(sample.logit_m_B2, algorithm.distribution.magnitudes_N2.detach()[sample.c_B])  # not drawn
     images, labels = augmented(algorithm, parts, batch, draws), batch.targets_B.repeat(draws)
     weights = alignment.weights_of(network)
-    gradient = alignment.gradient_at(network, weights, images[:B], labels[:B])
-    v = alignment.gradient_at(network, alignment.step(weights, gradient, -ZETA), parts.normalise(batch.val_images_VCHW),
-                              batch.val_targets_V)
+    v = alignment.gradient_at(network, weights, parts.normalise(batch.val_images_VCHW), batch.val_targets_V)
     v = {name: tensor / alignment.norm(v) for name, tensor in v.items()}
     leaf_N2 = algorithm.distribution.magnitudes_N2.detach().clone().requires_grad_()
     m_B2 = leaf_N2.sigmoid()[sample.c_B]
@@ -81,7 +79,7 @@ def test_dividing_by_the_spread_divides_every_gradient(changes: dict[str, Any]) 
     """The pixels' sums with the rewards, so that no option changes their weight against each other."""
     algorithm, parts, batch = case(**changes)
     plain = gradient_of(algorithm, parts, batch, normalise=False)
-    spread = algorithm.default_step(parts, batch, ZETA, learn=True)["spread"]
+    spread = algorithm.default_step(parts, batch, learn=True)["spread"]
     assert abs(spread.item() - 1) > 0.1
     for name, gradient in gradient_of(algorithm, parts, batch).items():
         torch.testing.assert_close(gradient, plain[name] / spread)
@@ -124,8 +122,7 @@ def test_the_weights_see_a_share_of_the_images_as_they_are(clean: float, draws: 
     unaugmented, labels, share = parts.normalise(batch.images_BCHW), batch.targets_B, int(clean * B)
     mixture = torch.cat([unaugmented[:share], images[share:B]])
     gradient = alignment.gradient_at(parts.network, weights, mixture, labels)
-    v = alignment.gradient_at(parts.network, alignment.step(weights, gradient, -ZETA),
-                              parts.normalise(batch.val_images_VCHW), batch.val_targets_V)
+    v = alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW), batch.val_targets_V)
     v = {name: tensor / alignment.norm(v) for name, tensor in v.items()}
     rewards, baseline = (alignment.rewards_forward_mode(parts.network, weights, v, shown, labels.repeat(len(shown) // B))
                          for shown in (images, unaugmented))
@@ -159,48 +156,42 @@ def test_a_step_adds_the_entropy_to_the_preferences_alone(estimator: str) -> Non
     ("both", 2, 6, True)])
 def test_the_validation_gradient_sees_the_statistics_that_the_setting_names(
         statistics: str, every: int, number: int, running: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against autograd through a copy at w' in train or eval mode; the step leaves the network in train mode."""
+    """Against autograd at the weights in train or eval mode; the step leaves the network in train mode."""
     algorithm, parts, batch = case(val_statistics=statistics, val_every=every)
     batch = replace(batch, number=number)
     network = nn.Sequential(nn.BatchNorm2d(3), *parts.network).double()
     directions = []
-    kept = alignment.rewards
+    kept = alignment.ends
 
-    def rewards(network: nn.Module, weights: alignment.Weights, direction: alignment.Weights, *rest: Any,
-                **more: Any) -> Tensor:
-        directions.append(direction)
-        return kept(network, weights, direction, *rest, **more)
+    def ends(weights: alignment.Weights, direction: alignment.Weights) -> alignment.Ends:
+        directions.append(dict(direction))
+        return kept(weights, direction)
 
-    monkeypatch.setattr(alignment, "rewards", rewards)
+    monkeypatch.setattr(alignment, "ends", ends)
     parts = replace(parts, network=network, v_mean=RunningMean(network, 0.0))
-    images = augmented(algorithm, parts, batch)
-    moved = copy.deepcopy(network)
-    gradient, _ = alignment.training_gradient(moved, images, batch.targets_B)
-    with torch.no_grad():
-        for name, parameter in moved.named_parameters():
-            parameter -= ZETA * gradient[name]
-    moved.train(not running)
-    loss = nn.functional.cross_entropy(moved(parts.normalise(batch.val_images_VCHW)), batch.val_targets_V)
-    own = torch.autograd.grad(loss, list(moved.parameters()))
+    before = copy.deepcopy(network)
+    before.train(not running)
+    loss = nn.functional.cross_entropy(before(parts.normalise(batch.val_images_VCHW)), batch.val_targets_V)
+    own = torch.autograd.grad(loss, list(before.parameters()))
     length = torch.cat([tensor.flatten() for tensor in own]).norm()
-    wanted = dict(zip(gradient, (tensor / length for tensor in own), strict=True))
-    algorithm.default_step(parts, batch, ZETA, learn=True)
+    wanted = dict(zip(alignment.weights_of(network), (tensor / length for tensor in own), strict=True))
+    algorithm.default_step(parts, batch, learn=True)
     assert network.training and directions
     torch.testing.assert_close(directions[0], wanted)
 
 
 def test_between_two_validation_passes_the_rewards_are_along_the_mean_direction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step 1 of every second one has no pass; before the first pass there is no direction, and nothing is learned."""
+    """A step without a pass; before the first pass there is no direction, and nothing is learned."""
     algorithm, parts, batch = case(val_every=2, estimator="score", baseline="none", normalise=False)
     assert parts.v_mean is not None
     passes = []
     kept = alignment.gradient_at
     monkeypatch.setattr(alignment, "gradient_at", lambda *arguments: passes.append(None) or kept(*arguments))
-    none_yet = gradient_of(algorithm, parts, replace(batch, number=1))
+    none_yet = gradient_of(algorithm, parts, replace(batch, validates=False))
     assert not passes and not any(gradient.any() for gradient in none_yet.values())
     gradient_of(algorithm, parts, batch)
     mean = {name: tensor.clone() for name, tensor in parts.v_mean.means.items()}
-    found = gradient_of(algorithm, parts, replace(batch, number=1))
+    found = gradient_of(algorithm, parts, replace(batch, validates=False))
     assert len(passes) == 1
     rewards = alignment.rewards_forward_mode(parts.network, alignment.weights_of(parts.network), mean,
                                              augmented(algorithm, parts, batch), batch.targets_B)
@@ -222,7 +213,7 @@ def test_rewards_of_log_losses_by_the_statistics_that_the_setting_names(statisti
     weights = alignment.weights_of(network)
     v = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
     sample = algorithm.distribution.sample(batch.noise)
-    found, pixel_sums = algorithm.rewards(replace(parts, network=network), weights, v, batch, sample)
+    found, pixel_sums = algorithm.rewards(replace(parts, network=network), alignment.ends(weights, dict(v)), batch, sample)
     assert network.training and (pixel_sums is None) == (algorithm.settings.spread is not None)
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, buffers[name])

@@ -61,7 +61,7 @@ def test_a_network_s_own_losses_give_what_cross_entropies_give() -> None:
     v, own_v = (alignment.gradient_at(network, w, *batch(1)) for network, w in ((plain, weights), (own, own_weights)))
     for compute in (lambda *place: alignment.rewards(*place, *batch(2)),
                     lambda *place: alignment.rewards_forward_mode(*place, *batch(2)),
-                    lambda *place: alignment.rewards_and_pixel_sums(*place, *batch(2))[1]):
+                    lambda net, w, v: alignment.rewards_and_pixel_sums(net, alignment.ends(w, dict(v)), *batch(2))[1]):
         torch.testing.assert_close(compute(own, own_weights, own_v), compute(plain, weights, v))
 
 

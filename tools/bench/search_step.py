@@ -13,9 +13,10 @@ ratio             (step - the weights' own update) / mean of the round's plain p
                   its 95 % interval
 weights_update    SGD and clipping over plain, which plain training pays too; policy_update (Adam) is part of the ratio
 augmentation      the policies' operations as a share of the step; data: crops, flips and noise as a share of it
-memory_ratio      peak bytes of a step over those of plain training (forward, backward, the weights' update), weights and
-                  optimiser state included: CUDA's max_memory_allocated; on the CPU what torch's allocator has handed out
-                  and not got back, by the profiler's record (so without fragmentation and without Python itself)
+memory_ratio      peak bytes of a step over those of plain training (forward, backward, the weights' update), each with
+                  the weights, optimiser states and running means that it has to hold: CUDA's max_memory_allocated; on the
+                  CPU what torch's allocator has handed out and not got back, by the profiler's record (so without
+                  fragmentation and without Python itself)
 rewards_per_step  images that got a reward of their own, in ddas copies of the batch; baseline: what is subtracted from it
 
 The modes are DADA's two and ddas; each takes the search settings of its own config (ddas on CIFAR: 8 validation batches).
@@ -79,7 +80,7 @@ class Case:
 
     def steps(self, number: int) -> None:
         """Whole steps of the search, their data included, after the warm-up epochs: from one validation pass to the next."""
-        period = self.batches.val_every
+        period = self.batches.settings.val_every
         for which in range(number * period, (number + 1) * period):
             batch = self.batches.batch(*divmod(which, len(self.batches)))
             self.searcher.search_step(batch, self.wrappers, epoch=AFTER_WARM_UP)
@@ -95,6 +96,23 @@ class Case:
         self.plain(number)()
         self.wrappers["weights"].step()
         self.wrappers["weights"].zero_grad()
+
+    def own_bytes(self) -> int:
+        """What the searcher and its optimisers hold that plain training does not have."""
+        plain = {tensor.data_ptr() for tensor in [*self.searcher.network.parameters(), *self.searcher.network.buffers(),
+                                                  *states_of(self.wrappers["weights"])]}
+        return sum(tensor.nbytes for tensor in self.held() if tensor.data_ptr() not in plain)
+
+    def held(self) -> list[torch.Tensor]:
+        """All that stays from step to step."""
+        return [*self.searcher.parameters(), *self.searcher.buffers(),
+                *(state for wrapper in self.wrappers.values() for state in states_of(wrapper))]
+
+
+def states_of(wrapper: Any) -> list[torch.Tensor]:
+    """The tensors of an optimiser's state."""
+    states = wrapper.optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
 
 
 def build(model: str, mode: str, changes: Sequence[str], device: torch.device) -> Case:
@@ -116,7 +134,7 @@ def build(model: str, mode: str, changes: Sequence[str], device: torch.device) -
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """The numbers of one row; the first round warms up and is not counted."""
-    memory_ratio, ratios, plains, parts, period = 0.0, [], [], [], case.batches.val_every
+    memory_ratio, ratios, plains, parts, period = 0.0, [], [], [], case.batches.settings.val_every
     for number in range(rounds + 1):
         whole_steps = partial(case.steps, number)
         before = [plain_seconds(case, number) for _ in range(PLAIN // 2)]
@@ -126,7 +144,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             spent["step"] = seconds(whole_steps, case.device)
         spent = {name: amount / period for name, amount in spent.items()}
         if number == 0:
-            memory_ratio = peak_bytes(case, case.steps) / peak_bytes(case, case.plain_training)
+            memory_ratio = peak_bytes(case, case.steps) / (peak_bytes(case, case.plain_training) - case.own_bytes())
             continue
         ratios.append((took - spent["weights_update"]) / plain)
         plains.append(plain)
@@ -202,15 +220,12 @@ def peak_bytes(case: Case, run: Callable[[int], None]) -> int:
         torch.cuda.reset_peak_memory_stats(case.device)
         run(0)
         return torch.cuda.max_memory_allocated(case.device)
-    states = [value for wrapper in case.wrappers.values() for state in wrapper.optimizer.state.values()
-              for value in state.values() if isinstance(value, torch.Tensor)]
-    held = sum(tensor.nbytes for tensor in (*case.searcher.parameters(), *case.searcher.buffers(), *states))
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         run(0)
     assert profile.profiler is not None and profile.profiler.kineto_results is not None
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now_held = peak = held
+    now_held = peak = sum(tensor.nbytes for tensor in case.held())
     for event in sorted(events, key=lambda event: event.start_ns()):
         now_held += event.nbytes()
         peak = max(peak, now_held)
