@@ -87,15 +87,16 @@ def measure(label: str, work: Callable[[T], Rows], tasks: Sequence[T], processes
         print(f"{label}  {number}/{len(tasks)}  {said(task, new)}  ETA {eta}", file=sys.stderr, flush=True)
 
 
-def rows_in(path: Path | None, settings: dict[str, Any]) -> Rows:
+def rows_in(path: Path | None, settings: dict[str, Any], later: Sequence[str] = ()) -> Rows:
     """The rows that `path` holds already, where `write_rows` wrote it; UserError where it was measured with other settings.
 
-    A setting of which the file says nothing came later, and its rows join those of the file.
+    later: settings of which the file may say nothing yet, as its rows are of something else.
     """
     if path is None or not path.exists():
         return []
     found = read_json(path, "table")
     known = found.get("settings") if isinstance(found, dict) else None
-    if not isinstance(known, dict) or {**settings, **known} != settings or not isinstance(found.get("rows"), list):
+    if (not isinstance(known, dict) or {**{name: settings[name] for name in later if name in settings}, **known} != settings
+            or not isinstance(found.get("rows"), list)):
         raise UserError(f"{path} was not measured with {settings}; give its own flags, or another --json")
     return found["rows"]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dada_det.augment import apply_operation
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.data.fine_grained import train_and_val
-from dada_det.data.folders import scan_folder
+from dada_det.data.folders import ImageList, scan_folder
 from dada_det.data.imagenet import decode, generator_for
 from dada_det.data.memory import MemoryImages
 from dada_det.errors import UserError
@@ -101,16 +101,31 @@ def images_for(operation: str, seed: int, folder: Path | None, side: int) -> tup
     return images[order], labels_N[order]
 
 
+def _lists(folder: Path) -> tuple[ImageList, ...]:
+    return train_and_val(folder, None) if (folder / "train").is_dir() else (scan_folder(folder),)
+
+
+def source(folder: Path | None) -> str:
+    """What a file says of the images that its rows were measured on: the folder's name and a hash of its files."""
+    return MADE if folder is None else f"{folder.name}, {'/'.join(listed.hash()[:12] for listed in _lists(folder))}"
+
+
 def _photographs(folder: Path, side: int) -> tuple[Tensor, Tensor]:
-    lists = train_and_val(folder, None) if (folder / "train").is_dir() else (scan_folder(folder),)
+    lists = _lists(folder)
     return (torch.cat([decode(listed, side, workers=1)[0] for listed in lists]),
             torch.tensor([label for listed in lists for label in listed.labels]))
 
 
 def plant(operation: str, seed: int, folder: Path | None = None, side: int = SIDE) -> tuple[MemoryImages, ...]:
-    """(training third as it is, validation third transformed, unseen third transformed the same way)."""
+    """(training third as it is, validation third transformed, unseen third transformed the same way).
+
+    Raises UserError where chance leaves the training third without a class.
+    """
     images, labels_N = images_for(operation, seed, folder, side)
     third, generator = len(images) // 3, generator_for(seed, 12)
+    if missing := len(labels_N.unique()) - len(labels_N[:third].unique()):
+        raise UserError(f"{folder} has too few images for a third of them to train: with seed {seed} it lacks {missing} of "
+                        f"{len(labels_N.unique())} classes; give classes of twenty images or more")
     signs_N = (torch.rand(len(images), generator=generator) < 0.5).float() * 2 - 1
     if operation in DARKER_ONLY:
         signs_N = -torch.ones(len(images))

@@ -8,7 +8,9 @@ from torch.nn.functional import avg_pool2d
 
 from dada_det.augment import PolicyTransform, apply_operation
 from dada_det.data.folders import scan_folder
-from dada_det.data.planted import LUMINANCE, images_for, oracle, plant, write_folders
+from dada_det.data.memory import MemoryImages
+from dada_det.data.planted import LUMINANCE, MADE, images_for, oracle, plant, source, write_folders
+from dada_det.errors import UserError
 
 pytest.importorskip("sklearn")
 
@@ -79,3 +81,19 @@ def test_both_splits_of_a_folder_are_taken_together(tmp_path: Path) -> None:
     images, labels = images_for("Rotate", 0, tmp_path, 16)
     assert len(images) == 1198 and labels.unique().tolist() == list(range(10))
     assert torch.equal(labels.bincount(), train.labels_N.bincount() + val.labels_N.bincount())
+
+
+def test_a_class_that_the_training_third_lacks_is_said(tmp_path: Path) -> None:
+    images, labels_N = torch.randint(256, (9, 3, 16, 16), dtype=torch.uint8), torch.arange(9)
+    write_folders(tmp_path, images=MemoryImages(images, labels_N))
+    with pytest.raises(UserError, match="too few images for a third of them to train: with seed 2 it lacks 6 of 9 classes"):
+        plant("Rotate", 2, tmp_path / "images", 16)
+
+
+def test_folders_of_one_name_and_other_images_are_told_apart(tmp_path: Path) -> None:
+    for place, images in (("a", 3), ("b", 4)):
+        black = MemoryImages(torch.zeros(images, 3, 16, 16, dtype=torch.uint8), torch.zeros(images, dtype=torch.long))
+        write_folders(tmp_path / place, images=black)
+    named = [source(tmp_path / place / "images") for place in "ab"]
+    assert all(name.startswith("images, ") for name in named) and named[0] != named[1]
+    assert source(None) == MADE

@@ -47,7 +47,7 @@ def test_two_rows_of_real_searches(ablation: ModuleType, tmp_path: Path, capsys:
     assert ablation.main(["--rows", "default", "no warm-up", "--operations", "Invert", "--seeds", "1", "--epochs", "3",
                           "--json", str(table)]) == 0
     content = json.loads(table.read_text())
-    assert content["settings"] == {"epochs": 3, "data": ablation.MADE, "default": str(settings_for())}
+    assert content["settings"] == {"tool": "ablation", "epochs": 3, "data": ablation.MADE, "default": str(settings_for())}
     default, other = content["rows"]
     assert (default["row"], default["options"], default["operation"], default["seed"]) == ("default", [], "Invert", 0)
     assert (other["row"], other["options"]) == ("no warm-up", ["search.warmup_epochs=0"])

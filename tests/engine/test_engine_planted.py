@@ -83,6 +83,40 @@ def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleTyp
     assert "mean AUC 1.000" in lines[1] and "first in 1 of 1" in lines[1] and "75 % on average" in lines[1]
 
 
+def test_the_way_is_of_means_over_seeds_and_the_controls_are_paired(planted: ModuleType) -> None:
+    """By hand: 10 and 8 points of gaps of 40 and 8 are 18 of 48; the mean of the shares, 25 and 100 %, would be 62 %."""
+    rows = [{"mode": "default", "operation": "Rotate", "seed": seed, "auc": auc, "rank": rank, "accuracy_none": 50.0,
+             "gap": gap, "accuracy": 50.0 + won, "accuracy_random": 48.0, "accuracy_one_op": 50.0 + won - 1}
+            for seed, (auc, rank, gap, won) in enumerate([(1.0, 1, 40.0, 10.0), (0.8, 2, 8.0, 8.0)])]
+    first, random, one_op = planted.summary(rows)
+    assert first.startswith("default: mean AUC 0.900 ± 1.271 (n = 2), first in 1 of 2")
+    assert first.endswith("38 % on average, least 38 % (Rotate)")
+    assert random == "default: accuracy minus random +11.0 ± 12.7 points"
+    assert one_op == "default: accuracy minus one_op +1.0 ± 0.0 points"
+
+
+def test_only_what_was_asked_for_is_printed(planted: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture) -> None:
+    """Seeds that were tuned on may stand in the same file as fresh ones."""
+    row = {"auc": 0.5, "rank": 9, "gap": 40.0, "first": "Invert", "accuracy": 60.0, "accuracy_none": 50.0,
+           "accuracy_oracle": 90.0, "accuracy_random": 55.0, "accuracy_one_op": 55.0}
+    monkeypatch.setattr(planted, "run", lambda task: [{"mode": mode, "operation": task.operation, "seed": task.seed, **row,
+                                                       "auc": 0.5 + 0.1 * task.seed} for mode in task.modes])
+    command = ["--operations", "Rotate", "--seeds", "1", "--modes", "default", "--json", str(tmp_path / "p.json")]
+    assert planted.main(command) == 0
+    capsys.readouterr()
+    assert planted.main([*command, "--first-seed", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "mean AUC 0.600" in out and "(n = 1)" in out and len(out.splitlines()) == 6
+    assert len(json.loads((tmp_path / "p.json").read_text())["rows"]) == 2
+
+
+def test_a_file_of_another_tool_is_refused(planted: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_rows(tmp_path / "alone.json", [], {"tool": "planted_alone", "epochs": 30})
+    assert planted.main(["--seeds", "1", "--json", str(tmp_path / "alone.json")]) == 2
+    assert "alone.json was not measured with" in capsys.readouterr().err
+
+
 def test_the_ranking_of_a_schedule_is_that_of_its_last_stage(planted: ModuleType, tmp_path: Path) -> None:
     """By hand: nine ordered pairs of three atoms, of which five hold Invert and five Rotate."""
     Schedule.from_dict({"schema": 1, "ranges": "strength", "atoms": [
@@ -99,11 +133,13 @@ def test_the_ranking_of_a_schedule_is_that_of_its_last_stage(planted: ModuleType
 def test_rows_of_ddas_join_a_file_that_has_none_but_not_those_of_other_settings(planted: ModuleType, tmp_path: Path) -> None:
     table, before = tmp_path / "planted.json", {"epochs": 30, "default": "a"}
     write_rows(table, [{"mode": "paper"}], before)
-    assert planted.rows_in(table, {**before, "ddas": "b"}) == [{"mode": "paper"}]
+    assert planted.rows_in(table, {**before, "ddas": "b"}, later=["ddas"]) == [{"mode": "paper"}]
+    with pytest.raises(UserError, match="was not measured with"):
+        planted.rows_in(table, {**before, "image_size": 14}, later=["ddas"])
     write_rows(table, [{"mode": "ddas"}], {**before, "ddas": "b"})
     for other in ({**before, "ddas": "c"}, before, {**before, "default": "d", "ddas": "b"}):
         with pytest.raises(UserError, match="was not measured with"):
-            planted.rows_in(table, other)
+            planted.rows_in(table, other, later=["ddas"])
 
 
 def test_a_mode_that_a_file_lacks_is_run_alone_with_the_controls_that_it_holds(planted: ModuleType) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from dada_det.augment import PolicyTransform
 from dada_det.data.memory import MemoryImages
-from dada_det.data.planted import MADE, oracle, write_folders
+from dada_det.data.planted import MADE, oracle, source, write_folders
 from tests.conftest import load_bench
 
 pytest.importorskip("sklearn")
@@ -59,7 +59,9 @@ def test_the_folders_own_images_are_trained_on(planted: ModuleType, alone: Modul
     recipe = trials[0][2]
     assert (recipe.image_size, recipe.batch_size, recipe.classes, recipe.mirror) == (21, 3, 2, True)
     assert trials[0][3] is None and trials[1][3] == oracle("Invert")
-    assert json.loads(table.read_text())["settings"] == {"epochs": 30, "batch_size": 3, "image_size": 21, "data": "images"}
+    settings = json.loads(table.read_text())["settings"]
+    assert settings.pop("data") == source(tmp_path / "images")
+    assert settings == {"tool": "planted_alone", "epochs": 30, "batch_size": 3, "image_size": 21}
 
 
 def test_the_table(alone: ModuleType) -> None:
@@ -72,10 +74,13 @@ def test_the_table(alone: ModuleType) -> None:
     assert alone.summary(rows)[1].split() == ["Invert", "2", "40.0", "75", "%", "50", "%", "(Color)"]
 
 
-@pytest.mark.parametrize("other", [{"epochs": 30}, {"data": "the digits of another day"}])
+@pytest.mark.parametrize("other", [{"epochs": 30}, {"data": "the digits of another day"}, {"tool": "planted"}])
 def test_a_file_of_other_epochs_or_images_is_refused(alone: ModuleType, other: dict, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture) -> None:
     table = tmp_path / "alone.json"
-    table.write_text(json.dumps({"rows": [], "settings": {"epochs": 2, "batch_size": 50, "data": MADE, **other}}))
+    own = {"tool": "planted_alone", "epochs": 2, "batch_size": 50, "image_size": 14, "data": MADE}
+    table.write_text(json.dumps({"rows": [], "settings": own}))
+    assert alone.rows_in(table, own) == []
+    table.write_text(json.dumps({"rows": [], "settings": {**own, **other}}))
     assert alone.main(["--epochs", "2", "--json", str(table)]) == 2
     assert "was not measured with" in capsys.readouterr().err

@@ -139,7 +139,7 @@ def with_interval(mean: float, half: float, form: str = ".3f") -> str:
 
 
 def body(args: argparse.Namespace) -> None:
-    settings = {"epochs": args.epochs, "data": MADE, "default": str(settings_for())}
+    settings = {"tool": "ablation", "epochs": args.epochs, "data": MADE, "default": str(settings_for())}
     done = done_in(args.json, settings)
     # Seed by seed, so that what is there when a measurement is cut short is paired.
     wanted = [Task(row, operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
@@ -151,7 +151,8 @@ def body(args: argparse.Namespace) -> None:
     measure("ablation", run, left, args.processes, rows, args.json, settings,
             lambda task, new: f"{task.row}, {task.operation}, seed {task.seed}: auc {new[0]['auc']:.3f}, "
                               f"rank {new[0]['rank']}")
-    print("\n".join(summary(rows)))
+    asked = {(task.row, task.operation, task.seed) for task in wanted}
+    print("\n".join(summary(row for row in rows if (row["row"], row["operation"], row["seed"]) in asked)))
     print(f"ablation  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
 

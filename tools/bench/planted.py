@@ -13,7 +13,8 @@ validation 3), and paper, which has the default's epochs, 15 times too.
 gap   accuracy of the oracle minus that of none, in points; an operation whose mean gap is below 10 is not counted
 auc   how well the preferences of all candidates rank those that hold the planted operation (0.5 is chance): DADA's 105
       sub-policies; of ddas all ordered pairs of its 28 atoms
-rank  of the planted operation among the fifteen by probability of use; way: share of the gap that the policy closes
+rank  of the planted operation among the fifteen by probability of use
+way   share of the gap that the policy closes, from the means over an operation's seeds
 """
 
 import argparse
@@ -34,7 +35,7 @@ from dada_det.augment.schedule import Schedule
 from dada_det.commands import common
 from dada_det.commands.bench import measure, rows_in, run_search
 from dada_det.data.memory import MemoryImages
-from dada_det.data.planted import MADE, SIDE, oracle, plant, write_folders
+from dada_det.data.planted import SIDE, oracle, plant, source, write_folders
 from dada_det.engine.launch import read_config
 from dada_det.engine.trial import Recipe, run_trial
 from dada_det.report.statistics import mean_interval, paired_difference
@@ -164,8 +165,8 @@ def summary(rows: list[dict]) -> list[str]:
         if not own:
             continue
         auc, half = mean_interval([row["auc"] for row in own])
-        ways = {name: mean_interval([(row["accuracy"] - row["accuracy_none"]) / row["gap"] for row in own
-                                     if row["operation"] == name and row["gap"] > 0])[0]
+        ways = {name: sum(row["accuracy"] - row["accuracy_none"] for row in own if row["operation"] == name)
+                / sum(row["gap"] for row in own if row["operation"] == name)
                 for name in dict.fromkeys(row["operation"] for row in own)}
         worst = min(ways, key=lambda name: ways[name])
         lines.append(f"{mode}: mean AUC {auc:.3f} ± {half:.3f} (n = {len(own)}), first in "
@@ -219,24 +220,26 @@ def image_size(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What a file's rows were measured with, the search aside."""
-    return {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": image_size(args),
-            "data": args.data.name if args.data else MADE}
+    return {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": image_size(args), "data": source(args.data)}
 
 
 def body(args: argparse.Namespace) -> None:
     # The default is named, so that no rows of another one stand beside these.
-    settings = {**settings_of(args), "options": args.cfg_options, "default": str(settings_for())}
+    settings = {"tool": "planted", **settings_of(args), "options": args.cfg_options, "default": str(settings_for())}
     modes = list(dict.fromkeys(mode for given in args.modes for mode in given))
     if "ddas" in modes:
         config = read_config(DDAS_CONFIG, [])
         settings["ddas"] = f"{ddas_settings(**config.search)} {dict(config.policy_optimizer)}"
-    rows = rows_in(args.json, settings)
-    tasks = [left for task in tasks_of(args, modes, args.cfg_options) if (left := still_to_run(task, rows)).modes]
+    rows = rows_in(args.json, settings, later=["ddas"])
+    tasks = tasks_of(args, modes, args.cfg_options)
+    asked = {(task.operation, task.seed, mode) for task in tasks for mode in modes}
+    tasks = [left for task in tasks if (left := still_to_run(task, rows)).modes]
     measure("planted", run, tasks, args.processes, rows, args.json, settings,
             lambda task, new: f"{task.operation}, seed {task.seed}: "
                               + "; ".join(f"{row['mode']} auc {row['auc']:.3f}, rank {row['rank']}" for row in new))
     print("  ".join(f"{name:>{max(len(name), int(width.strip('df').split('.')[0]))}}" for name, width in COLUMNS.items()))
-    print("\n".join([*map(line, rows), *summary(rows)]))
+    own = [row for row in rows if (row["operation"], row["seed"], row["mode"]) in asked]
+    print("\n".join([*map(line, own), *summary(own)]))
     print(f"planted  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
 

@@ -68,13 +68,14 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def body(args: argparse.Namespace) -> None:
-    settings = planted.settings_of(args)
+    settings = {"tool": "planted_alone", **planted.settings_of(args)}
     rows = rows_in(args.json, settings)
     done = {(row["operation"], row["seed"]) for row in rows}
-    tasks = [task for task in planted.tasks_of(args) if (task.operation, task.seed) not in done]
+    asked = {(task.operation, task.seed): task for task in planted.tasks_of(args)}
+    tasks = [task for key, task in asked.items() if key not in done]
     measure("planted_alone", run, tasks, args.processes, rows, args.json, settings,
             lambda task, _: f"{task.operation}, seed {task.seed}")
-    print("\n".join(summary(rows)))
+    print("\n".join(summary(row for row in rows if (row["operation"], row["seed"]) in asked)))
     print(f"planted_alone  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
 

@@ -1,8 +1,5 @@
 """What a step of the search costs: a whole step over a plain forward+backward of the same model and batch.
 
-    python tools/bench/search_step.py --models wide_resnet40_2 resnet50 --modes default paper ddas
-    python tools/bench/search_step.py --modes default --settings draws=1 val_every=1 --json step.json
-
 Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
 flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process; where one of several steps
 validates (val_every), the mean of as many. They take turns, these steps and PLAIN plain passes a round, nearly as long:
@@ -42,8 +39,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a machine 
 import torch
 from torch.nn import functional as F
 
+from dada_det.commands import common
 from dada_det.commands.bench import write_rows
-from dada_det.commands.common import positive
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.launch import read_config
 from dada_det.engine.search import METHODS, optimizers
@@ -52,6 +49,7 @@ from dada_det.engine.search_problems import MARGIN, classification_batches
 from dada_det.engine.searcher import Searcher
 from dada_det.engine.trial import hardware
 from dada_det.errors import UserError
+from dada_det.files import make_folder
 from dada_det.models.backbone import IMAGENET
 from dada_det.models.classifiers import build_classifier
 from dada_det.report.statistics import median_interval as interval
@@ -232,40 +230,46 @@ def peak_bytes(case: Case, run: Callable[[int], None]) -> int:
     return peak
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def body(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; give --device cpu")
+    if args.json is not None:
+        make_folder(args.json.parent)
+    device = torch.device(args.device)
+    print(f"{hardware()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds")
+    widths = {name: max(len(name), int(form.lstrip("<>").partition(".")[0].rstrip("d"))) for name, form in COLUMNS.items()}
+    print("  ".join(f"{name:{'<' if name in ('model', 'mode') else '>'}{widths[name]}}" for name in COLUMNS))
+    rows = []
+    for model in args.models:
+        for mode in args.modes:
+            row = {"model": model, "mode": " ".join([mode, *args.settings]),
+                   **measure(build(model, mode, args.settings, device), args.rounds)}
+            rows.append(row)
+            print("  ".join(f"{row[name]:{form}}".rjust(widths[name]) for name, form in COLUMNS.items()), flush=True)
+    if args.json is not None:
+        write_rows(args.json, rows, {"device": str(device), "threads": torch.get_num_threads(), "rounds": args.rounds})
+    print(f"search_step  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for("search_step.py", __doc__ or "",
+                               "python tools/bench/search_step.py --models wide_resnet40_2 --modes default paper ddas\n"
+                               "  python tools/bench/search_step.py --modes default --settings draws=1 --json step.json")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["wide_resnet40_2", "resnet50"],
                         help="(default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"],
                         help="(default: %(default)s)")
     parser.add_argument("--settings", nargs="+", default=[], metavar="name=value",
                         help="changes of the modes' search settings")
-    parser.add_argument("--rounds", type=positive, default=12, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of torch on the CPU (default: torch's own)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write hardware, versions and rows")
-    args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    print(f"{hardware()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds")
-    widths = {name: max(len(name), int(form.lstrip("<>").partition(".")[0].rstrip("d"))) for name, form in COLUMNS.items()}
-    print("  ".join(f"{name:{'<' if name in ('model', 'mode') else '>'}{widths[name]}}" for name in COLUMNS))
-    rows = []
-    try:
-        for model in args.models:
-            for mode in args.modes:
-                row = {"model": model, "mode": " ".join([mode, *args.settings]),
-                       **measure(build(model, mode, args.settings, device), args.rounds)}
-                rows.append(row)
-                print("  ".join(f"{row[name]:{form}}".rjust(widths[name]) for name, form in COLUMNS.items()), flush=True)
-    except UserError as error:
-        print(f"search_step.py: error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        write_rows(args.json, rows, {"device": str(device), "threads": torch.get_num_threads(), "rounds": args.rounds})
-        print(f"search_step  done: {len(rows)} rows in {args.json}")
-    return 0
+    parser.add_argument("--rounds", type=common.positive, default=12, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=common.positive, metavar="N", help="of torch on the CPU (default: torch's own)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write hardware, versions and rows")
+    return common.run(body, parser, argv)
 
 
 if __name__ == "__main__":
