@@ -2,8 +2,9 @@
 
     R_i = d/d eps  l_i(w + eps v)  at eps = 0,      v = grad L_val(w'),      w' = w - zeta grad L_train(w, q)
 
-(DESIGN.md, "The mathematics in one page"). Weights are dictionaries of tensors by parameter name; no pass here changes
-the network, neither its parameters nor BatchNorm's running buffers. B images, C channels, H height, W width.
+(DESIGN.md, "The mathematics in one page"; DADA's default takes v at w). Weights are dictionaries of tensors by parameter
+name; no pass here changes the network, neither its parameters nor BatchNorm's running buffers. B images, C channels, H
+height, W width.
 
 `low` (torch.bfloat16) is for the two passes with a gradient alone: rewards are differences of nearly equal losses, of which
 bfloat16 keeps eight bits. A loss that a bfloat16 pass has left is no end of such a difference either (tested).

@@ -2,7 +2,7 @@
 
 B images of a training batch, D draws of each, V validation images, C channels, H height, W width, N sub-policies.
 Upper problem: minimise L_val(w - zeta grad_w E_q[L_train(w, q)]); its gradient for the policy is -zeta grad E_q[R], so R
-(dada_det.search.alignment) is made large.
+(dada_det.search.alignment) is made large. The paper's step takes grad L_val at the virtual weights, ours at w itself.
 """
 
 from typing import Any, cast
@@ -97,8 +97,8 @@ class Dada(Algorithm):
 
         The weights see a mixture, the first `clean` of the images as they are and the others with their policies, so that
         what an operation is worth does not vanish as they learn it. The rewards are of all images with their policies.
-        v is taken before the training pass, at weights to which a step has really led: from there a virtual one would change
-        it little beside the mean over ten passes, and cost a copy of the weights.
+        v is taken before the training pass, at weights to which a step has really led; a virtual one more would change it
+        little beside its mean over ten passes, and cost a copy of the weights.
         Returns what is worth a log line: the loss, and the mean and spread of the advantages.
         """
         network, settings = parts.network, self.settings
