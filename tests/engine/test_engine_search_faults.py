@@ -175,14 +175,14 @@ def test_every_pass_of_a_step_drops_the_same(mode: str, changes: dict[str, Any])
 
 def test_the_validation_passes_take_turns_with_the_statistics() -> None:
     """Every second step validates, by the batch's statistics and by the running ones (in eval mode), whichever epoch the
-    steps are of; all rewards are by the running ones."""
+    steps are of, before the training pass; all rewards are by the running ones."""
     norm, modes = nn.BatchNorm2d(3), []
     norm.register_forward_hook(lambda module, *_: modes.append(module.training))
     searcher, batches, wrappers = tiny_search("default", norm)
     for step in range(4):
         modes.clear()
         searcher.search_step(batches.batch(3 + step // 2, step % 2), wrappers, epoch=3)
-        assert modes == [True, *[[True], [], [False], []][(6 + step) % 4], False, False]
+        assert modes == [*[[True], [], [False], []][(6 + step) % 4], True, False, False]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
