@@ -81,6 +81,8 @@ def test_an_operation_without_a_gap_is_marked_and_not_counted(planted: ModuleTyp
     lines = planted.summary([row, found])
     assert lines[0] == "not counted, mean gap below 10 points: Cutout"
     assert "mean AUC 1.000" in lines[1] and "first in 1 of 1" in lines[1] and "75 % on average" in lines[1]
+    assert lines[4].startswith("default, all 2 operations: mean AUC 0.750") and "first in 1 of 2" in lines[4]
+    assert "62 % on average, least 50 % (Cutout)" in lines[4] and len(lines) == 7
 
 
 def test_the_way_is_of_means_over_seeds_and_the_controls_are_paired(planted: ModuleType) -> None:

@@ -154,27 +154,38 @@ def line(row: dict) -> str:
 
 
 def summary(rows: list[dict]) -> list[str]:
-    """A line a mode over the operations that count, with 95 % intervals over runs."""
-    gaps: dict[str, list[float]] = {}
-    for row in rows:
-        gaps.setdefault(row["operation"], []).append(row["gap"])
-    small = sorted(name for name, own in gaps.items() if sum(own) / len(own) < COUNTED_GAP)
-    lines = [f"not counted, mean gap below {COUNTED_GAP:.0f} points: {', '.join(small)}"] if small else []
+    """A mode's lines over the operations that count, and where some do not, over all of them too."""
+    operations = list(dict.fromkeys(row["operation"] for row in rows))
+    gaps = {name: [row["gap"] for row in rows if row["operation"] == name] for name in operations}
+    counted = [name for name in operations if sum(gaps[name]) / len(gaps[name]) >= COUNTED_GAP]
+    small = [name for name in operations if name not in counted]
+    lines = [f"not counted, mean gap below {COUNTED_GAP:.0f} points: {', '.join(sorted(small))}"] if small else []
+    groups = {"": counted, f", all {len(operations)} operations": operations if small else []}
     for mode in dict.fromkeys(row["mode"] for row in rows):
-        own = [row for row in rows if row["mode"] == mode and row["operation"] not in small]
-        if not own:
-            continue
-        auc, half = mean_interval([row["auc"] for row in own])
-        ways = {name: sum(row["accuracy"] - row["accuracy_none"] for row in own if row["operation"] == name)
-                / sum(row["gap"] for row in own if row["operation"] == name)
-                for name in dict.fromkeys(row["operation"] for row in own)}
+        for group, names in groups.items():
+            own = [row for row in rows if row["mode"] == mode and row["operation"] in names]
+            lines += lines_of(f"{mode}{group}", own) if own else []
+    return lines
+
+
+def lines_of(label: str, rows: list[dict]) -> list[str]:
+    """What the runs of `rows` found and are worth, with 95 % intervals over them."""
+    auc, half = mean_interval([row["auc"] for row in rows])
+    first = sum(row["rank"] == 1 for row in rows)
+    found = f"{label}: mean AUC {auc:.3f} ± {half:.3f} (n = {len(rows)}), first in {first} of {len(rows)}"
+    totals: dict[str, tuple[float, float]] = {}  # of an operation: points won, points to win
+    for row in rows:
+        won, gap = totals.get(row["operation"], (0.0, 0.0))
+        totals[row["operation"]] = won + row["accuracy"] - row["accuracy_none"], gap + row["gap"]
+    ways = {name: won / gap for name, (won, gap) in totals.items() if gap > 0}
+    if ways:
         worst = min(ways, key=lambda name: ways[name])
-        lines.append(f"{mode}: mean AUC {auc:.3f} ± {half:.3f} (n = {len(own)}), first in "
-                     f"{sum(row['rank'] == 1 for row in own)} of {len(own)}; of the way from none to the oracle "
-                     f"{100 * sum(ways.values()) / len(ways):.0f} % on average, least {100 * ways[worst]:.0f} % ({worst})")
-        for control in ("random", "one_op"):
-            mean, half = paired_difference([row["accuracy"] for row in own], [row[f"accuracy_{control}"] for row in own])
-            lines.append(f"{mode}: accuracy minus {control} {mean:+.1f} ± {half:.1f} points")
+        found += f"; of the way from none to the oracle {100 * sum(ways.values()) / len(ways):.0f} % on average, least " \
+                 f"{100 * ways[worst]:.0f} % ({worst})"
+    lines = [found]
+    for control in ("random", "one_op"):
+        mean, half = paired_difference([row["accuracy"] for row in rows], [row[f"accuracy_{control}"] for row in rows])
+        lines.append(f"{label}: accuracy minus {control} {mean:+.1f} ± {half:.1f} points")
     return lines
 
 
