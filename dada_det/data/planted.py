@@ -80,8 +80,8 @@ def _shapes() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("the digits come with scikit-learn, which is not installed; run `pip install scikit-learn`, or give "
-                        "images of your own with --data") from error
+        raise UserError("the digits come with scikit-learn, which is not installed; "
+                        "run `pip install scikit-learn`") from error
     data = load_digits()
     return F.interpolate(torch.tensor(data.images)[:, None].float() / 16, SIDE, mode="bilinear"), torch.tensor(data.target)
 

@@ -70,10 +70,11 @@ class Searcher(BaseModel):
         # Dropout draws from torch's global generator, which no checkpoint keeps.
         seeding = self.network.register_forward_pre_hook(lambda *_: torch.manual_seed(batch.network_seed) and None)
         try:
-            return self.algorithm.step(parts, batch, zeta=weights.get_lr()["lr"][0], epoch=epoch)
+            log = self.algorithm.step(parts, batch, zeta=weights.get_lr()["lr"][0], epoch=epoch)
         finally:
             seeding.remove()
-            share_buffers(self.network)
+        share_buffers(self.network)
+        return log
 
 
 @torch.no_grad()

@@ -104,7 +104,8 @@ def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
 @pytest.mark.parametrize("v_decay", [0.0, 0.9])
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditioned: bool, v_decay: float) -> None:
-    """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand."""
+    """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand, all at the
+    weights that the step found."""
     torch.manual_seed(0)
     settings = settings_for("default", draws=1, clean=0.0, baseline="none", normalise=False, estimator="score",
                             log_losses=False, reward_statistics="batch", val_statistics="batch",
@@ -122,7 +123,13 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
     v_mean.add(before, torch.ones(()))
     if squares is not None:
         add_square(squares, before)
-    parts = Step(network, settings, lambda pixels: pixels.double() / 127.5 - 1, lambda gradient: None, lambda name: None,
+
+    @torch.no_grad()
+    def update_weights(gradient: alignment.Weights) -> None:
+        for name, parameter in network.named_parameters():
+            parameter -= 0.1 * gradient[name]
+
+    parts = Step(network, settings, lambda pixels: pixels.double() / 127.5 - 1, update_weights, lambda name: None,
                  squares=squares, v_mean=v_mean)
 
     sample = distribution.sample(noise)

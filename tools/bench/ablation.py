@@ -8,7 +8,8 @@ difference  of each run's AUC to that of the row named behind it, with the same 
 first       runs in which the planted operation is used most among the fifteen; seconds: of a search, its data included
 
 Intervals are of 95 % over the runs (operations x seeds). Rows that --json already holds are not run again, so the same
-command goes on where it was stopped; a file of another default or of other images is refused.
+command goes on where it was stopped; a file of other settings or images is refused, but after a change of the search's code
+give another file.
 """
 
 import argparse

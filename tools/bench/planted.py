@@ -235,7 +235,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def body(args: argparse.Namespace) -> None:
-    # The default is named, so that no rows of another one stand beside these.
+    # No rows of other settings stand beside these; after a change of the search's code give another file.
     settings = {"tool": "planted", **settings_of(args), "options": args.cfg_options, "default": str(settings_for())}
     modes = list(dict.fromkeys(mode for given in args.modes for mode in given))
     if "ddas" in modes:

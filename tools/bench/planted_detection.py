@@ -30,6 +30,7 @@ from dada_det.data.planted_detection import oracle, plant_detection, write_coco
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.statistics import mean_interval, paired_difference
+from dada_det.search.settings import settings_for
 
 CONFIG = str(ROOT / "configs/debug/search_det.py")
 POLICIES = ("none", "random", "one-op", "oracle", "found")
@@ -114,8 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write hardware, versions and rows after every training; those that it holds are not run again")
     args = parser.parse_args(argv)
-    settings = {"data": args.data.name, "image_size": args.image_size, "epochs": args.epochs,
-                "search_epochs": args.search_epochs, "options": search_options(args), "lr": LR}
+    settings = {"tool": "planted_detection", "default": str(settings_for()), "data": args.data.name,
+                "image_size": args.image_size, "epochs": args.epochs, "search_epochs": args.search_epochs,
+                "options": search_options(args), "lr": LR}
     torch.set_num_threads(1)
     began, done = time.monotonic(), 0
     try:
