@@ -123,8 +123,11 @@ def resume_point(work_dir: str | Path, identity: str, stage: str) -> Path | None
         return None
     checkpoint, meta = found[0], found[1].get("meta", {})
     if meta.get("identity") != identity:
-        raise UserError(f"{checkpoint} is of another run ({meta.get('identity') or 'none of ours'} instead of "
-                        f"{identity}); resume with the flags of that run, or give another --work-dir")
+        theirs, ours = (str(text).split(", ") for text in (meta.get("identity") or "none of ours", identity))
+        only_theirs, only_ours = (", ".join(entry for entry in own if entry not in other) or "without"
+                                  for own, other in ((theirs, ours), (ours, theirs)))
+        raise UserError(f"{checkpoint} is of another run ({only_theirs} instead of {only_ours}); resume with the flags of "
+                        "that run, or give another --work-dir")
     return checkpoint
 
 

@@ -42,6 +42,17 @@ def test_settings_are_changed_by_name(bench: ModuleType, tmp_path: Path, capsys:
     assert "search has no entry drawz" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there_and_a_file_that_cannot_be_written_are_said_first(
+        bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("it was measured"))
+    assert bench.main(["--device", "cuda"]) == 2
+    assert capsys.readouterr().err == "search_step.py: error: --device cuda: torch sees no GPU here; give --device cpu\n"
+    (tmp_path / "file").write_text("")
+    assert bench.main(["--device", "cpu", "--json", str(tmp_path / "file/step.json")]) == 2
+    assert "cannot write into" in capsys.readouterr().err
+
+
 def test_peak_bytes_are_those_alive_at_once(bench: ModuleType) -> None:
     case = bench.build("convnet", "paper", [], torch.device("cpu"))
 

@@ -13,7 +13,6 @@ give another file.
 """
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -127,16 +126,13 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
         difference = "-"
         if pairs:
             mean, half = paired_difference([own[key]["auc"] for key in pairs], [reference[key]["auc"] for key in pairs])
-            difference = with_interval(mean, half, "+.3f")
+            difference = planted.with_interval(mean, half, "+.3f")
         n, first = len(own), sum(row["rank"] == 1 for row in own.values())
-        lines.append(f"{name:{width}}  {n:3d}  {with_interval(*mean_interval([row['auc'] for row in own.values()])):13}  "
+        auc = planted.with_interval(*mean_interval([row["auc"] for row in own.values()]))
+        lines.append(f"{name:{width}}  {n:3d}  {auc:13}  "
                      f"{difference:14}  {against if pairs else '-':11}  {f'{first}/{n}':>7}  "
                      f"{sum(row['seconds'] for row in own.values()) / n:7.1f}")
     return lines
-
-
-def with_interval(mean: float, half: float, form: str = ".3f") -> str:
-    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:.3f}")
 
 
 def body(args: argparse.Namespace) -> None:

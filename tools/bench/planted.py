@@ -19,6 +19,7 @@ way   share of the gap that the policy closes, from the means over an operation'
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -168,11 +169,15 @@ def summary(rows: list[dict]) -> list[str]:
     return lines
 
 
+def with_interval(mean: float, half: float, form: str = ".3f") -> str:
+    """A mean and its interval, which one run does not have."""
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.lstrip('+')}}")
+
+
 def lines_of(label: str, rows: list[dict]) -> list[str]:
     """What the runs of `rows` found and are worth, with 95 % intervals over them."""
-    auc, half = mean_interval([row["auc"] for row in rows])
-    first = sum(row["rank"] == 1 for row in rows)
-    found = f"{label}: mean AUC {auc:.3f} ± {half:.3f} (n = {len(rows)}), first in {first} of {len(rows)}"
+    first, auc = sum(row["rank"] == 1 for row in rows), with_interval(*mean_interval([row["auc"] for row in rows]))
+    found = f"{label}: mean AUC {auc} (n = {len(rows)}), first in {first} of {len(rows)}"
     totals: dict[str, tuple[float, float]] = {}  # of an operation: points won, points to win
     for row in rows:
         won, gap = totals.get(row["operation"], (0.0, 0.0))
@@ -185,7 +190,7 @@ def lines_of(label: str, rows: list[dict]) -> list[str]:
     lines = [found]
     for control in ("random", "one_op"):
         mean, half = paired_difference([row["accuracy"] for row in rows], [row[f"accuracy_{control}"] for row in rows])
-        lines.append(f"{label}: accuracy minus {control} {mean:+.1f} ± {half:.1f} points")
+        lines.append(f"{label}: accuracy minus {control} {with_interval(mean, half, '+.1f')} points")
     return lines
 
 
