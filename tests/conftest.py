@@ -1,6 +1,6 @@
 """Fixtures that every room's tests share."""
 
-import importlib.util
+import importlib
 import io
 import os
 import sys
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools/bench"))
 
 
 @pytest.fixture(scope="session")
@@ -26,13 +27,8 @@ def shared() -> Path:
 
 
 def load_bench(name: str) -> ModuleType:
-    """tools/bench/<name>.py as a module; tools/ is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/bench/{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
+    """tools/bench/<name>.py as a module; the benches import each other by their plain names, as scripts do."""
+    return importlib.import_module(name)
 
 
 def write_noise(root: Path, classes: int, images: int, side: int, spread: float, seed: int = 0) -> Path:

@@ -63,8 +63,8 @@ def named(texts: Sequence[str], flag: str) -> dict[str, str]:
 
 def start(module: str, argv: Sequence[str], processes: int) -> int:
     """Runs the command in `processes` processes and says once what any of them had to say."""
-    from dada_det.engine.faults import LOST
-    from dada_det.engine.launch import start_processes
+    from dada_det.engine.runtime.faults import LOST
+    from dada_det.engine.runtime.launch import start_processes
 
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder, "sentences")
@@ -148,7 +148,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
         path = str(ROOT / path)  # the project's own configs are found from any folder
     if not Path(path).is_file():
         raise UserError(f"the config {path} does not exist; configs/ holds those that come with the project")
-    from dada_det.engine.launch import read_config
+    from dada_det.engine.runtime.launch import read_config
 
     return read_config(path, options)
 

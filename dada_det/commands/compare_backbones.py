@@ -17,7 +17,7 @@ from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 
 if TYPE_CHECKING:
-    from dada_det.engine.backbone_trials import Trial
+    from dada_det.engine.compare.backbone_trials import Trial
 
 SHORT = ("retinanet", "faster_rcnn", "mask_rcnn")
 RESAMPLES = 200
@@ -76,7 +76,7 @@ def body(args: Namespace) -> None:
     trials = make_trials(args, names, detectors, layout, work_dir)
     for file in dict.fromkeys(trial.config.model.backbone.init_cfg.checkpoint for trial in trials):
         check_backbone(file, {"backbone_command": "tools/pretrain_r50.sh"})
-    from dada_det.engine.backbone_trials import run_backbone_trials
+    from dada_det.engine.compare.backbone_trials import run_backbone_trials
 
     print_once(f"compare  {len(trials)} runs: {len(detectors)} detectors, {len(names)} backbones, {args.seeds} seeds, "
                f"fractions {', '.join(f'{fraction:g}' for fraction in args.fraction)}")
@@ -93,8 +93,8 @@ def make_trials(args: Namespace, names: dict[str, str], detectors: dict[str, str
                 work_dir: Path) -> list["Trial"]:
     """One trial for each detector, fraction, backbone and seed, with its config; seeds outermost, so that a comparison that
     is stopped early is paired."""
-    from dada_det.engine.backbone_trials import Trial
-    from dada_det.engine.detector_config import use_epochs, use_image_size
+    from dada_det.engine.compare.backbone_trials import Trial
+    from dada_det.engine.detect.config import use_epochs, use_image_size
 
     images = len(read_json(layout.part("train")[0], "annotation file")["images"])
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -123,7 +123,7 @@ def make_trials(args: Namespace, names: dict[str, str], detectors: dict[str, str
 
 def report(args: Namespace, trials: Sequence["Trial"], work_dir: Path) -> None:
     """Table, CSV files and plot, all from what the trials have kept."""
-    from dada_det.engine.backbone_trials import RESULT
+    from dada_det.engine.compare.backbone_trials import RESULT
     from dada_det.report import detection_comparison as comparison
     from dada_det.report.comparison import write_csv
     from dada_det.report.detection_statistics import SIZES

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.data.fine_grained import train_and_val
 from dada_det.data.folders import ImageList
+from dada_det.data.splits import train_and_val
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.comparison import REFERENCE, plot, summarise, table, write_csv, write_summary
@@ -96,8 +96,8 @@ def compare(args: Namespace, policies: dict[tuple[str, int], Any], train: ImageL
 
     from dada_det.data.imagenet import decode
     from dada_det.data.memory import MemoryImages
-    from dada_det.engine.trial import Recipe
-    from dada_det.engine.trials import Run, run_trials
+    from dada_det.engine.compare.trial import Recipe
+    from dada_det.engine.compare.trials import Run, run_trials
 
     recipe = Recipe(model=args.model, classes=len(train.classes), image_size=args.image_size, epochs=args.epochs,
                     batch_size=args.batch_size, lr=args.lr or BASE_LR * args.batch_size / BASE_BATCH,
@@ -118,8 +118,8 @@ def compare(args: Namespace, policies: dict[tuple[str, int], Any], train: ImageL
 
 def report(args: Namespace, names: Sequence[str], work_dir: Path, train: ImageList, test: ImageList) -> None:
     """Table, CSV files and plot, all from what the trials have written."""
-    from dada_det.engine.trial import METRICS
-    from dada_det.engine.trials import Run
+    from dada_det.engine.compare.trial import METRICS
+    from dada_det.engine.compare.trials import Run
 
     rows: list[dict[str, Any]] = []
     accuracies: dict[str, list[float]] = {}

@@ -54,7 +54,7 @@ def body(args: Namespace) -> None:
         raise UserError("--data is what --measure decodes; add --measure, or leave it out")
     known = read_figures(args.results)
     configs = {config_name(path, args.cfg_options): common.load_config(path, args.cfg_options) for path in args.config}
-    from dada_det.engine.plan_steps import demand_of
+    from dada_det.engine.compare.plan_steps import demand_of
 
     for config in configs.values():
         demand_of(config, args.gpus * args.nodes, args.images)  # so that a mistake is told before anything is measured
@@ -113,9 +113,9 @@ def measure(name: str, config: Any, args: Namespace) -> Figures:
     """The figures of a config on this machine."""
     import torch
 
-    from dada_det.engine import plan_steps
-    from dada_det.engine.step_cost import core_seconds, peak_bytes, step_seconds
-    from dada_det.engine.trial import hardware
+    from dada_det.engine.compare import plan_steps
+    from dada_det.engine.compare.step_cost import core_seconds, peak_bytes, step_seconds
+    from dada_det.report.measurements import hardware
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -155,7 +155,7 @@ def facts(figures: Figures) -> str:
 
 
 def write(path: Path, rows: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> None:
-    from dada_det.commands.bench import write_rows
+    from dada_det.report.measurements import write_rows
 
     make_folder(path.parent)
     write_rows(path, rows, settings)

@@ -8,8 +8,8 @@ from typing import Any
 
 from dada_det.commands import common
 from dada_det.data.arrays import READERS, ArrayImages, read_arrays
-from dada_det.data.fine_grained import train_and_val
 from dada_det.data.folders import ImageList
+from dada_det.data.splits import train_and_val
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
@@ -47,7 +47,7 @@ def check(args: Namespace) -> None:
 def body(args: Namespace) -> None:
     config = prepare(args)
     train, val = images_of(config)
-    from dada_det.engine.pretrain import run_pretraining
+    from dada_det.engine.pretrain.run import run_pretraining
 
     run_pretraining(config, train, val, args.resume)
 

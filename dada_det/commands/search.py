@@ -8,7 +8,7 @@ from typing import Any
 from dada_det.commands import common
 from dada_det.data.arrays import READERS
 from dada_det.data.checks import check_coco, find_annotations, find_coco
-from dada_det.data.fine_grained import search_lists
+from dada_det.data.splits import search_lists
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
@@ -40,7 +40,7 @@ def body(args: Namespace) -> None:
         raise UserError(f"the config {args.config} has {config.get(network)!r} for `{network}`, which a search of the kind "
                         f"{config.kind} needs as dict; give one such as {CONFIG}")
     CHECKS[config.kind](config)  # once here, so that a mistake is said before anything heavy is imported
-    from dada_det.engine.search import run_search
+    from dada_det.engine.search.run import run_search
 
     run_search(config, args.resume)
 

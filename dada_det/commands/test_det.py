@@ -52,7 +52,7 @@ def body(args: Namespace) -> None:
     make_folder(config.work_dir)
     if args.out:
         check_out(Path(args.out))
-    from dada_det.engine.detection_runs import TestFlags, run_test
+    from dada_det.engine.detect.run import TestFlags, run_test
 
     run_test(config, layout, summary, args.checkpoint, args.test_dev,
              TestFlags(args.out, args.show, args.show_dir, args.wait_time, args.tta), args.launcher)

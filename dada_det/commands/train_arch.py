@@ -79,7 +79,7 @@ def body(args: Namespace) -> None:
 
     import torch
 
-    from dada_det.engine.trial import METRICS, Recipe, run_trial
+    from dada_det.engine.compare.trial import METRICS, Recipe, run_trial
 
     recipe = Recipe(model=name_of(genotype, args.channels, args.layers, args.drop_path, not args.no_auxiliary),
                     classes=classes, image_size=size, epochs=args.epochs, batch_size=args.batch_size,

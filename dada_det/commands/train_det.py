@@ -55,8 +55,8 @@ def body(args: Namespace) -> None:
 
         resolve_policy(args.policy)  # here, so that a mistake is said before anything heavy is imported
     make_folder(config.work_dir)
-    from dada_det.engine.detection_runs import run_training
-    from dada_det.engine.policy_transform import use_policy
+    from dada_det.engine.detect.policy_transform import use_policy
+    from dada_det.engine.detect.run import run_training
 
     use_policy(config, args.policy)
 

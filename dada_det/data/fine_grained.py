@@ -1,16 +1,15 @@
-"""Stanford Cars and FGVC-Aircraft as they are unpacked, and the choice between them and folders of classes.
+"""Stanford Cars and FGVC-Aircraft as they are unpacked.
 
 Layouts: torchvision.datasets.StanfordCars (Krause et al., 3DRR 2013) and FGVCAircraft (Maji et al., arXiv:1306.5151, by
 variant). The 20 px at the bottom of an aircraft's photograph, which name its author, stay, as in torchvision.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.data.folders import ImageList
 from dada_det.data.matlab import read_matlab
 from dada_det.errors import UserError
 
@@ -20,48 +19,7 @@ CARS_FILES = {"train": ("cars_train", "devkit/cars_train_annos.mat"), "val": ("c
 AIRCRAFT_LABELS = {"train": "images_variant_trainval.txt", "val": "images_variant_test.txt"}
 
 
-def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageList, ImageList]:
-    """The images of scan_split to train on, and those to validate on, or instead of them <val_root>/<class>/*."""
-    train = scan_split(root, "train")
-    return train, scan_folder(val_root, train.classes) if val_root else scan_split(root, "val", train.classes)
-
-
-def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int,
-                 seed: int) -> tuple[ImageList, ImageList]:
-    """What a search trains and validates on: the halves of the training images' subset, or all of it and `val_root`.
-
-    Raises UserError where there are no training images, or the images do not make two such lists.
-    """
-    images = search_subset(scan_split(root, "train"), subset, per_class, seed)
-    if val_root:
-        return images, scan_folder(val_root, images.classes)
-    return stratified_halves(images, seed)
-
-
-def scan_split(root: str | Path, split: str, classes: Sequence[str] | None = None) -> ImageList:
-    """The images of `split` ("train" or "val") below `root`, in the layout found there.
-
-    Looked for in this order: <split>/<class>/*; Stanford Cars (cars_train, cars_test, devkit,
-    cars_test_annos_withlabels.mat) in root or its folder stanford_cars; FGVC-Aircraft (data/images, data/variants.txt, ..)
-    in root or its folder fgvc-aircraft-2013b. The last two validate on their test images. `classes`: those of the training
-    images, see scan_folder. Raises UserError where there is none of them, and for what is wrong with the one that is there.
-    """
-    root = Path(root)
-    if (root / split).is_dir():
-        return scan_folder(root / split, classes)
-    for folder in (root, root / "stanford_cars"):
-        if (folder / "cars_train").is_dir():
-            return _cars(folder, split)
-    for folder in (root, root / "fgvc-aircraft-2013b"):
-        if (folder / "data" / "variants.txt").is_file():
-            return _aircraft(folder / "data", split)
-    if split == "train":
-        raise UserError(f"{root} has no folder train/<class>/ (nor the files of Stanford Cars or FGVC-Aircraft); give the "
-                        "folder that holds it with --data")
-    raise UserError(f"{root} has no folder {split}/<class>/ to validate on; add it or give another one with --val-data")
-
-
-def _cars(root: Path, split: str) -> ImageList:
+def scan_cars(root: Path, split: str) -> ImageList:
     (names,) = read_matlab(root / "devkit" / "cars_meta.mat", ("class_names",), CARS_ADVICE)
     classes = tuple(str(name) for name in np.atleast_1d(names))
     folder, annotations = CARS_FILES[split]
@@ -79,7 +37,7 @@ def _cars(root: Path, split: str) -> ImageList:
     return _present(ImageList(root / folder, classes, files, tuple(label - 1 for label in labels)), CARS_ADVICE)
 
 
-def _aircraft(root: Path, split: str) -> ImageList:
+def scan_aircraft(root: Path, split: str) -> ImageList:
     classes = tuple(_lines(root / "variants.txt"))
     label_of = {name: label for label, name in enumerate(classes)}
     path = root / AIRCRAFT_LABELS[split]

@@ -4,7 +4,6 @@ Shape suffixes: N images, C = 3 channels (RGB), H height, W width in pixels.
 """
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.decode import Box, load_image, load_part, resized
 from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.data.random import generator_for
 from dada_det.errors import UserError
 
 __all__ = ["ImageFolder", "ImageList", "check_broken", "decode", "load_image", "scan_folder", "search_subset",
@@ -85,12 +85,6 @@ def _class_is_broken(images: ImageList, index: int) -> UserError:
     name = images.classes[images.labels[index]]
     return UserError(f"no image of the class {name!r} in {images.root} decodes, such as {images.files[index]}; "
                      "repair them or remove the class")
-
-
-def generator_for(*keys: int) -> torch.Generator:
-    """A random stream of its own for each tuple of whole numbers, such as (seed, epoch, index)."""
-    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 class ImageFolder(Dataset[dict[str, Any]]):

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dada_det.data.imagenet import generator_for
-
 
 @dataclass(frozen=True)
 class MemoryImages:
@@ -22,18 +20,6 @@ class MemoryImages:
 
     def __len__(self) -> int:
         return len(self.labels_N)
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of `n` images in an epoch."""
-    return torch.randperm(n, generator=generator_for(seed, epoch))
-
-
-def cycle_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """The `batch` indices of step `step` when all `n` are walked through again and again, reshuffled each time."""
-    start = step * batch
-    rounds = range(start // n, (start + batch - 1) // n + 1)
-    return torch.cat([epoch_order(n, seed, r) for r in rounds])[start - rounds[0] * n:][:batch]
 
 
 def random_crop(images_BCHW: Tensor, size: int, padding: int, mirror: bool, generator: torch.Generator) -> Tensor:

@@ -9,12 +9,11 @@ a random stream of its own, (seed, split, index): training, validation and test 
 bytes.
 """
 
-import argparse
 import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from dada_det.data import drawing
 from dada_det.data.checks import coco_categories
 from dada_det.data.drawing import Kind, Random
 from dada_det.errors import UserError
-from dada_det.files import make_folder, read_json, write_json
+from dada_det.files import make_folder, write_json
 
 ROOT = "data/demo"
 RECORD = "demo.json"
@@ -229,29 +228,7 @@ def _hide(thing: Thing, mask: np.ndarray) -> Thing:
     return Thing(thing.category, thing.mask & ~mask, None)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    from dada_det.commands.common import parser_for, run
-
-    parser = parser_for("python -m dada_det.data.synthetic", "Write the demo's data: an ImageNet and a COCO folder.",
-                        "python -m dada_det.data.synthetic --out data/demo --seed 0")
-    parser.add_argument("--out", default=ROOT, metavar="DIR", help="the new folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="equal seeds give equal bytes (default: 0)")
-    return run(_command, parser, argv)
-
-
-def _command(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is negative; give a whole number from 0")
-    if not (out / RECORD).is_file():
-        write_demo(out, args.seed)
-    elif read_json(out / RECORD, "record").get("seed") != args.seed:
-        raise UserError(f"{out} holds demo data of another seed; remove it or give another --out")
-    size = read_json(out / RECORD, "record")["size"]
-    print(f"wrote {out}/imagenet ({size['classes']} classes, {size['classes'] * size['train_per_class']} + "
-          f"{size['classes'] * size['val_per_class']} images) and {out}/coco ({len(CATEGORIES)} categories drawn, "
-          f"{size['det_train']} + {size['det_val']} + {size['det_test']} images)")
-
-
 if __name__ == "__main__":
+    from dada_det.commands.demo_data import main
+
     raise SystemExit(main())

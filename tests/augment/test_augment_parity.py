@@ -1,4 +1,4 @@
-"""Every operation against Pillow, called here through dada_det.augment.reference, and the table of tools/bench/parity.py."""
+"""Every operation against Pillow, called here through pillow_reference, and the table of tools/bench/parity.py."""
 
 import json
 from types import ModuleType
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dada_det.augment import OPERATION_NAMES, RANGES, apply_operation
-from dada_det.augment.reference import pillow_reference
+from pillow_reference import pillow_reference
 from tests.conftest import load_bench
 
 CPU = torch.device("cpu")

@@ -64,8 +64,8 @@ def rle(entry):
 @pytest.fixture
 def trained(monkeypatch):
     """Training and validation played: detections as good as the seed and the work_dir's name say; a list of the runs."""
-    from dada_det.engine import backbone_trials
-    from dada_det.engine.results_stream import write_array
+    from dada_det.engine.compare import backbone_trials
+    from dada_det.engine.evaluate.results_stream import write_array
 
     runs = []
 
@@ -164,7 +164,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(back
 
 
 def test_a_run_that_breaks_off_is_named_and_an_interrupt_says_how_to_go_on(backbone, data, tmp_path, monkeypatch, capsys):
-    from dada_det.engine import backbone_trials
+    from dada_det.engine.compare import backbone_trials
 
     def run_training(*arguments, **options):
         raise UserError("the loss became NaN")
@@ -241,7 +241,7 @@ TINY = ["--image-size", "64", "--cfg-options", "train_dataloader.batch_size=2", 
 
 @pytest.mark.slow
 def test_two_backbones_one_detector_two_seeds_for_real(backbone, data, tmp_path, capsys, monkeypatch):
-    from dada_det.engine import backbone_trials
+    from dada_det.engine.compare import backbone_trials
 
     def cut_short(folder, prefix, *arguments):
         Path(f"{prefix}.bbox.json").unlink()

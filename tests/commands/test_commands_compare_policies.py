@@ -15,7 +15,7 @@ from PIL import Image
 from dada_det.augment.named import resolve_policy
 from dada_det.commands import compare_policies
 from dada_det.commands.compare_policies import main, named_policies
-from dada_det.engine import trials
+from dada_det.engine.compare import trials
 from dada_det.errors import UserError
 from dada_det.report.comparison import summarise, table
 from tests.conftest import write_noise

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dada_det.commands import plan
-from dada_det.engine.trial import hardware
+from dada_det.report.measurements import hardware
 from tests.conftest import write_noise
 
 SMALL = ["classifier.name=convnet", "image_size=32"]  # at 16 px an image takes no memory that can be told
@@ -75,7 +75,7 @@ def test_a_plan_for_a_gpu_comes_from_its_file(tmp_path: Path, capsys: pytest.Cap
     ("configs/debug/faster_rcnn.py", 50 * 4 * 8, 4)])
 def test_what_each_config_goes_through(config: str, images: float, per_device: int) -> None:
     from dada_det.commands.common import load_config
-    from dada_det.engine.plan_steps import demand_of
+    from dada_det.engine.compare.plan_steps import demand_of
 
     demand = demand_of(load_config(config), 8, None)
     assert demand.images == pytest.approx(images) and demand.per_device == per_device

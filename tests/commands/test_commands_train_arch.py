@@ -10,7 +10,7 @@ import torch
 
 from dada_det.commands.train_arch import main
 from dada_det.data.cifar import write_cifar10
-from dada_det.engine import trial
+from dada_det.engine.compare import trial
 from dada_det.models.genotype import Genotype
 from tests.conftest import write_noise
 

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from dada_det.data.arrays import READERS, ArrayImages, read_arrays
 from dada_det.data.folders import scan_folder
-from dada_det.data.imagenet import ImageFolder, generator_for, padded_crop
+from dada_det.data.imagenet import ImageFolder, padded_crop
+from dada_det.data.random import generator_for
 from dada_det.errors import UserError
 from tests.conftest import write_noise
 from tests.data.standard_files import random_pixels, write_cifar10_binary, write_cifar100_binary, write_svhn

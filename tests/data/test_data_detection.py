@@ -13,8 +13,8 @@ from dada_det.augment.boxes import mask_extents
 from dada_det.augment.operations import INDEX
 from dada_det.data.checks import find_annotations
 from dada_det.data.detection import PADDING, DetectionTargets, apply_with_instances, load_coco
-from dada_det.data.planted_detection import moved, oracle, plant_detection, write_coco
 from dada_det.errors import UserError
+from planted_coco import moved, oracle, plant_detection, write_coco
 
 SIDE = 64
 GEOMETRY = [name for name, spec in OPERATIONS.items() if spec.kind == "affine"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from dada_det.data.fine_grained import scan_split
+from dada_det.data.splits import scan_split
 from dada_det.errors import UserError
 from tests.conftest import write_noise
 from tests.data.standard_files import AIRCRAFT, CARS, write_aircraft, write_cars

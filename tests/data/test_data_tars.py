@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dada_det.data.fine_grained import search_lists
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import ImageFolder, decode
+from dada_det.data.splits import search_lists
 from dada_det.data.tars import find_shards, split_name
 from dada_det.errors import UserError
 from tests.conftest import write_noise, write_shard

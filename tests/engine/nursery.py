@@ -19,8 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 LATE = ("matplotlib.figure", "matplotlib.backends.backend_agg", "yapf.yapflib.yapf_api", "timm")  # imported by a Runner
-HEAVY = {"search": ("dada_det.engine.search",), "pretrain": ("dada_det.engine.pretrain", "torchvision.models"),
-         "train_det": ("dada_det.engine.detection_runs", "torchvision.models")}
+HEAVY = {"search": ("dada_det.engine.search.run",), "pretrain": ("dada_det.engine.pretrain.run", "torchvision.models"),
+         "train_det": ("dada_det.engine.detect.run", "torchvision.models")}
 
 Moment = tuple[str, str, int]  # "during" a step or a file, "before" or "after" a file; which; the how manieth in the process
 
@@ -117,7 +117,7 @@ def arm(when: str, name: str, times: int) -> None:
     """SIGKILL to this process at the `times`-th "step", or before, after or during the writing of a file `name`."""
     from mmengine.fileio import LocalBackend
 
-    from dada_det.engine.hooks import ProgressLine
+    from dada_det.engine.runtime.hooks import ProgressLine
 
     calls = 0
 

@@ -24,11 +24,12 @@ from typing import Any
 import planted  # beside this file
 
 from dada_det.commands import common
-from dada_det.commands.bench import Rows, measure, rows_in
-from dada_det.data.planted import MADE, SIDE, write_folders
 from dada_det.errors import UserError
+from dada_det.report.measurements import Rows
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.settings import settings_for
+from measuring import measure, rows_in
+from planted_images import MADE, SIDE, write_folders
 
 DEFAULT = "default"
 PLAIN = "plain score"

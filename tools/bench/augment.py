@@ -46,8 +46,8 @@ from torchvision.transforms.v2 import functional
 from dada_det.augment import OPERATION_NAMES, Draws, Policy, PolicyTransform
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.operations import CUTOUT_COLOR, box_of, value_of
-from dada_det.augment.reference import pillow_reference
 from dada_det.commands import common
+from pillow_reference import pillow_reference
 
 SIDE = 224
 IMAGES, BATCH = 96, 32
@@ -280,7 +280,7 @@ def run(args: argparse.Namespace) -> None:
             share = f"  {row['share_of_training_step']:.1%} of a training step" if "share_of_training_step" in row else ""
             print("  ".join(f"{row[column]:{form}}" for column, form in COLUMNS.items()) + share, flush=True)
     if args.json:
-        from dada_det.commands.bench import write_rows  # ten seconds of imports
+        from dada_det.report.measurements import write_rows
 
         write_rows(args.json, rows, {"device": args.device, "batch": len(batch), "rounds": args.rounds})
         print(f"augment  done: {len(rows)} rows in {args.json}")

@@ -23,7 +23,8 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from dada_det.data.decode import SCALES, Box, load_image, load_part, resized
-from dada_det.data.imagenet import generator_for, random_crop
+from dada_det.data.imagenet import random_crop
+from dada_det.data.random import generator_for
 from dada_det.errors import UserError
 
 Window = Callable[[int, int], Box]

@@ -26,9 +26,9 @@ from pycocotools import mask as masks
 
 from dada_det.commands import common
 from dada_det.data.checks import coco_categories
-from dada_det.engine.evaluation import evaluate_results, has_faster_evaluator
-from dada_det.engine.results_stream import write_array
-from dada_det.engine.submission import KINDS
+from dada_det.engine.evaluate.figures import evaluate_results, has_faster_evaluator
+from dada_det.engine.evaluate.results_stream import write_array
+from dada_det.engine.evaluate.submission import KINDS
 from dada_det.errors import UserError
 from dada_det.files import write_json
 
@@ -62,7 +62,7 @@ def body(args: argparse.Namespace) -> None:
             rows.append(measure(what, kind, truth, found))
             print("".join(f"{rows[-1][name]:{form}}" for name, form in COLUMNS.items()), flush=True)
     if args.json:
-        from dada_det.commands.bench import write_rows
+        from dada_det.report.measurements import write_rows
 
         write_rows(args.json, rows)
 

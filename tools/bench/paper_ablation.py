@@ -23,13 +23,14 @@ from typing import Any
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.policy import Policy
 from dada_det.commands import common
-from dada_det.commands.bench import Rows, measure, rows_in, run_search
 from dada_det.data.cifar import load_cifar10
 from dada_det.data.memory import MemoryImages
-from dada_det.data.planted import SIDE, images_for, write_folders
-from dada_det.engine.trial import Recipe, run_trial
+from dada_det.engine.compare.trial import Recipe, run_trial
 from dada_det.report.comparison import summarise, table
+from dada_det.report.measurements import Rows
 from dada_det.search.settings import PAPER_ESTIMATORS, settings_for
+from measuring import measure, rows_in, run_search
+from planted_images import SIDE, images_for, write_folders
 
 SETS = ("reduced", "full")
 CONTROLS = ("none", "random")

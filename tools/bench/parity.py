@@ -3,7 +3,7 @@
     python tools/bench/parity.py --json parity.json
     python tools/bench/parity.py --device cuda --operations Rotate Sharpness --data photographs/
 
-Every operation is compared with dada_det.augment.reference, Pillow called by itself, at magnitudes 0, 1 and twenty between
+Every operation is compared with pillow_reference, Pillow called by itself, at magnitudes 0, 1 and twenty between
 (round ones and random ones), both signs and both tables of ranges; with random, smooth, constant, gradient and few-level
 images of odd, one-pixel-wide and ordinary sizes, and with photographs at 224 px: scikit-learn's two where it is installed,
 and those below --data.
@@ -28,9 +28,9 @@ from torch.nn.functional import interpolate
 from dada_det.augment import OPERATION_NAMES, RANGES, Draws, apply_draws_pil
 from dada_det.augment.kernels import apply_operations
 from dada_det.augment.operations import operation_index, value_of
-from dada_det.augment.reference import pillow_reference
 from dada_det.commands import common
 from dada_det.errors import UserError
+from pillow_reference import pillow_reference
 
 SIZES = ((32, 32), (33, 17), (1, 40), (40, 1), (1, 1), (2, 2), (3, 3), (65, 63))  # height, width in pixels
 ROUND = (0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 0.6, 0.75, 0.8, 0.9)
@@ -134,7 +134,7 @@ def measure(args: argparse.Namespace) -> None:
             rows.append(row)
             print("  ".join(f"{row[column]:{form}}" for column, form in COLUMNS.items()), flush=True)
     if args.json:
-        from dada_det.commands.bench import write_rows  # ten seconds of imports
+        from dada_det.report.measurements import write_rows
 
         write_rows(args.json, rows, {"device": args.device, "images": sum(map(len, batches)), "photographs": len(photos)})
         print(f"parity  done: {len(rows)} rows in {args.json}")

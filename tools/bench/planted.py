@@ -34,14 +34,14 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.augment.schedule import Schedule
 from dada_det.commands import common
-from dada_det.commands.bench import measure, rows_in, run_search
 from dada_det.data.memory import MemoryImages
-from dada_det.data.planted import SIDE, oracle, plant, source, write_folders
-from dada_det.engine.launch import read_config
-from dada_det.engine.trial import Recipe, run_trial
+from dada_det.engine.compare.trial import Recipe, run_trial
+from dada_det.engine.runtime.launch import read_config
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.ddas import ddas_settings
 from dada_det.search.settings import settings_for
+from measuring import measure, rows_in, run_search
+from planted_images import SIDE, oracle, plant, source, write_folders
 
 LR, MARGIN = 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
 COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find

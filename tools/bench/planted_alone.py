@@ -22,9 +22,10 @@ from dada_det.augment.named import AnyPolicy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands import common
-from dada_det.commands.bench import Rows, measure, rows_in
-from dada_det.data.planted import oracle
-from dada_det.engine.trial import run_trial
+from dada_det.engine.compare.trial import run_trial
+from dada_det.report.measurements import Rows
+from measuring import measure, rows_in
+from planted_images import oracle
 
 
 def alone(operation: str) -> Policy:

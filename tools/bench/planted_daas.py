@@ -33,17 +33,18 @@ from torch.nn import functional as F
 from dada_det.augment import apply_operation
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import Operation, Policy, SubPolicy
-from dada_det.commands.bench import rows_in, run_search, side_by_side, write_rows
 from dada_det.commands.common import positive
-from dada_det.data.imagenet import generator_for
 from dada_det.data.memory import MemoryImages, center_crop
-from dada_det.data.planted import images_for, write_folders
-from dada_det.engine.trial import Recipe, run_trial
+from dada_det.data.random import generator_for
+from dada_det.engine.compare.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.models.darts import name_of
 from dada_det.models.genotype import Edge, Genotype
+from dada_det.report.measurements import write_rows
 from dada_det.report.statistics import paired_difference
+from measuring import rows_in, run_search, side_by_side
+from planted_images import images_for, write_folders
 
 CANDIDATES = ("avg_pool_3x3", "sep_conv_3x3")
 OPERATIONS = ("TranslateX", "Rotate", "Invert")  # of the policies

@@ -24,13 +24,14 @@ import torch
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
-from dada_det.commands.bench import rows_in, run_search, write_rows
 from dada_det.commands.common import ROOT, load_config
-from dada_det.data.planted_detection import oracle, plant_detection, write_coco
 from dada_det.errors import UserError
 from dada_det.files import read_json
+from dada_det.report.measurements import write_rows
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.settings import settings_for
+from measuring import rows_in, run_search
+from planted_coco import oracle, plant_detection, write_coco
 
 CONFIG = str(ROOT / "configs/debug/search_det.py")
 POLICIES = ("none", "random", "one-op", "oracle", "found")
@@ -41,8 +42,8 @@ WARM_UP = 1 / 3  # of the search: a detector from random weights has first to fi
 
 def run(operation: str, seed: int, left: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for each policy of `left`."""
-    from dada_det.engine.detector_trial import average_precision, train_detector
-    from dada_det.engine.search_detection import build_detector
+    from dada_det.engine.search.detection import build_detector
+    from detector_trial import average_precision, train_detector
 
     train, val, unseen = plant_detection(operation, seed, args.data, args.image_size)
     for name in left:

@@ -44,14 +44,14 @@ from mmengine.runner import Runner
 
 from dada_det.augment.named import resolve_policy
 from dada_det.commands import common
-from dada_det.commands.bench import write_rows
-from dada_det.data.fine_grained import scan_split
 from dada_det.data.folders import ImageList
-from dada_det.engine.pretrain import build_runner
-from dada_det.engine.pretrain_data import loaders
-from dada_det.engine.pretrain_recipe import precision_of
-from dada_det.engine.step_cost import build_optimizer, classifier_step, core_seconds, now
+from dada_det.data.splits import scan_split
+from dada_det.engine.compare.step_cost import build_optimizer, classifier_step, core_seconds, now
+from dada_det.engine.pretrain.data import loaders
+from dada_det.engine.pretrain.recipe import precision_of
+from dada_det.engine.pretrain.run import build_runner
 from dada_det.errors import UserError
+from dada_det.report.measurements import write_rows
 from dada_det.report.statistics import median_interval
 
 KINDS = ("pipeline", "memory")  # of an epoch

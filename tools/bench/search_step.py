@@ -40,18 +40,17 @@ import torch
 from torch.nn import functional as F
 
 from dada_det.commands import common
-from dada_det.commands.bench import write_rows
 from dada_det.data.memory import MemoryImages
-from dada_det.engine.launch import read_config
-from dada_det.engine.search import METHODS, optimizers
-from dada_det.engine.search_loop import SearchBatches
-from dada_det.engine.search_problems import MARGIN, classification_batches
-from dada_det.engine.searcher import Searcher
-from dada_det.engine.trial import hardware
+from dada_det.engine.runtime.launch import read_config
+from dada_det.engine.search.loop import SearchBatches
+from dada_det.engine.search.problems import MARGIN, classification_batches
+from dada_det.engine.search.run import METHODS, optimizers
+from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 from dada_det.models.backbone import IMAGENET
 from dada_det.models.classifiers import build_classifier
+from dada_det.report.measurements import hardware, write_rows
 from dada_det.report.statistics import median_interval as interval
 from dada_det.search import estimators, step
 from dada_det.search.ddas import Ddas

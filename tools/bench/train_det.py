@@ -69,7 +69,7 @@ def body(args: argparse.Namespace) -> None:
             rows.append(measure(args, config, backbone, Path(folder) / Path(config).stem))
             print(line_of(rows[-1]), flush=True)
     if args.json:
-        from dada_det.commands.bench import write_rows
+        from dada_det.report.measurements import write_rows
 
         write_rows(args.json, rows)
         print(f"wrote {args.json}")
@@ -129,7 +129,7 @@ def measure(args: argparse.Namespace, config: str, backbone: Path, folder: Path)
 def short_config(args: argparse.Namespace, config: str, folder: Path) -> Path:
     """`config` at a small size for few epochs, with every step in its log, as a file."""
     change = common.load_config(config)
-    from dada_det.engine.detector_config import use_epochs, use_image_size
+    from dada_det.engine.detect.config import use_epochs, use_image_size
 
     images = len(read_json(find_coco(args.data).part("train")[0], "annotation file")["images"])
     use_epochs(change, args.epochs, images, processes=1)

@@ -1,0 +1,49 @@
+"""The parts of a classification data set, whatever its layout: to train on, to validate on, and the halves of a search."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dada_det.data.fine_grained import scan_aircraft, scan_cars
+from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.errors import UserError
+
+
+def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageList, ImageList]:
+    """The images of scan_split to train on, and those to validate on, or instead of them <val_root>/<class>/*."""
+    train = scan_split(root, "train")
+    return train, scan_folder(val_root, train.classes) if val_root else scan_split(root, "val", train.classes)
+
+
+def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int,
+                 seed: int) -> tuple[ImageList, ImageList]:
+    """What a search trains and validates on: the halves of the training images' subset, or all of it and `val_root`.
+
+    Raises UserError where there are no training images, or the images do not make two such lists.
+    """
+    images = search_subset(scan_split(root, "train"), subset, per_class, seed)
+    if val_root:
+        return images, scan_folder(val_root, images.classes)
+    return stratified_halves(images, seed)
+
+
+def scan_split(root: str | Path, split: str, classes: Sequence[str] | None = None) -> ImageList:
+    """The images of `split` ("train" or "val") below `root`, in the layout found there.
+
+    Looked for in this order: <split>/<class>/*; Stanford Cars (cars_train, cars_test, devkit,
+    cars_test_annos_withlabels.mat) in root or its folder stanford_cars; FGVC-Aircraft (data/images, data/variants.txt, ..)
+    in root or its folder fgvc-aircraft-2013b. The last two validate on their test images. `classes`: those of the training
+    images, see scan_folder. Raises UserError where there is none of them, and for what is wrong with the one that is there.
+    """
+    root = Path(root)
+    if (root / split).is_dir():
+        return scan_folder(root / split, classes)
+    for folder in (root, root / "stanford_cars"):
+        if (folder / "cars_train").is_dir():
+            return scan_cars(folder, split)
+    for folder in (root, root / "fgvc-aircraft-2013b"):
+        if (folder / "data" / "variants.txt").is_file():
+            return scan_aircraft(folder / "data", split)
+    if split == "train":
+        raise UserError(f"{root} has no folder train/<class>/ (nor the files of Stanford Cars or FGVC-Aircraft); give the "
+                        "folder that holds it with --data")
+    raise UserError(f"{root} has no folder {split}/<class>/ to validate on; add it or give another one with --val-data")

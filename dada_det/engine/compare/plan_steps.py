@@ -1,0 +1,194 @@
+"""A config of any stage as one training step on random or real images, and as the number of images it goes through."""
+
+import contextlib
+import io
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from dada_det.augment.named import resolve_policy
+from dada_det.data.checks import check_coco, find_coco
+from dada_det.data.memory import MemoryImages
+from dada_det.engine.compare.step_cost import TrainingStep, build_optimizer, classifier_step
+from dada_det.engine.pretrain.classifier import Classifier
+from dada_det.engine.pretrain.data import image_sizes, parts_of, training_images
+from dada_det.engine.pretrain.recipe import precision_of
+from dada_det.engine.search.problems import MARGIN, classification
+from dada_det.engine.search.run import METHODS, optimizers
+from dada_det.engine.search.searcher import Searcher
+from dada_det.errors import UserError
+from dada_det.models.backbone import IMAGENET
+from dada_det.report.plan import Demand
+
+POLICY = "dada-imagenet"  # of the samples whose processor time is taken
+IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # of pretraining, by kind
+COCO_IMAGES = 117_266  # of train2017 that have a box, which MMDetection trains on
+CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "svhn": 10}
+VAL_BATCHES = 8  # of validation images, at least as many as any search's val_batches
+SEARCHED = {"imagenet": 120, "cifar10": 10}  # classes of a search, by kind
+
+
+@dataclass(frozen=True)
+class Stage:
+    """step: of a batch of so many images; samples: makes one as a loader's process does, or None; source: their images."""
+
+    name: str
+    model: str
+    precision: str
+    step: Callable[[int], TrainingStep]
+    samples: Callable[[int], Any] | None
+    count: int  # of samples
+    source: str
+
+
+def stage_of(config: Config) -> str:
+    """"search", "pretraining" or "detection"; UserError where the config is of none that can be planned."""
+    if "search" in config and "classifier" in config and config.get("kind") in SEARCHED:
+        return "search"
+    if "classifier" in config and "optimizer" in config and config.get("kind", "imagenet") in IMAGES:
+        return "pretraining"
+    if "model" in config and "train_dataloader" in config:
+        return "detection"
+    raise UserError(f"{config.filename} is no config that can be planned; give one of a search over images, of pretraining "
+                    "or of a detector, such as configs/pretrain_r50.py")
+
+
+def demand_of(config: Config, devices: int, images: int | None) -> Demand:
+    """What the config asks of `devices`; images: of the training set, None for those of the config's own data set."""
+    name = stage_of(config)
+    if name == "detection":
+        return detection_demand(config, devices, images)
+    kind, batch = config.get("kind", "imagenet"), config.batch_size
+    if name == "search":
+        own = SEARCHED[kind] * config.data.images_per_class // 2
+        source = f"half of {SEARCHED[kind]} classes x {config.data.images_per_class} images"
+    else:
+        own, source = IMAGES[kind], f"the training images of {kind}"
+    count = own if images is None else images
+    whole = count // batch * batch or count
+    sizes = image_sizes(config) if name == "pretraining" else [config.image_size] * config.epochs
+    passes = sum(size**2 for size in sizes) / config.image_size**2
+    held = -(-batch // devices // (parts_of(config) if name == "pretraining" else 1))
+    return Demand(whole * passes, held, "--images" if images else source)
+
+
+def detection_demand(config: Config, devices: int, images: int | None) -> Demand:
+    batch, loop = config.train_dataloader.batch_size, config.train_cfg
+    if "max_iters" in loop:
+        return Demand(loop.max_iters * batch * devices, batch, "the config's iterations")
+    times = config.train_dataloader.dataset.get("times", 1)
+    return Demand((images or COCO_IMAGES) * times * loop.max_epochs, batch, "--images" if images else "COCO train2017")
+
+
+def build_stage(config: Config, data: str | None) -> Stage:
+    """The step of a config on this machine; `data`: as the stage's --data, of which the samples are."""
+    return {"search": search_stage, "pretraining": pretraining_stage, "detection": detection_stage}[stage_of(config)](
+        config, data)
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pretraining_stage(config: Config, data: str | None) -> Stage:
+    kind, size = config.get("kind", "imagenet"), config.image_size
+
+    def step(batch: int) -> TrainingStep:
+        model = Classifier({**config.classifier, "num_classes": CLASSES[kind], "image_size": size},
+                           config.label_smoothing, config.get("channels_last", False)).to(device()).train()
+        images = torch.randn(batch, 3, size, size, device=device())
+        labels = torch.arange(batch, device=device()) % CLASSES[kind]
+        return classifier_step(model, build_optimizer(model, dict(config.optimizer)), images, labels, precision_of(config))
+
+    root = data or config.data.root
+    samples, count, source = None, 0, ""
+    if kind == "imagenet" and Path(root, "train").is_dir():
+        from dada_det.data.splits import scan_split
+
+        images = scan_split(root, "train")
+        dataset = training_images(config, images, resolve_policy(POLICY, config.seed))
+        dataset.set_epoch(config.epochs)  # at the full size
+        samples, count = dataset.__getitem__, len(dataset)
+        kilobytes = statistics.mean(images.size(index) for index in range(0, count, max(1, count // 100))) / 1000
+        source = f"{count} images of {kilobytes:.0f} kB, policy {POLICY}"
+    elif data:
+        raise UserError(f"{data} has no folder train/; give the folder that holds it with --data")
+    return Stage("pretraining", config.classifier.name, precision_of(config), step, samples, count, source)
+
+
+def search_stage(config: Config, data: str | None) -> Stage:
+    """On random images, few of them: a search decodes its images once, and those on the device come to the step's memory."""
+    classes, padded = SEARCHED[config.kind], config.get("padding", 0)
+    side = config.image_size if padded else round(config.image_size * MARGIN)
+    low = torch.bfloat16 if config.precision == "bfloat16" and device().type == "cuda" else None
+
+    def step(batch: int) -> TrainingStep:
+        wanted = Config({**config, "batch_size": batch})
+        train, val = (MemoryImages(torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8),
+                                   torch.arange(count) % classes) for count in (batch, VAL_BATCHES * batch))
+        problem = classification(wanted, train, val, classes, "")
+        network = problem.network()
+        algorithm = METHODS[config.get("method", "dada")](wanted)(network)
+        batches = problem.batches(algorithm)
+        searcher = Searcher(network, algorithm, IMAGENET["mean"], IMAGENET["std"], low).to(device()).train()
+        wrappers = optimizers(searcher, wanted)
+        last = config.epochs - 1  # after the warm-up, when the policy learns too
+        return TrainingStep(lambda: searcher.search_step(batches.batch(0, 0), wrappers, epoch=last), searcher,
+                            [wrapper.optimizer for wrapper in wrappers.values()])
+
+    return Stage("search", config.classifier.name, "bfloat16" if low else "float32", step, None, 0, "")
+
+
+def detection_stage(config: Config, data: str | None) -> Stage:
+    """On real images, as a detector's step depends on their boxes; the backbone starts from random weights."""
+    from dada_det.engine.detect import config as detector_config
+
+    layout = find_coco(data or config.data_root, ("train",))
+    detector_config.use_data(config, layout, check_coco(*layout.part("train")).categories)
+    # The same network without the guard, which wants a backbone's file.
+    config.model.backbone.update(type="ResNet", init_cfg=None)
+    init_default_scope("mmdet")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells what it loads
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+    options = dict(config.optim_wrapper.optimizer)
+    if config.optim_wrapper.get("type") == "AmpOptimWrapper":
+        raise UserError(f"{config.filename} has an AmpOptimWrapper, and detectors are measured in float32; take it out")
+
+    def step(batch: int) -> TrainingStep:
+        model = MODELS.build(config.model).to(device()).train()
+        optimizer = build_optimizer(model, options)
+        samples = pseudo_collate([dataset[index % len(dataset)] for index in range(batch)])
+
+        def run() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            inputs = model.data_preprocessor(samples, True)
+            model.parse_losses(model(**inputs, mode="loss"))[0].backward()
+            optimizer.step()
+
+        return TrainingStep(run, model, [optimizer])
+
+    return Stage("detection", config.model.type, "float32", step, dataset.__getitem__, len(dataset),
+                 f"{len(dataset)} images of {Path(data or config.data_root).name}")
+
+
+def batches_for(stage: Stage, per_device: int) -> Sequence[int]:
+    """Two batch sizes to measure: half of what a device will hold and all of it; few images on a CPU, as time is linear."""
+    most = per_device if device().type == "cuda" else min(per_device, 2 if stage.name == "detection" else 4)
+    return (max(1, most // 2), most) if most > 1 else (1, 2)
+
+
+def machine() -> dict[str, int]:
+    """device_bytes, cores and threads, as report/plan.py's Figures have them."""
+    cores = len(os.sched_getaffinity(0))
+    if torch.cuda.is_available():
+        return {"device_bytes": torch.cuda.get_device_properties(device()).total_memory, "cores": cores, "threads": 0}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"device_bytes": memory, "cores": cores, "threads": min(cores, torch.get_num_threads())}

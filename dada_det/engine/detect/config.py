@@ -1,0 +1,186 @@
+"""What flags and data make of a detector's MMDetection config. Every function changes the config it is given."""
+
+import colorsys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from dada_det.data.checks import CocoLayout
+from dada_det.engine.evaluate.figures import has_faster_evaluator
+from dada_det.errors import UserError
+from dada_det.models.backbone import ARCHITECTURE, architecture_of
+
+CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is what a kill costs at most
+GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
+KEPT = ("frozen_stages", "norm_eval", "norm_cfg", "init_cfg")  # of a backbone's options, where another takes its place
+RESNET_ONLY = ("depth", "num_stages", "out_indices", "style")
+MAPS = 4  # that a neck takes
+
+
+def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> None:
+    """Points the dataloaders and evaluators at the parts of `layout` and gives every head one output a class.
+
+    A part that `layout` is without is not used: its dataloader is left alone but for the classes.
+    """
+    colours = [colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1, 0.8, 0.95) for number in range(len(classes))]
+    palette = [tuple(int(255 * value) for value in colour) for colour in colours]
+    train, val = (layout.train_annotations, layout.train_images), (layout.val_annotations, layout.val_images)
+    for part, (annotations, images) in {"train": train, "val": val, "test": val}.items():
+        dataset = _innermost(config[f"{part}_dataloader"].dataset)
+        dataset.update(data_root="", metainfo={"classes": classes, "palette": palette})
+        if annotations is not None:
+            dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)})
+    for evaluator in (*_evaluators(config.val_evaluator), *_evaluators(config.test_evaluator)):
+        if layout.val_annotations is not None:
+            evaluator.ann_file = str(layout.val_annotations)
+        if evaluator.type == "CocoMetric" and has_faster_evaluator():
+            evaluator.type = "FasterCocoMetric"  # the same figures and settings, in a fifth of the time
+    for entry in dicts_in(config.model):
+        if "num_classes" in entry:
+            entry.num_classes = len(classes)
+
+
+def use_backbone(config: Config) -> None:
+    """Builds the detector around the network that the JSON beside its backbone file names, where that is no ResNet-50.
+
+    frozen_stages, norm_eval and norm_cfg stay as they are. UserError where the network has no maps that the neck could take,
+    or the config asks for what only a ResNet has.
+    """
+    before = config.model.backbone
+    architecture = architecture_of(before.init_cfg.checkpoint)
+    if architecture == ARCHITECTURE:
+        return
+    from dada_det.engine.detect.guard import feature_maps  # imports mmdet
+
+    strange = set(before) - {"type", "architecture", *KEPT, *RESNET_ONLY}
+    if strange or len(config.model.get("neck", {}).get("in_channels", [])) != MAPS:
+        raise UserError(f"{config.filename} has a ResNet of its own kind ({', '.join(sorted(strange)) or 'another neck'}), "
+                        f"and timm's {architecture} cannot take its place; give a config such as "
+                        "configs/retinanet_r50_dada.py")
+    config.model.neck.in_channels = feature_maps(architecture).feature_info.channels()
+    config.model.backbone = {"type": "DADATimm", "architecture": architecture,
+                             **{name: before[name] for name in KEPT if name in before}}
+
+
+def use_test_dev(config: Config, annotations: Path, images: Path) -> None:
+    """Points the test dataloader at image_info annotations, which have no boxes to load."""
+    dataset = _innermost(config.test_dataloader.dataset)
+    dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)},
+                   pipeline=[step for step in dataset.pipeline if step["type"] != "LoadAnnotations"])
+    config.test_evaluator.ann_file = str(annotations)
+
+
+def leave_out(config: Config, names: list[str]) -> None:
+    """Trains without the images of these file names."""
+    if names:
+        dataset = _innermost(config.train_dataloader.dataset)
+        dataset.update(type="WholeCocoDataset", left_out=names)
+
+
+def write_results_to(config: Config, prefix: Path) -> None:
+    """Makes the test evaluator write COCO's results files <prefix>.{bbox,segm}.json, as it goes, and nothing else."""
+    from dada_det.engine.evaluate import streamed_results  # noqa: F401  registers StreamedResults; imports mmdet
+
+    annotations = config.test_evaluator.ann_file
+    config.test_evaluator = {"type": "StreamedResults", "ann_file": annotations, "outfile_prefix": str(prefix)}
+
+
+def use_results_of_validation(config: Config, prefix: Path) -> None:
+    """Validates once, at the end of training, and then also writes <prefix>.{bbox,segm}.json."""
+    from dada_det.engine.evaluate import streamed_results  # noqa: F401  registers StreamedResults; imports mmdet
+
+    loop = config.train_cfg
+    loop.update(val_interval=loop.get("max_epochs") or loop.max_iters, val_begin=1)
+    config.val_evaluator = [*_evaluators(config.val_evaluator),
+                            {"type": "StreamedResults", "ann_file": "", "outfile_prefix": str(prefix)}]
+
+
+def use_epochs(config: Config, epochs: int | None, images: int, processes: int) -> None:
+    """Trains for `epochs` (None: for as long as the config says), with the schedule stretched or shrunk to fit.
+
+    images: of the training data; an epoch of a config that counts iterations is that many images. What a schedule of
+    epochs counts in iterations, its warm-up, takes at most a tenth of all steps.
+    """
+    loop, batch = config.train_cfg, config.train_dataloader.batch_size * processes
+    by_epoch = "max_epochs" in loop
+    passes = config.train_dataloader.dataset.get("times", 1)
+    steps_an_epoch = max(1, -(-images * passes // batch))
+    before = loop.max_epochs if by_epoch else loop.max_iters
+    after = before if epochs is None else epochs if by_epoch else epochs * steps_an_epoch
+    loop["max_epochs" if by_epoch else "max_iters"] = after
+    for schedule in config.param_scheduler:
+        for name in ("begin", "end", "T_max", "milestones"):
+            if name in schedule and schedule.get("by_epoch", True) == by_epoch:
+                value, least = schedule[name], 0 if name == "begin" else 1
+                schedule[name] = ([max(least, round(each * after / before)) for each in value] if isinstance(value, list)
+                                  else max(least, round(value * after / before)))
+            elif name == "end" and name in schedule:
+                schedule.end = max(1, min(schedule.end, after * steps_an_epoch // 10))
+
+
+def use_image_size(config: Config, side: int) -> None:
+    """Resizes every image so that its longer side is `side` px; a range of scales keeps its ratios below that."""
+    for part in ("train", "val", "test"):
+        for step in _innermost(config[f"{part}_dataloader"].dataset).pipeline:
+            if step["type"] == "Resize":
+                step.update(scale=(side, side), keep_ratio=True)
+            elif step["type"] == "RandomResize":
+                shorter = [min(scale) for scale in step["scale"]]
+                step.update(scale=[(round(side * each / max(shorter)),) * 2 for each in shorter], keep_ratio=True)
+
+
+def use_processes(config: Config, launcher: str, gloo: bool) -> None:
+    """Many processes; over gloo each holds its model where it is, and DDP must not ask for a device of its own."""
+    config.launcher = launcher
+    if gloo:
+        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
+
+
+def use_training_hooks(config: Config, stage: str) -> None:
+    """Whole checkpoints, a stop at NaN and lines of progress in place of MMDetection's log on the console."""
+    exact = any(hook["type"] == "ExactResume" for hook in config.get("custom_hooks", []))
+    config.default_hooks.checkpoint = {"steps": CHECKPOINT_STEPS if exact else 0,
+                                       **(config.default_hooks.get("checkpoint") or {}), "type": "AtomicCheckpoint"}
+    config.custom_hooks = [*config.get("custom_hooks", []), {"type": "LearningRateNote", "stage": stage},
+                           {"type": "StopAtNaN"},
+                           {"type": "ProgressLine", "stage": stage, "metrics": ["coco/bbox_mAP", "coco/segm_mAP"]}]
+
+
+def use_test_time_augmentation(config: Config) -> None:
+    """MMDetection's --tta: the config's own tta_model and tta_pipeline, else a horizontal flip."""
+    model = config.get("tta_model") or {
+        "type": "DetTTAModel", "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}}
+    dataset = _innermost(config.test_dataloader.dataset)
+    pack = {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor",
+                                                   "flip", "flip_direction")}
+    flips = {"type": "TestTimeAug", "transforms": [[{"type": "RandomFlip", "prob": p} for p in (1.0, 0.0)], [pack]]}
+    dataset.pipeline = config.get("tta_pipeline") or [*dataset.pipeline[:-1], flips]
+    config.model = {**model, "module": config.model}
+
+
+def has_masks(config: Config) -> bool:
+    """Whether the detector learns masks."""
+    return any("mask_head" in entry for entry in dicts_in(config.model))
+
+
+def dicts_in(value: Any) -> Iterator[Any]:
+    """`value` and every dict inside it, through dicts, lists and tuples."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from dicts_in(entry)
+
+
+def _evaluators(evaluator: Any) -> list[Any]:
+    return evaluator if isinstance(evaluator, list) else [evaluator]
+
+
+def _innermost(dataset: Any) -> Any:
+    """The data set inside wrappers such as RepeatDataset."""
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    return dataset

@@ -1,0 +1,111 @@
+"""From what the loader collates to what a classifier takes: on the device, augmented, float32, normalised.
+
+Shape legend: B images, C = 3 channels (RGB), H x W pixels, K = 2 slots of a sub-policy.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import MODELS
+from PIL import Image
+from torch import Tensor
+
+from dada_det.augment import Draws, Policy, PolicyTransform, apply_draws
+from dada_det.augment.schedule import Schedule, ScheduleTransform
+from dada_det.data.arrays import ArrayImages
+from dada_det.data.folders import ImageList
+from dada_det.data.imagenet import ImageFolder
+from dada_det.data.random import generator_for
+from dada_det.models.backbone import IMAGENET
+
+BOX = 1  # the key of a Cutout box's stream, after (seed, epoch, index)
+
+
+class TrainImages(ImageFolder):
+    """Training images whose side in pixels follows the epoch: sizes[epoch], and the last of them ever after.
+
+    transform(image, generator=..) is applied to each cropped and mirrored PIL image. A worker process sees the epoch
+    that `set_epoch` has set in the main one. padding: see ImageFolder.
+    cutout: side in pixels of a square around a pixel drawn uniformly (DeVries and Taylor, arXiv:1708.04552), 0 for none; a
+    sample then holds {"cutout": int64 [4]}, its left, top, right and bottom, which ImagePreprocessor blanks.
+    schedule: what `transform` applies, where its policy follows the training's progress: the epoch over len(sizes).
+    """
+
+    def __init__(self, images: ImageList | ArrayImages, sizes: Sequence[int], transform: Callable[..., Any], seed: int = 0,
+                 padding: int | None = None, cutout: int = 0, schedule: ScheduleTransform | None = None) -> None:
+        super().__init__(images, sizes[-1], train=True, transform=transform, seed=seed, padding=padding)
+        self.sizes, self.cutout, self.schedule = tuple(sizes), cutout, schedule
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.size = self.sizes[min(int(self._epoch), len(self.sizes) - 1)]
+        if self.schedule is not None:
+            self.schedule.progress = min(1.0, int(self._epoch) / len(self.sizes))
+        sample = super().__getitem__(index)
+        if self.cutout:
+            generator = generator_for(self.seed, int(self._epoch), index, BOX)
+            corner_2 = torch.randint(self.size, (2,), generator=generator) - self.cutout // 2
+            sample["cutout"] = torch.cat([corner_2, corner_2 + self.cutout])
+        return sample
+
+
+class DrawnImages(TrainImages):
+    """Training images for a policy on the device: cropped and flipped, and with what the policy draws for each.
+
+    A sample also holds {"draws": {field of Draws: tensor [K, ..]}, "ranges": str}, which ImagePreprocessor applies. The
+    draws are those that the policy would have made in this place, from the same stream of (seed, epoch, index): both ways
+    give the same images, with any number of workers and after a resume.
+    """
+
+    def __init__(self, images: ImageList | ArrayImages, size: int | Sequence[int], policy: Policy | Schedule, seed: int = 0,
+                 padding: int | None = None, cutout: int = 0) -> None:
+        transform = ScheduleTransform(policy) if isinstance(policy, Schedule) else PolicyTransform(policy)
+        schedule = transform if isinstance(transform, ScheduleTransform) else None
+        super().__init__(images, [size] if isinstance(size, int) else size, self._draw, seed, padding, cutout, schedule)
+        self.policy, self.ranges = transform, policy.ranges
+        self.drawn: dict[str, Tensor] = {}  # of the sample in the making; a loader's worker makes one at a time
+
+    def _draw(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        self.drawn = {name: tensor[0] for name, tensor in vars(self.policy.draw(1, generator)).items()}
+        return image
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return {**sample, "draws": self.drawn, "ranges": self.ranges}
+
+
+@MODELS.register_module()
+class ImagePreprocessor(BaseDataPreprocessor):
+    """{"image": uint8 [B,3,H,W] RGB, "label": int64 [B], ..} -> {"images": float32 [B,3,H,W], "labels": int64 [B]}.
+
+    images = (image - mean) / std, with mean and std of each channel on the 0..255 scale (default: ImageNet's), after the
+    policy where the batch comes from DrawnImages, and zero within the boxes of Cutout where it has some. Other entries are
+    left behind.
+    """
+
+    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        super().__init__(non_blocking=True)
+        # Not persistent: they belong to r50.json and not to the state dict.
+        self.register_buffer("mean", torch.tensor(mean or IMAGENET["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std or IMAGENET["std"]).view(3, 1, 1), persistent=False)
+
+    def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Tensor]:
+        batch = self.cast_data({"images": data["image"], "labels": data["label"]})
+        images_BCHW = batch["images"]
+        if "draws" in data:
+            # The draws stay on the CPU, where apply_draws can see without waiting which rows each kernel needs.
+            images_BCHW = apply_draws(images_BCHW, Draws(**data["draws"]), data["ranges"][0])
+        images_BCHW = (images_BCHW.float() - self.mean) / self.std
+        if "cutout" in data:
+            images_BCHW = blank(images_BCHW, data["cutout"].to(images_BCHW.device, non_blocking=True))
+        return {"images": images_BCHW, "labels": batch["labels"]}
+
+
+def blank(images_BCHW: Tensor, boxes_B4: Tensor) -> Tensor:
+    """The images with zeros in a box of each: left, top, right and bottom in pixels, the last two exclusive; clipped."""
+    left_B11, top_B11, right_B11, bottom_B11 = boxes_B4[:, :, None, None].unbind(1)
+    rows_H1 = torch.arange(images_BCHW.shape[2], device=images_BCHW.device)[:, None]
+    columns_W = torch.arange(images_BCHW.shape[3], device=images_BCHW.device)
+    inside_BHW = (rows_H1 >= top_B11) & (rows_H1 < bottom_B11) & (columns_W >= left_B11) & (columns_W < right_B11)
+    return images_BCHW.masked_fill(inside_BHW[:, None], 0)

@@ -1,0 +1,140 @@
+"""Pretraining as a stage: a config's plain keys become a Runner, and the trained network a backbone file."""
+
+import datetime
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dist import barrier, is_main_process
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from dada_det.augment import Policy
+from dada_det.augment.named import Replayable, resolve_replayable
+from dada_det.augment.schedule import Schedule
+from dada_det.data.arrays import ArrayImages
+from dada_det.data.folders import ImageList
+from dada_det.engine.pretrain.data import WatchImages, loaders, parts_of
+from dada_det.engine.pretrain.recipe import AverageWeights, averaging, optimizer, scale_lr, schedule, visualizer
+from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers Classifier, TopK, ExactResume)
+from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading, resume_point
+from dada_det.engine.runtime.launch import join_processes, without_layout
+from dada_det.engine.runtime.runner import QuietRunner
+from dada_det.errors import UserError
+from dada_det.files import make_folder, write_json
+from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, verify_export
+from dada_det.models.classifiers import OWN
+
+
+def run_pretraining(config: Config, train: ImageList | ArrayImages, val: ImageList | ArrayImages, resume: bool) -> None:
+    """Trains config.classifier on `train` with config.policy, into config.work_dir; `val` has the same classes.
+
+    Writes checkpoints, metrics.json ({"top1", "top5"} in percent) and the backbone with its JSON: r50.pth for resnet50,
+    <name>.pth for timm's other networks, none for the project's own; with `ema` both hold and measure the average. Prints
+    a closing line. The keys of the config are those of configs/pretrain_r50.py, and policy and work_dir. Raises UserError
+    for a user's mistake.
+    """
+    forbid_unsafe_loading()
+    distributed = join_processes()
+    began = time.monotonic()
+    policy = resolve_replayable(config.policy, config.seed)
+    identity = identity_of(config, policy, len(train), len(train.classes))
+    checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
+    runner = build_runner(config, loaders(config, train, val, policy), identity, checkpoint, distributed)
+    try:
+        runner.train()
+    except RuntimeError as error:
+        if not (config.get("compile") and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+            raise
+        reason = " ".join(str(error).split("\n")[:2]).strip()
+        raise UserError(f"torch.compile cannot compile {config.classifier.name} here ({reason}); write compile = "
+                        "False") from error
+    if is_main_process():
+        finish(runner, config, policy, val, began)
+    barrier()
+
+
+def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], identity: str, checkpoint: Path | None,
+                 distributed: bool) -> Runner:
+    """The Runner of the whole recipe; `compile` is mmengine's own key and reads as it stands in the config."""
+    train, val = data
+    network = {"name": config.classifier.name, "num_classes": len(train.dataset.images.classes),  # type: ignore
+               "image_size": config.image_size}
+    # mmengine's own wrapper of the model wants a GPU for each process.
+    wrapper = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False} \
+        if distributed and dist.get_backend() != "nccl" else None
+    parts = parts_of(config)
+    return QuietRunner(
+        model={"type": "Classifier", "classifier": network, "label_smoothing": config.label_smoothing,
+               "channels_last": config.get("channels_last", False),
+               "data_preprocessor": {"type": "ImagePreprocessor", **config.get("data_preprocessor", {})}},
+        work_dir=config.work_dir, train_dataloader=train, val_dataloader=val,
+        train_cfg={"by_epoch": True, "max_epochs": config.epochs}, val_cfg={}, val_evaluator={"type": "TopK"},
+        optim_wrapper=optimizer(config), auto_scale_lr=scale_lr(config),
+        param_scheduler=schedule(config, len(train) // parts),
+        default_hooks={"logger": {"type": "LoggerHook", "interval": 100},
+                       "checkpoint": {"type": "AtomicCheckpoint", **config.get("checkpoint", {})},
+                       "param_scheduler": {"type": "SchedulePerUpdate", "parts": parts}},
+        custom_hooks=[{"type": WatchImages}, {"type": "StopAtNaN"}, {"type": "SyncBuffersHook"}, *averaging(config),
+                      {"type": "StampIdentity", "identity": identity}, {"type": "ExactResume"},
+                      {"type": "ProgressLine", "stage": "pretrain"}],
+        launcher="pytorch" if distributed else "none", randomness={"seed": config.seed}, visualizer=visualizer(config),
+        env_cfg={"cudnn_benchmark": True}, load_from=str(checkpoint) if checkpoint else None,
+        resume=checkpoint is not None, experiment_name="pretrain",
+        cfg=without_layout(Config({**config, "model_wrapper_cfg": wrapper})))
+
+
+def policy_hash(policy: Replayable) -> str | None:
+    return policy.sha256 if isinstance(policy, Policy | Schedule) else None
+
+
+def identity_of(config: Config, policy: Replayable, images: int, classes: int) -> str:
+    """What a run must share with the one whose checkpoint it goes on from; not policy_on: both give the same images."""
+    hashed = policy_hash(policy)
+    extras = [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "padding", "cutout", "ema")
+              if config.get(key)] + ([f"accumulation {parts_of(config)}"] if parts_of(config) > 1 else [])
+    return ", ".join([f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
+                      f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
+                      f"policy {hashed[:12] if hashed else config.policy}", *extras])
+
+
+def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | ArrayImages, began: float) -> None:
+    """Writes the backbone and the metrics of the trained network, or of its average, and prints the closing line."""
+    average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, AverageWeights)), None)
+    model = average.module if average else runner.model.module if dist.is_initialized() else runner.model
+    figures = {name: round(runner.message_hub.get_scalar(f"val/{name}").current(), 4) for name in ("top1", "top5")}
+    folder, written = Path(config.work_dir), ["metrics.json"]
+    if config.classifier.name not in OWN:
+        name = config.classifier.name.split(".")[0]  # timm's names may have a tag: resnet50.a1_in1k
+        meta = {**IMAGENET, **config.get("data_preprocessor", {}),
+                "classes": list(runner.train_dataloader.dataset.images.classes),
+                "policy_sha256": policy_hash(policy), "weights": "ema" if average else "last"}
+        samples = [runner.val_dataloader.dataset[index]["image"] for index in range(min(4, len(val)))]
+        batch = {"image": torch.stack(samples), "label": torch.zeros(len(samples), dtype=torch.int64)}
+        path = folder / ("r50.pth" if name == ARCHITECTURE else f"{name}.pth")
+        write_verified(model.network, path, meta, model.data_preprocessor(batch)["images"], name)
+        written = [path.name, path.with_suffix(".json").name, *written]
+    write_json(folder / "metrics.json", figures)
+    took = datetime.timedelta(seconds=round(time.monotonic() - began))
+    print(f"pretrain  done: {', '.join(written)} in {folder}; top-1 {figures['top1']:.2f} %, "
+          f"top-5 {figures['top5']:.2f} % on {len(val)} images of {val.root} "
+          f"({config.epochs} epochs, policy {config.policy}, {took})", flush=True)
+
+
+def write_verified(network: torch.nn.Module, path: Path, meta: dict[str, Any], images_BCHW: torch.Tensor,
+                   architecture: str = ARCHITECTURE) -> None:
+    """Writes `path` and its JSON; both get their names only after the file gave the network's own features."""
+    draft = make_folder(path.parent / f".export.{os.getpid()}")
+    try:
+        export_backbone(network.state_dict(), draft / path.name, meta, architecture)
+        verify_export(network, draft / path.name, images_BCHW, architecture)
+        # The JSON first: a pth without it would be taken for torchvision's own.
+        for name in (path.with_suffix(".json").name, path.name):
+            os.replace(draft / name, path.parent / name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""A search on a detector: `kind = "coco"` of a search's config becomes a detector's losses and the batches they are of.
+
+B images of a batch, S x S pixels. The reward is the detector's own loss (detector_losses.py); boxes and masks follow the
+policy (dada_det.data.detection).
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from dada_det.data.checks import check_coco, find_annotations, find_coco
+from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
+from dada_det.data.random import epoch_order, generator_for
+from dada_det.engine.detect import guard
+from dada_det.engine.detect.config import dicts_in, has_masks
+from dada_det.engine.search.detector_losses import DetectorLosses
+from dada_det.engine.search.loop import SearchBatches, own_draws, own_part, validates
+from dada_det.engine.search.problem import Problem, search_device
+from dada_det.errors import UserError
+from dada_det.files import sha256_of
+from dada_det.search.ranks import world
+from dada_det.search.step import Algorithm, Batch
+
+
+def load_detection(config: Config) -> Problem:
+    """COCO's layout in data.root and a detector, config.model: its training images, one half of which validates.
+
+    Keys: model (MMDetection's), data (root; val_root, a COCO file or folder that validates instead of a half; images, how
+    many are drawn by seed, None: all), image_size (the longer side, and the side of the padded square), masks (whether they
+    are loaded; a box then is that of its mask's pixels), mirror. Raises UserError for a user's mistake.
+    """
+    preprocessor = config.model.data_preprocessor
+    if not preprocessor.get("bgr_to_rgb"):
+        raise UserError("a search gives the detector RGB images; set model.data_preprocessor.bgr_to_rgb=True, with the mean "
+                        "and std of its backbone in that order")
+    if has_masks(config) and not config.masks:
+        raise UserError("the detector learns masks, which masks=False does not load; set masks=True")
+    annotations, images = find_coco(config.data.root, ("train",)).part("train")
+    summary = check_coco(annotations, images)
+    train = loaded(annotations, images, config)
+    if config.data.get("val_root"):
+        val = loaded(*find_annotations(config.data.val_root), config)
+    else:
+        order = torch.randperm(len(train), generator=generator_for(config.seed))
+        train, val = (train[order[side::2].sort().values] for side in (0, 1))
+    return Problem(network=lambda: DetectorLosses(build_detector(config.model, len(summary.categories))),
+                   batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
+                   identity=f"{model_identity(config)}, {config.image_size} px, masks {config.masks}, mirror "
+                            f"{config.mirror}",
+                   data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std, apply=apply_with_instances)
+
+
+def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
+    memory, broken = load_coco(annotations, images, config.image_size, config.masks, config.data.get("images"),
+                               generator_for(config.seed, 3))
+    if broken and world()[0] == 0:
+        print(f"search  left out {len(broken)} images in {images} that do not decode: {', '.join(broken[:3])}")
+    return memory
+
+
+def build_detector(model: dict[str, Any], classes: int) -> nn.Module:
+    """The detector of an MMDetection config's `model` with `classes` outputs a head, from torch's global generator."""
+    model = Config({"model": model}).model  # a copy, whose entries are attributes too
+    for entry in dicts_in(model):
+        if "num_classes" in entry:
+            entry.num_classes = classes
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # mmengine tells how each tensor was drawn
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = guard.MODELS.build(model)
+        detector.init_weights()
+    if isinstance(detector.backbone, guard.Guarded):
+        guard.check_preprocessing(detector)
+    return detector
+
+
+def model_identity(config: Config) -> str:
+    """The detector's kind, and a hash of its config and its backbone's file."""
+    text = repr(config.model.to_dict())
+    init = config.model.backbone.get("init_cfg")
+    if isinstance(init, dict) and Path(str(init.get("checkpoint"))).is_file():
+        text += sha256_of(init["checkpoint"])
+    return f"{config.model.type} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def hash_of(*memories: MemoryDetection) -> str:
+    """SHA-256 of all pixels, boxes, labels and masks."""
+    digest = hashlib.sha256()
+    for memory in memories:
+        digest.update(repr(tuple(memory.images_NCHW.shape)).encode())
+        digest.update(memory.images_NCHW.numpy().data)
+        for tensors in (memory.boxes_M4, memory.labels_M):
+            digest.update(torch.cat(tensors).numpy().tobytes())
+        digest.update(repr(list(map(len, memory.labels_M))).encode())
+        for run_lengths in memory.masks or []:
+            for mask in run_lengths:
+                digest.update(mask["counts"])
+    return digest.hexdigest()
+
+
+class DetectionBatches(SearchBatches):
+    """The batches of a search on detection images: whole images, those that train mirrored at random."""
+
+    train: Any
+    val: Any
+
+    @classmethod
+    def of(cls, config: Config, train: MemoryDetection, val: MemoryDetection, algorithm: Algorithm) -> "DetectionBatches":
+        return cls(train, val, image_size=config.image_size, padding=0, mirror=config.mirror,  # type: ignore[arg-type]
+                   batch_size=config.batch_size, algorithm=algorithm, seed=config.seed)
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """This process's part of batch `index` of `epoch` (both from 0); the images on the search's device."""
+        step, device = epoch * len(self) + index, search_device()
+        generator = generator_for(self.seed, 1, step)
+        chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
+        flips = (torch.rand(self.batch_size, generator=generator) < 0.5) & self.mirror
+        noise = self.draw_noise(self.settings.draws * self.batch_size, generator)
+        mine = own_part(self.batch_size)
+        images, targets = self.train.batch(chosen[mine], flips[mine])
+        val_images, val_targets = self.val.batch(self.own_val(step))
+        return Batch(images.to(device), targets, val_images.to(device), val_targets,
+                     noise[own_draws(self.settings.draws, self.batch_size)], noise[:1],
+                     generator_for(self.seed, 2, step, world()[0]).initial_seed(), step,
+                     validates(self.settings, step, len(self)))

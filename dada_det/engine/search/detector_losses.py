@@ -1,0 +1,133 @@
+"""The losses of a detector image by image: the reward of a search on the detector itself is made of them.
+
+B images, C = 3 channels, S x S pixels, P proposals of one image. MMDetection returns one loss for a batch; a search needs
+one for each image. Backbone, neck and the convolutions of a dense head see the batch at once, then each head's own loss
+is called on the outputs (or, of a RoI head, the features) of one image after another.
+
+What the search differentiates. Anchors are matched to boxes and not to predictions, so RetinaNet's loss is smooth in the
+weights as it stands. Of a two-stage detector, MMDetection's own gradient takes the proposals, and which of them are
+sampled, as given, although both depend on the weights. Here they are given: the first pass that sees some targets makes
+the proposals and leaves them in `targets_B.proposals_P4`, every later pass on the same targets reads them there, and the
+samples of an image follow from torch's seed, which a search sets anew for each step, before each of its passes. So both
+ends of a finite difference see one loss, without jumps, and its derivative is MMDetection's gradient.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from dada_det.data.detection import DetectionTargets
+from dada_det.data.random import generator_for
+from dada_det.engine.detect import mmcv_ops
+from dada_det.errors import UserError
+from dada_det.search.alignment import LossNetwork
+
+mmcv_ops.install()  # before mmdet.models, which imports mmcv.ops
+from mmdet.models import AnchorHead, RPNHead, SingleStageDetector, StandardRoIHead, TwoStageDetector  # noqa: E402
+from mmdet.structures import DetDataSample  # noqa: E402
+from mmdet.structures.mask import BitmapMasks  # noqa: E402
+
+
+class DetectorLosses(LossNetwork):
+    """A detector as a network whose output is the loss of each image.
+
+    detector: one stage with a head of anchors (RetinaNet), or two with an RPN and one RoI head (Faster, Mask R-CNN);
+    UserError for another.
+    """
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        one_stage = isinstance(detector, SingleStageDetector) and isinstance(detector.bbox_head, AnchorHead)
+        two_stage = (isinstance(detector, TwoStageDetector) and isinstance(getattr(detector, "rpn_head", None), RPNHead)
+                     and isinstance(detector.roi_head, StandardRoIHead))
+        if not one_stage and not two_stage:
+            raise UserError("a search reads the losses of RetinaNet, Faster R-CNN and Mask R-CNN image by image, and knows "
+                            f"no {type(detector).__name__} with other heads; give a config of one of the three")
+        self.detector: Any = detector
+        self.two_stage = two_stage
+
+    def forward(self, images_BCHW: Tensor, targets_B: DetectionTargets) -> Tensor:
+        """The losses [B] of normalised images [B,3,S,S], the sum of the detector's loss terms.
+
+        Of one image it is what `detector.loss` gives. The mean over a batch is `detector.loss` of the batch: where an
+        AnchorHead divides by the number of its anchors in the batch (`avg_factor`), each image is weighed by its own
+        share of them. RoI heads divide by an image's own samples instead, so there the mean is MMDetection's where all
+        images have equally many: box terms once proposals fill the sampler, mask terms up to the number of positives.
+        """
+        features = self.detector.extract_feat(images_BCHW)
+        samples = [data_sample(targets_B, row, images_BCHW) for row in range(len(targets_B))]
+        with torch.autocast(images_BCHW.device.type, enabled=False):  # bfloat16 is for the convolutions below
+            features = tuple(level.to(images_BCHW.dtype) for level in features)
+            if not self.two_stage:
+                return self._dense_losses(self.detector.bbox_head, self.detector.bbox_head(features), samples)
+            classless = [_with_labels_0(sample) for sample in samples]
+            outputs = self.detector.rpn_head(features)
+            losses_B = self._dense_losses(self.detector.rpn_head, outputs, classless)
+            if targets_B.proposals_P4 is None:
+                targets_B.proposals_P4 = self._proposals(outputs, samples)
+            return losses_B + self._roi_losses(features, targets_B.proposals_P4, samples)
+
+    def _dense_losses(self, head: Any, outputs: Any, samples: list[Any]) -> Tensor:
+        losses, divisors = [], []
+        for row, sample in enumerate(samples):
+            own = [[level[row:row + 1] for level in levels] for levels in outputs]
+            with _same_samples(row):
+                losses.append(_total(head.loss_by_feat(*own, [sample.gt_instances], [sample.metainfo])))
+            divisors.append(head._raw_positive_infos["sampling_results"][0].avg_factor)
+        shares_B = torch.tensor(divisors, dtype=losses[0].dtype, device=losses[0].device)
+        return torch.stack(losses) * shares_B / shares_B.mean()
+
+    def _roi_losses(self, features: tuple[Tensor, ...], proposals_P4: list[Tensor], samples: list[Any]) -> Tensor:
+        losses = []
+        for row, (own_P4, sample) in enumerate(zip(proposals_P4, samples, strict=True)):
+            own = tuple(level[row:row + 1] for level in features)
+            with _same_samples(row):
+                losses.append(_total(self.detector.roi_head.loss(own, [InstanceData(bboxes=own_P4)], [sample])))
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def _proposals(self, outputs: Any, samples: list[Any]) -> list[Tensor]:
+        config = self.detector.train_cfg.get("rpn_proposal", self.detector.test_cfg.rpn)
+        detached = [[level.detach() for level in levels] for levels in outputs]
+        results = self.detector.rpn_head.predict_by_feat(
+            *detached, batch_img_metas=[sample.metainfo for sample in samples], cfg=config)
+        return [result.bboxes for result in results]
+
+
+def data_sample(targets: DetectionTargets, row: int, images_BCHW: Tensor) -> Any:
+    """The instances of image `row` as MMDetection wants them; padding counts as image, for a policy moves both."""
+    size = tuple(images_BCHW.shape[2:])
+    instances = InstanceData(bboxes=targets.boxes_M4[row].to(images_BCHW),
+                             labels=targets.labels_M[row].to(images_BCHW.device))
+    if targets.masks_MSS is not None:
+        instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *size)
+    return DetDataSample(gt_instances=instances,
+                         metainfo={"img_shape": size, "pad_shape": size, "batch_input_shape": size})
+
+
+@contextmanager
+def _same_samples(row: int) -> Iterator[None]:
+    """Inside, what MMDetection's samplers draw (from torch's generator of the CPU) follows from its seed and `row`."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(generator_for(torch.initial_seed(), row).initial_seed())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def _total(losses: dict[str, Any]) -> Tensor:
+    """The sum of the loss terms, as mmengine's parse_losses takes it; what is no loss (`acc`) stays out."""
+    terms = [value if isinstance(value, list | tuple) else [value] for name, value in losses.items() if "loss" in name]
+    return sum((part.mean() for term in terms for part in term), start=torch.zeros((), device=terms[0][0].device))
+
+
+def _with_labels_0(sample: Any) -> Any:
+    """The RPN tells objects from background, whatever their class."""
+    instances = sample.gt_instances
+    return DetDataSample(gt_instances=InstanceData(bboxes=instances.bboxes, labels=torch.zeros_like(instances.labels)),
+                         metainfo=sample.metainfo)

@@ -1,0 +1,39 @@
+"""What a search is on, whatever its data: a network, its batches, and the way a policy acts on them."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dada_det.models.backbone import IMAGENET
+from dada_det.search.step import Algorithm, Apply, apply_to_images
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a row of LOADERS makes of a config, for every algorithm alike.
+
+    network: builds a classifier or an alignment.LossNetwork from torch's global generator; batches: the loader for an
+    algorithm, with `batch(epoch, index)` -> step.Batch, a length (batches an epoch), `dataset` and `metainfo`; mean, std:
+    of the RGB channels in 0..255, by which the Searcher normalises; identity: what a search that --resume goes on with
+    must share; data_hash: of all images and labels.
+    """
+
+    network: Callable[[], nn.Module]
+    batches: Callable[[Algorithm], Any]
+    identity: str
+    data_hash: str
+    mean: Sequence[float] = tuple(IMAGENET["mean"])
+    std: Sequence[float] = tuple(IMAGENET["std"])
+    apply: Apply = apply_to_images
+
+
+def search_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def hash_of(*hashes: str) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

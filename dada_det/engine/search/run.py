@@ -1,0 +1,147 @@
+"""The search as a stage: a config's plain keys become a Runner, and the Runner's end a closing line."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch import nn
+
+from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.space import AtomSpace, SearchSpace
+from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading, resume_point
+from dada_det.engine.runtime.launch import join_processes
+from dada_det.engine.runtime.runner import QuietRunner
+from dada_det.engine.search.problems import LOADERS, Problem, search_device
+from dada_det.engine.search.searcher import Searcher
+from dada_det.errors import UserError
+from dada_det.models.darts import SuperNet
+from dada_det.search import daas
+from dada_det.search.alignment import learned
+from dada_det.search.daas import Daas
+from dada_det.search.dada import Dada
+from dada_det.search.ddas import Ddas, ddas_settings
+from dada_det.search.ranks import world
+from dada_det.search.settings import settings_for
+from dada_det.search.step import Algorithm
+
+# Where the validation images are like the training images, what is learned beside images as they are is worth most beside
+# them: a saved operation acts half as often as a learned one. Against --val-data, images as they are miss the target.
+SHARE_WITHOUT_SHIFT = 0.5
+
+
+def run_search(config: Config, resume: bool) -> None:
+    """Searches as `config` says, into config.work_dir: the algorithm's files and checkpoints; prints a closing line.
+
+    Keys: method (METHODS; "dada"), kind (LOADERS) and what its loader reads: data (root, val_root, subset,
+    images_per_class), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a GPU, or
+    "float32"), operations, search (the method's entries), weights_optimizer (lr at base_batch_size), policy_optimizer,
+    clip_grad, work_dir. Raises UserError for a user's mistake.
+    """
+    forbid_unsafe_loading()
+    distributed = join_processes()
+    method = config.get("method", "dada")
+    if method not in METHODS:
+        raise UserError(f"the config's method is {method!r}; choose one of {', '.join(METHODS)}")
+    make_algorithm = METHODS[method](config)
+    problem = LOADERS[config.kind](config)
+    torch.manual_seed(config.seed)  # every process starts from the same weights
+    network = problem.network()
+    algorithm = make_algorithm(network)
+    own = identity(config, problem, algorithm)
+    checkpoint = resume_point(config.work_dir, own, "search") if resume else None
+    batches = problem.batches(algorithm)
+    device = search_device()
+    low = torch.bfloat16 if config.precision == "bfloat16" and device.type == "cuda" else None
+    # TF32 keeps ten bits, too few for the difference of two nearly equal losses.
+    torch.backends.cudnn.allow_tf32 = False
+    searcher = Searcher(network, algorithm, problem.mean, problem.std, low, problem.apply)
+    provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
+                  "data": problem.data_hash}
+    wrappers = optimizers(searcher, config)
+    runner = SearchRunner(
+        model=searcher, work_dir=config.work_dir, train_dataloader=batches,
+        train_cfg={"type": "SearchLoop", "max_epochs": config.epochs},
+        optim_wrapper=wrappers,
+        param_scheduler={**{name: [] for name in wrappers.keys()},  # noqa: SIM118 (it is no dict)
+                         "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
+        default_hooks={"logger": None, "sampler_seed": None,
+                       "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
+        custom_hooks=[{"type": "StopAtNaN"}, {"type": "WritePolicy", "provenance": provenance},
+                      {"type": "StampIdentity", "identity": own},
+                      {"type": "ProgressLine", "stage": "search"}],
+        launcher="pytorch" if distributed else "none",
+        randomness={"seed": config.seed, "deterministic": device.type == "cpu"}, log_level="WARNING",
+        load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None,
+        experiment_name="search", cfg=config)
+    runner.train()
+    if world()[0] == 0:
+        print(f"search  done: {algorithm.closing(config.work_dir)}")
+
+
+class SearchRunner(QuietRunner):
+    """A search averages its gradients itself (its step runs several passes), so DDP must not wrap its model."""
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        return model.to(get_device())
+
+
+def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
+    """SGD for the network's weights, lr scaled linearly with the batch; an Adam for each name of the algorithm's groups."""
+    weights = dict(config.weights_optimizer)
+    weights["lr"] *= config.batch_size / config.base_batch_size
+    sgd = torch.optim.SGD(learned(searcher.network).values(), **weights)
+    adams = {}
+    for name, groups in searcher.algorithm.groups().items():
+        options = config[f"{name}_optimizer"]
+        for group in groups:
+            group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
+        adams[name] = OptimWrapper(torch.optim.Adam(groups, **options))
+    return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
+
+
+def identity(config: Config, problem: Problem, algorithm: Algorithm) -> str:
+    """What a resumed search must share with the one that wrote the checkpoint."""
+    adams = ", ".join(f"{name} {dict(config[f'{name}_optimizer'])}" for name in algorithm.groups())
+    return (f"{problem.identity}, batch {config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
+            f"{config.precision}, weights {dict(config.weights_optimizer)} at batch {config.base_batch_size}, clipped at "
+            f"{config.clip_grad}, {adams}, {algorithm.identity}, "
+            f"data {problem.data_hash[:12]}")
+
+
+def dada(config: Config) -> Callable[[nn.Module], Dada]:
+    settings = settings_for(**config.search)
+    if settings.warmup_epochs >= config.epochs:  # a short search spends its last epoch on the policy all the same
+        settings = replace(settings, warmup_epochs=config.epochs - 1)
+    space = SearchSpace(operations=config.operations, ranges=settings.ranges) if config.get("operations") \
+        else SearchSpace(ranges=settings.ranges)
+    share = 1.0 if config.data.get("val_root") or not settings.clean else SHARE_WITHOUT_SHIFT
+    return lambda network: Dada(space, settings, share)
+
+
+def joint(config: Config) -> Callable[[nn.Module], Daas]:
+    settings = daas.settings_for(**config.search)
+    if settings.warmup_epochs >= config.epochs:
+        settings = replace(settings, warmup_epochs=config.epochs - 1)
+    space = SearchSpace(operations=config.operations) if config.get("operations") else SearchSpace()
+
+    def make(network: nn.Module) -> Daas:
+        if not isinstance(network, SuperNet):
+            raise UserError(f"the method daas searches a supernet, and config.classifier is {config.classifier.name}; give "
+                            "classifier.name=darts_supernet")
+        return Daas(space, settings, network)
+
+    return make
+
+
+def ddas(config: Config) -> Callable[[nn.Module], Ddas]:
+    settings = ddas_settings(**config.search)
+    space = AtomSpace.of_levels(config.get("operations") or OPERATION_NAMES, settings.levels, settings.ranges)
+    return lambda network: Ddas(space, settings, config.epochs)
+
+
+# By the config's `method`: checks the config before any image is read, and gives what makes the algorithm for a network.
+METHODS: dict[str, Callable[[Config], Callable[[nn.Module], Algorithm]]] = {"dada": dada, "ddas": ddas, "daas": joint}

@@ -1,0 +1,234 @@
+"""The detectors' configs: what they are beside MMDetection's own, that each builds, and what flags and data make of them."""
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import resnet50
+
+from dada_det.data.checks import CocoLayout
+from dada_det.engine.detect import config as detector_config
+from dada_det.models.backbone import IMAGENET, export_backbone
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
+EPOCHS = {"": (12, [8, 11]), "_2x": (24, [16, 22]), "_ms3x": (12, [9, 11])}  # ms3x: each epoch passes three times
+SOURCES = {
+    "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
+    "retinanet_2x": "retinanet/retinanet_r50_fpn_2x_coco.py",
+    "retinanet_ms3x": "retinanet/retinanet_r50_fpn_ms-640-800-3x_coco.py",
+    "faster_rcnn": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "faster_rcnn_2x": "faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py",
+    "faster_rcnn_ms3x": "faster_rcnn/faster-rcnn_r50_fpn_ms-3x_coco.py",
+    "mask_rcnn": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "mask_rcnn_2x": "mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py",
+    "mask_rcnn_ms3x": "mask_rcnn/mask-rcnn_r50_fpn_ms-poly-3x_coco.py",
+}
+EVERY = sorted(path.stem for name in DETECTORS for path in CONFIGS.glob(f"{name}_r50_*.py"))
+META = {**IMAGENET, "classes": [], "policy_sha256": None}
+
+
+@cache
+def read(path):
+    return Config.fromfile(path, import_custom_modules=False, format_python_code=False)
+
+
+def config_of(name, **changes):
+    config = copy.deepcopy(read(CONFIGS / f"{name}.py"))
+    config.merge_from_dict(changes)
+    return config
+
+
+def build(part, registry):
+    from mmdet import registry as registries
+    from mmengine.registry import DefaultScope
+
+    import dada_det.engine.detect.guard  # noqa: F401  registers DADAResNet
+
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return getattr(registries, registry).build(part)
+
+
+def pipelines_of(config):
+    for part in ("train", "val", "test"):
+        dataset = config[f"{part}_dataloader"].dataset
+        while "dataset" in dataset:
+            dataset = dataset.dataset
+        yield part, dataset.pipeline
+
+
+def test_there_is_a_config_for_each_detector_schedule_and_twin():
+    wanted = {f"{name}_r50_{twin}{schedule}" for name in DETECTORS for twin in ("dada", "baseline") for schedule in EPOCHS}
+    assert set(EVERY) == wanted
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_model_pipelines_and_evaluator_build_without_data(name):
+    config = config_of(name)
+    with torch.device("meta"):
+        model = build(config.model, "MODELS")
+    assert type(model.backbone).__name__ == "DADAResNet" and model.backbone.depth == 50
+    assert detector_config.has_masks(config) == name.startswith("mask_rcnn") == bool(getattr(model, "with_mask", False))
+    for part, pipeline in pipelines_of(config):
+        steps = [build(step, "TRANSFORMS") for step in pipeline]
+        assert type(steps[-1]).__name__ == "PackDetInputs", part
+    assert config.val_evaluator.metric == (["bbox", "segm"] if name.startswith("mask_rcnn") else "bbox")
+
+
+@pytest.mark.parametrize("schedule", EPOCHS)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_schedule_batch_and_learning_rate(name, schedule):
+    config = config_of(f"{name}_r50_dada{schedule}")
+    warmup, steps = config.param_scheduler
+    assert (config.train_cfg.max_epochs, steps.milestones) == EPOCHS[schedule]
+    assert (steps.end, steps.gamma, steps.by_epoch) == (config.train_cfg.max_epochs, 0.1, True)
+    assert (warmup.type, warmup.begin, warmup.end, warmup.by_epoch) == ("LinearLR", 0, 500, False)
+    assert config.optim_wrapper.optimizer.lr == (0.01 if name == "retinanet" else 0.02)
+    assert config.auto_scale_lr == {"enable": True, "base_batch_size": 16}
+    assert config.train_dataloader.batch_size == 2
+    dataset = config.train_dataloader.dataset
+    resize = dict(pipelines_of(config))["train"][2]
+    if schedule == "_ms3x":
+        assert (dataset.type, dataset.times) == ("RepeatDataset", 3)
+        assert (resize.type, [tuple(scale) for scale in resize.scale]) == ("RandomResize", [(1333, 640), (1333, 800)])
+    else:
+        assert (dataset.type, resize.type, tuple(resize.scale)) == ("CocoDataset", "Resize", (1333, 800))
+
+
+@pytest.mark.parametrize("schedule", EPOCHS)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_twins_differ_in_the_weights_only(name, schedule):
+    twins = []
+    for twin in ("dada", "baseline"):
+        config = config_of(f"{name}_r50_{twin}{schedule}").to_dict()
+        path = config["model"]["backbone"]["init_cfg"].pop("checkpoint")
+        assert path == config.pop("backbone")
+        assert str(Path(path).parent) in config.pop("backbone_command")
+        twins.append((path, config))
+    assert [path for path, _ in twins] == ["work_dirs/pretrain_r50/r50.pth", "work_dirs/pretrain_r50_none/r50.pth"]
+    assert twins[0][1] == twins[1][1]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_configs_are_mmdetection_s_but_for_the_backbone_and_the_scaling(name, tmp_path):
+    (tmp_path / "theirs.py").write_text(f"_base_ = 'mmdet::{SOURCES[name]}'")
+    detector = next(detector for detector in DETECTORS if name.startswith(detector))
+    schedule = name.removeprefix(detector)
+    ours, theirs = config_of(f"{detector}_r50_dada{schedule}").to_dict(), read(tmp_path / "theirs.py").to_dict()
+    assert ours["model"]["backbone"].pop("type") == "DADAResNet"
+    for config in (ours, theirs):
+        assert config["model"]["backbone"].pop("init_cfg")["type"] == "Pretrained"
+    assert theirs["model"]["backbone"].pop("type") == "ResNet"
+    assert [config["auto_scale_lr"].pop("enable") for config in (ours, theirs)] == [True, False]
+    assert {key: ours[key] for key in theirs} == theirs
+
+
+@pytest.fixture(scope="module")
+def backbone_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("backbone") / "r50.pth"
+    torch.manual_seed(5)
+    export_backbone(resnet50(weights=None).state_dict(), path, META)
+    return path
+
+
+SYNC = {"model.backbone.norm_cfg.type": "SyncBN", "model.backbone.norm_eval": False}
+FROZEN = {"model.backbone.norm_cfg.requires_grad": False}
+
+
+@pytest.mark.parametrize(("change", "kind", "learns", "measures"), [
+    ({}, torch.nn.BatchNorm2d, True, False), (SYNC, torch.nn.SyncBatchNorm, True, True),
+    (FROZEN, torch.nn.BatchNorm2d, False, False)], ids=["as MMDetection", "SyncBN", "frozen"])
+def test_batch_norm_variants_load_the_same_file_and_train(change, kind, learns, measures, backbone_file):
+    """The three spellings of README, on the backbone alone; frozen_stages=1 leaves stages 2 to 4 to learn."""
+    config = config_of("faster_rcnn_r50_dada", **change, **{"model.backbone.init_cfg.checkpoint": str(backbone_file)})
+    backbone = build(config.model.backbone, "MODELS")
+    backbone.init_weights()
+    backbone.preprocessing_checked = True
+    backbone.train()
+    norms = {name: module for name, module in backbone.named_modules() if isinstance(module, _BatchNorm)}
+    later = [module for name, module in norms.items() if name.startswith(("layer2", "layer3", "layer4"))]
+    assert len(norms) == 53 and all(isinstance(module, kind) for module in norms.values())
+    assert {module.weight.requires_grad for module in later} == {learns}
+    before = backbone.layer4[2].bn3.running_mean.clone()
+    sum(feature.square().mean() for feature in backbone(torch.randn(2, 3, 64, 64))).backward()
+    assert (backbone.layer4[2].bn3.weight.grad is not None) == learns
+    assert (not torch.equal(backbone.layer4[2].bn3.running_mean, before)) == measures
+    assert backbone.layer4[2].conv3.weight.grad.abs().sum() > 0
+
+
+def test_data_decides_every_head_s_classes():
+    config = config_of("mask_rcnn_r50_dada_ms3x")
+    layout = CocoLayout(*(Path(part) for part in ("t.json", "t", "v.json", "v")), None, None)
+    detector_config.use_data(config, layout, ("cell", "nucleus"))
+    assert config.model.roi_head.bbox_head.num_classes == config.model.roi_head.mask_head.num_classes == 2
+    train, test = config.train_dataloader.dataset.dataset, config.test_dataloader.dataset
+    assert (train.ann_file, train.data_prefix, train.data_root) == ("t.json", {"img": "t"}, "")
+    assert (test.ann_file, test.data_prefix) == ("v.json", {"img": "v"})
+    assert train.metainfo.classes == ("cell", "nucleus")
+    assert len(set(train.metainfo.palette)) == 2
+    assert config.val_evaluator.ann_file == config.test_evaluator.ann_file == "v.json"
+
+
+def test_a_part_that_is_not_there_leaves_its_dataloader_alone():
+    config = config_of("retinanet_r50_dada")
+    before = config.train_dataloader.dataset.ann_file
+    detector_config.use_data(config, CocoLayout(None, None, Path("v.json"), Path("v"), None, None), ("cell",))
+    assert config.train_dataloader.dataset.ann_file == before
+    assert config.test_dataloader.dataset.ann_file == config.test_evaluator.ann_file == "v.json"
+
+
+def schedule_of(config):
+    return [{name: each.get(name) for name in ("begin", "end", "milestones", "T_max") if name in each}
+            for each in config.param_scheduler]
+
+
+def test_epochs_stretch_a_schedule_of_epochs_and_shorten_the_warm_up():
+    config = config_of("retinanet_r50_dada")
+    detector_config.use_epochs(config, 36, images=117266, processes=8)
+    assert config.train_cfg.max_epochs == 36
+    assert schedule_of(config) == [{"begin": 0, "end": 500}, {"begin": 0, "end": 36, "milestones": [24, 33]}]
+    config = config_of("retinanet_r50_dada")
+    detector_config.use_epochs(config, None, images=100, processes=1)  # 12 epochs of 50 steps
+    assert schedule_of(config) == [{"begin": 0, "end": 60}, {"begin": 0, "end": 12, "milestones": [8, 11]}]
+    config = config_of("retinanet_r50_dada_ms3x")
+    detector_config.use_epochs(config, 2, images=100, processes=1)  # each epoch passes three times: 300 steps
+    assert schedule_of(config)[0]["end"] == 30
+
+
+def test_epochs_of_a_config_that_counts_iterations_are_passes_over_the_images():
+    config = config_of("debug/faster_rcnn")
+    detector_config.use_epochs(config, 3, images=41, processes=1)  # batch 4: 11 steps an epoch
+    assert config.train_cfg.max_iters == 33
+    assert schedule_of(config) == [{"begin": 0, "end": 7}, {"begin": 7, "end": 33}]
+    config = config_of("debug/faster_rcnn")
+    before = schedule_of(config)
+    detector_config.use_epochs(config, None, images=41, processes=1)
+    assert config.train_cfg.max_iters == 50 and schedule_of(config) == before
+
+
+def test_a_very_short_schedule_has_no_empty_part():
+    config = config_of("debug/faster_rcnn")
+    detector_config.use_epochs(config, 1, images=4, processes=1)
+    assert config.train_cfg.max_iters == 1 and [each["end"] for each in schedule_of(config)] == [1, 1]
+
+
+def test_image_size_is_the_longer_side_in_every_pipeline():
+    config = config_of("mask_rcnn_r50_dada_ms3x")
+    detector_config.use_image_size(config, 400)
+    pipelines = dict(pipelines_of(config))
+    assert pipelines["train"][2].scale == [(320, 320), (400, 400)] and pipelines["train"][2].keep_ratio
+    assert [step.scale for part in ("val", "test") for step in pipelines[part] if step.type == "Resize"] == [(400, 400)] * 2
+
+
+def test_results_of_the_validation_are_kept_beside_its_figures(tmp_path):
+    config = config_of("retinanet_r50_dada")
+    detector_config.use_results_of_validation(config, tmp_path / "results")
+    assert config.train_cfg.val_interval == 12
+    detector_config.use_data(config, CocoLayout(None, None, Path("v.json"), Path("v"), None, None), ("cell",))
+    figures, results = config.val_evaluator
+    assert figures.type in ("CocoMetric", "FasterCocoMetric") and results.type == "StreamedResults"
+    assert figures.ann_file == results.ann_file == config.test_evaluator.ann_file == "v.json"

@@ -1,0 +1,95 @@
+"""tools/train_det.py --policy: where ApplyPolicy stands, that the training runs with it, and every promised sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from torchvision.models import resnet50
+
+from dada_det.augment import Policy
+from dada_det.augment.policy import Operation, SubPolicy
+from dada_det.commands import train_det
+from dada_det.engine.detect.policy_transform import ApplyPolicy, use_policy
+from dada_det.errors import UserError
+from dada_det.models.backbone import IMAGENET, export_backbone
+from planted_coco import write_coco
+from tests.engine.search.test_search_detection import squares
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+ROTATE = Policy("strength", (SubPolicy(1.0, (Operation("Rotate", probability=1.0, magnitude=0.5),)),), {})
+
+
+def read(name):
+    return Config.fromfile(CONFIGS / f"{name}.py", import_custom_modules=False, format_python_code=False)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    ROTATE.save(tmp_path / "policy.json")
+    return str(tmp_path / "policy.json")
+
+
+@pytest.mark.parametrize(("name", "masks", "repeated"), [
+    ("retinanet_r50_dada", False, False), ("mask_rcnn_r50_baseline", True, False), ("debug/mask_rcnn", True, False),
+    ("faster_rcnn_r50_dada_ms3x", False, True)])
+def test_apply_policy_stands_behind_the_annotations(name, masks, repeated, policy):
+    config, plain = read(name), read(name)
+    use_policy(config, policy)
+    dataset, before = (own.train_dataloader.dataset for own in (config, plain))
+    if repeated:
+        dataset, before = dataset.dataset, before.dataset
+    place = [step["type"] for step in before.pipeline].index("LoadAnnotations") + 1
+    assert bool(before.pipeline[place - 1].get("with_mask")) == masks
+    assert dataset.pipeline[place] == {"type": "ApplyPolicy", "policy": policy, "recompute_bbox": masks, "seed": 0}
+    assert [*dataset.pipeline[:place], *dataset.pipeline[place + 1:]] == list(before.pipeline)
+    assert config.custom_hooks == [*plain.custom_hooks, {"type": "PolicyEpochHook"}]
+    assert config.custom_imports.imports[-1] == "dada_det.engine.policy_transform"
+    assert config.val_dataloader == plain.val_dataloader
+
+
+def test_none_changes_nothing():
+    config = read("retinanet_r50_dada")
+    use_policy(config, "none")
+    assert config.to_dict() == read("retinanet_r50_dada").to_dict()
+
+
+def test_what_does_not_fit_gets_one_sentence(policy):
+    config = read("retinanet_r50_dada")
+    with pytest.raises(UserError, match="the policy trivial moves an image without telling how, so its boxes cannot follow"):
+        use_policy(config, "trivial")
+    use_policy(config, policy)
+    with pytest.raises(UserError, match=r"retinanet_r50_dada.py has an ApplyPolicy in its training pipeline already; leave "
+                                        "--policy out, or take that step away"):
+        use_policy(config, policy)
+    config = read("retinanet_r50_dada")
+    config.train_dataloader.dataset.pipeline = [{"type": "LoadImageFromFile"}]
+    with pytest.raises(UserError, match=r"--policy stands behind LoadAnnotations, which the training pipeline of \S+ has 0 "
+                                        "times; put ApplyPolicy into the config by hand"):
+        use_policy(config, policy)
+
+
+def test_a_detector_trains_with_it(policy, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    backbone = tmp_path / "r50.pth"
+    export_backbone(resnet50(weights=None).state_dict(), backbone, {**IMAGENET, "classes": [], "policy_sha256": None})
+    data = write_coco(tmp_path / "data", train=squares(4, 0), val=squares(2, 1))
+    flags = [str(CONFIGS / "debug/retinanet.py"), "--backbone", str(backbone), "--data", str(data), "--work-dir",
+             str(tmp_path / "w")]
+    tiny = ["--cfg-options", "train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=2"]
+    moved, transform = [], ApplyPolicy.transform
+
+    def watched(self, results):
+        out = transform(self, results)
+        moved.append("homography_matrix" in out)
+        return out
+
+    monkeypatch.setattr(ApplyPolicy, "transform", watched)
+    assert train_det.main([*flags, "--policy", policy, *tiny]) == 0
+    assert moved == [True, True]
+    written = (tmp_path / "w/retinanet.py").read_text()
+    assert "ApplyPolicy" in written
+    assert "dada_det.engine.policy_transform" in written
+    capsys.readouterr()
+    assert train_det.main([*flags, "--policy", "nowhere.json"]) == 2
+    assert "the policy nowhere.json is neither a file nor a name" in capsys.readouterr().err

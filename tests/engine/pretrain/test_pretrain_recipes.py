@@ -1,0 +1,305 @@
+"""What a pretraining config can ask for, through the Runner: sizes, averages, parts of a batch, precision, compilation."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.hooks import Hook
+
+from dada_det.commands.common import ROOT
+from dada_det.commands.pretrain import main
+from dada_det.engine.pretrain import run as pretrain
+from dada_det.engine.runtime.checkpoint import check_checkpoint
+from dada_det.models.backbone import load_backbone
+from tests.conftest import write_noise
+
+EMA = ["ema.momentum=0.3", "ema.update_buffers=True"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """16 training and 8 validation images of two classes, 20 px."""
+    root = tmp_path_factory.mktemp("images")
+    write_noise(root / "train", classes=2, images=8, side=20, spread=60)
+    write_noise(root / "val", classes=2, images=4, side=20, spread=60, seed=1)
+    return root
+
+
+def flags(images, work_dir, *more, options=(), network="convnet", size=16, epochs=2):
+    return ["--policy", "one-op", "--data", str(images), "--work-dir", str(work_dir), "--image-size", str(size),
+            "--batch-size", "8", "--epochs", str(epochs), *more, "--cfg-options", f"classifier.name={network}", "workers=0",
+            "optimizer.lr=1", *options]
+
+
+def weights(work_dir, epoch):
+    return check_checkpoint(work_dir / f"epoch_{epoch}.pth")["state_dict"]
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_close(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-5)
+
+
+class Recorder(Hook):
+    """Notes of each training step its lr, the side of its images, the weights after it and what a convolution gave."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.rates, self.sides, self.states, self.outputs = [], [], [], []
+
+    def before_train(self, runner):
+        convolution = next(module for module in runner.model.modules() if isinstance(module, torch.nn.Conv2d))
+        convolution.register_forward_hook(self.note)
+
+    def note(self, module, inputs, output):
+        if module.training:
+            self.outputs.append((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.rates.append(runner.optim_wrapper.get_lr()["lr"][0])
+        self.sides.append(data_batch["image"].shape[-1])
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.states.append({name: tensor.clone() for name, tensor in runner.model.state_dict().items()})
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Runs the command with these arguments and gives what a Recorder has noted."""
+    def run(arguments):
+        recorder = Recorder()
+        with monkeypatch.context() as patch:
+            averaging = pretrain.averaging
+            patch.setattr(pretrain, "averaging", lambda config: [*averaging(config), recorder])
+            assert main(arguments) == 0
+        return recorder
+    return run
+
+
+def test_every_step_has_the_side_and_the_rate_of_its_update(images, tmp_path, recorded):
+    notes = recorded(flags(images, tmp_path / "w", epochs=4, options=["progressive_size=8", "lr_drops=[0.5]"]))
+    assert notes.sides == [8] * 6 + [16] * 2
+    assert notes.rates == pytest.approx([8 / 256] * 4 + [0.8 / 256] * 4)  # lr 1 is for a batch of 256
+
+
+def test_the_learning_rate_scales_with_the_batch_unless_the_config_turns_it_off(images, tmp_path, recorded):
+    fixed = ["auto_scale_lr.enable=False", "lr_drops=[0.5]"]
+    assert recorded(flags(images, tmp_path / "a", options=fixed)).rates == pytest.approx([1, 1, 0.1, 0.1])
+    scaled = recorded(flags(images, tmp_path / "b", "--auto-scale-lr", options=fixed))
+    assert scaled.rates == pytest.approx([1 / 32, 1 / 32, 0.1 / 32, 0.1 / 32])
+
+
+def average_of(states, momentum, every=1):
+    """The exponential moving average of the weights after each update; the first stands as it is."""
+    average = {name: tensor.clone() for name, tensor in states[every - 1].items()}
+    for state in states[2 * every - 1::every]:
+        for name, tensor in average.items():
+            if tensor.is_floating_point():
+                tensor += momentum * (state[name] - tensor)
+    return average
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_average_of_the_weights_is_saved_and_exported_and_measured(images, tmp_path, recorded, parts):
+    arguments = flags(images, tmp_path, options=[*EMA, f"accumulation={parts}"], network="test_resnet", size=32)
+    notes = recorded(arguments)
+    assert len(notes.states) == 4 * parts
+    saved, expected = weights(tmp_path, 2), average_of(notes.states, 0.3, every=parts)
+    floating = {name for name, tensor in expected.items() if tensor.is_floating_point()}
+    assert_close({name: saved[name] for name in floating}, {name: expected[name] for name in floating})
+    assert not torch.allclose(saved["network.conv1.0.weight"], notes.states[-1]["network.conv1.0.weight"], rtol=1e-3)
+    exported, meta = load_backbone(tmp_path / "test_resnet.pth")
+    assert all(torch.equal(tensor, saved[f"network.{name}"]) for name, tensor in exported.items())
+    assert meta["weights"] == "ema"
+
+    # A resume of a finished run measures and exports the average too.
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.json", "test_resnet.json")}
+    for name in before:
+        (tmp_path / name).unlink()
+    assert main([*arguments[:1], arguments[1], "--resume", *arguments[2:]]) == 0
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_two_parts_of_four_images_train_as_a_batch_of_eight(images, tmp_path, recorded):
+    options = ["optimizer.lr=3", "warmup_epochs=0", *EMA]
+    network = {"network": "test_convnext", "size": 32}  # without BatchNorm, which would see four images
+    whole = recorded(flags(images, tmp_path / "whole", options=options, **network))
+    parts = recorded(flags(images, tmp_path / "parts", options=[*options, "accumulation=2"], **network))
+    assert parts.rates == pytest.approx(np.repeat(whole.rates, 2).tolist())
+    for update, state in enumerate(whole.states):
+        assert_close(state, parts.states[2 * update + 1])
+    assert_close(weights(tmp_path / "whole", 2), weights(tmp_path / "parts", 2))
+    moved = whole.states[-1]["network.head.fc.weight"] - whole.states[0]["network.head.fc.weight"]
+    assert moved.abs().max() > 1e-2
+
+
+@pytest.mark.slow
+def test_two_processes_in_two_parts_train_and_average_as_one(images, tmp_path):
+    options = ["optimizer.lr=3", "warmup_epochs=0", *EMA]
+    assert main(flags(images, tmp_path / "one", options=options, network="test_convnext", size=32)) == 0
+    command = flags(images, tmp_path / "two", "--gpus", "2", options=[*options, "accumulation=2"], network="test_convnext",
+                    size=32)
+    result = subprocess.run([sys.executable, "-m", "dada_det.commands.pretrain", *command], capture_output=True, text=True,
+                            cwd=ROOT, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert_close(weights(tmp_path / "one", 2), weights(tmp_path / "two", 2))
+
+
+def test_a_resume_with_everything_on_ends_as_an_uninterrupted_run(images, tmp_path, monkeypatch):
+    def interrupted(epoch, arguments):
+        original = pretrain.WatchImages.before_train_epoch
+
+        def stop(self, runner):
+            if runner.epoch == epoch:
+                raise KeyboardInterrupt
+            original(self, runner)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain.WatchImages, "before_train_epoch", stop)
+            assert main(arguments) == 130
+
+    options = [*EMA, "accumulation=2", "progressive_size=8", "warmup_epochs=2", "color_jitter.hue=0.1", "lighting=0.1"]
+    assert main(flags(images, tmp_path / "whole", epochs=20, options=options)) == 0
+    parts = [flags(images, tmp_path / "parts", *resume, epochs=20, options=[*options, workers])
+             for resume, workers in (((), "workers=0"), (("--resume",), "workers=1"), (("--resume",), "workers=0"))]
+    interrupted(1, parts[0])  # within the warm-up
+    interrupted(15, parts[1])  # where the images grow
+    assert main(parts[2]) == 0
+    whole, resumed = (check_checkpoint(tmp_path / name / "epoch_20.pth") for name in ("whole", "parts"))
+    assert_equal(whole["state_dict"], resumed["state_dict"])
+    assert_equal(whole["ema_state_dict"], resumed["ema_state_dict"])
+    assert (tmp_path / "whole" / "metrics.json").read_text() == (tmp_path / "parts" / "metrics.json").read_text()
+
+
+def test_a_run_is_not_resumed_with_another_recipe(images, tmp_path, capsys):
+    assert main(flags(images, tmp_path / "w", epochs=1)) == 0
+    assert main(flags(images, tmp_path / "w", "--resume", epochs=1, options=EMA)) == 2
+    assert re.search(r"epoch_1.pth is of another run \(without instead of ema \{'momentum': 0.3, .*\}\); resume",
+                     capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("options", "dtype", "channels_last"), [
+    ([], torch.float32, True), (["precision=bfloat16"], torch.bfloat16, True),
+    (["channels_last=False"], torch.float32, False)])
+def test_precision_and_memory_format_reach_the_convolutions(images, tmp_path, recorded, options, dtype, channels_last):
+    if not options and torch.cuda.is_available():
+        pytest.skip("'auto' is bfloat16 on a GPU")
+    notes = recorded(flags(images, tmp_path, epochs=1, options=options))
+    assert set(notes.outputs) == {(dtype, channels_last)}
+    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights(tmp_path, 1).values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_float16_trains_with_a_loss_scale(images, tmp_path, recorded):
+    outputs = recorded(flags(images, tmp_path, options=["precision=float16"])).outputs
+    assert {dtype for dtype, _ in outputs} == {torch.float16}
+    assert "loss_scaler" in check_checkpoint(tmp_path / "epoch_2.pth")["optimizer"]
+
+
+@pytest.mark.slow
+def test_the_network_is_compiled_with_the_configs_arguments(images, tmp_path):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    torch._dynamo.register_backend(counting, name="counting")
+    assert main(flags(images, tmp_path / "compiled", epochs=1, options=["compile.backend=counting"])) == 0
+    assert max(sum("conv2d" in target for target in graph) for graph in graphs) == 3  # the whole network in one graph
+    assert main(flags(images, tmp_path / "plain", epochs=1)) == 0
+    assert_close(weights(tmp_path / "compiled", 1), weights(tmp_path / "plain", 1))
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_told_in_one_sentence(images, tmp_path, capsys):
+    def failing(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    torch._dynamo.register_backend(failing, name="failing")
+    assert main(flags(images, tmp_path, epochs=1, options=["compile.backend=failing"])) == 2
+    assert re.search(r"error: torch.compile cannot compile convnet here \(.*no compiler.*\); write compile = False\n$",
+                     capsys.readouterr().err)
+
+
+STAND_IN = """
+import json, types
+config = types.SimpleNamespace(update=lambda *values, **options: None)
+run = types.SimpleNamespace(log_code=lambda **options: None)
+
+def init(dir):
+    global folder
+    folder = dir
+
+def log(values, **options):
+    with open(f"{folder}/log", "a") as file:
+        print(json.dumps({name: float(value) for name, value in values.items()}), file=file)
+
+def join():
+    pass
+"""
+
+
+def test_losses_reach_a_visualisation_back_end(images, tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / "config.py"
+    config.write_text(f"_base_ = '{ROOT}/configs/pretrain_r50.py'\n"
+                      f"vis_backends = [dict(type='WandbVisBackend', init_kwargs=dict(dir='{tmp_path}'))]\n")
+    assert main(flags(images, tmp_path / "w", "--config", str(config))) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {"loss", "lr"} <= set(lines[0]) and {"top1", "top5"} <= set(lines[-1]), lines
+
+
+def test_another_network_of_timms_is_exported_with_its_own_keys(images, tmp_path):
+    assert main(flags(images, tmp_path, epochs=1, network="test_resnet.r160_in1k", size=32)) == 0
+    tensors, meta = load_backbone(tmp_path / "test_resnet.pth")
+    assert (meta["architecture"], meta["library"], meta["weights"]) == ("test_resnet", "timm", "last")
+    network = timm.create_model("test_resnet", num_classes=0)
+    network.load_state_dict(tensors)
+    maps = timm.create_model("test_resnet", features_only=True)(torch.zeros(1, 3, 64, 64))
+    assert meta["features"] == {"channels": [found.shape[1] for found in maps],
+                                "strides": [64 // found.shape[2] for found in maps]}
+
+
+MISTAKES = {
+    "precision is 'half'; write one of auto, float32, bfloat16, float16": ["precision=half"],
+    "progressive_size is 16 and image_size 16; the first must be a smaller number": ["progressive_size=16"],
+    "test_vit takes images of one size only; write": ["progressive_size=8", "classifier.name=test_vit"],
+    "color_jitter and lighting come after the policy and are applied in": ["policy_on=device", "lighting=0.1"],
+    "does not fit torchvision's ColorJitter": ["color_jitter.tint=0.1"],
+    "lighting is -1; write a standard deviation": ["lighting=-1"],
+    "accumulation = 3 does not divide the 8 images of a batch": ["accumulation=3"],
+    "accumulation = 2 divides a batch of 32 images, but there are only 16": ["accumulation=2", "batch_size=32"],
+    "vis_backends names 'Nope', which mmengine does not have": ["vis_backends=[Nope]"],
+    "TensorboardVisBackend in vis_backends needs the package tensorboard": ["vis_backends=[TensorboardVisBackend]"],
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_in_a_recipe_is_told_in_one_sentence(message, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    arguments = flags(images, tmp_path, options=MISTAKES[message])
+    if "batch_size=32" in arguments:
+        arguments[arguments.index("--batch-size") + 1] = "32"
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_float16_is_refused_without_a_gpu(images, tmp_path, capsys):
+    assert main(flags(images, tmp_path, options=["precision=float16"])) == 2
+    assert "precision = 'float16' needs a GPU, and there is none here; write precision" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import checkpoint as mmengine_checkpoint
+
+from dada_det.engine.runtime.checkpoint import (
+    check_checkpoint,
+    find_checkpoint,
+    forbid_unsafe_loading,
+    load_checkpoint,
+    newest_that_loads,
+)
+from dada_det.errors import UserError
+
+
+class Call:
+    """Pickles as the call function(*arguments)."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def save(path, **content):
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "meta": {"epoch": 1}, **content}, path)
+    return path
+
+
+@pytest.mark.parametrize("payload", [
+    Call(os.system, "true"),
+    Call(eval, "1 + 1"),
+    Call(getattr, getattr, "__self__"),  # mmengine's allow-list lets this through: the builtins module, and so eval
+    Call(getattr, HistoryBuffer, "__init__"),
+])
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path, payload):
+    path = save(tmp_path / "epoch_1.pth", payload=payload)
+    with pytest.raises(UserError, match=r"epoch_1.pth carries code in its pickle and is not opened; give one that"):
+        check_checkpoint(path)
+
+
+def test_the_loss_history_of_mmengine_is_read(tmp_path):
+    hub = MessageHub.get_instance("test_the_loss_history")
+    hub.update_scalar("train/loss", 1.5)
+    hub.update_info("array", torch.ones(2).numpy())
+    content = check_checkpoint(save(tmp_path / "epoch_1.pth", message_hub=hub.state_dict()))
+    assert content["message_hub"]["log_scalars"]["train/loss"].current() == 1.5
+    assert content["state_dict"]["weight"].tolist() == [1, 1]
+
+
+def test_mmengines_own_loader_is_kept_from_unsafe_loading(tmp_path, monkeypatch):
+    path = save(tmp_path / "epoch_1.pth", payload=Call(os.system, f"touch {tmp_path}/ran"))
+    monkeypatch.setattr(mmengine_checkpoint, "_safe_torch_load", mmengine_checkpoint._safe_torch_load)
+    forbid_unsafe_loading()
+    with pytest.raises(UserError, match="carries code"):
+        mmengine_checkpoint.CheckpointLoader.load_checkpoint(str(path), "cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_config_that_resuming_would_execute_is_dropped(tmp_path):
+    path = save(tmp_path / "epoch_1.pth", meta={"epoch": 1, "config": "raise SystemExit('ran')"})
+    assert load_checkpoint(path)["meta"] == {"epoch": 1}
+
+
+def test_truncated_missing_and_foreign_files_are_named(tmp_path):
+    whole = save(tmp_path / "whole.pth")
+    (tmp_path / "half.pth").write_bytes(whole.read_bytes()[:-200])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name in ("half.pth", "text.pth", "empty.pth"):
+        with pytest.raises(UserError, match=f"the checkpoint .*{name} is truncated, damaged or no torch file"):
+            check_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*gone.pth: No such file or directory"):
+        check_checkpoint(tmp_path / "gone.pth")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds no state dict"):
+        check_checkpoint(tmp_path / "list.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Call(os.system, "true")))
+    with pytest.raises(UserError, match=r"plain.pth (carries code|is truncated)"):
+        check_checkpoint(tmp_path / "plain.pth")
+
+
+def aged(folder, *names):
+    """Checkpoints that were written one second after the other."""
+    for second, name in enumerate(names):
+        save(folder / name)
+        os.utime(folder / name, (second, second))
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path):
+    assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "none") is None
+    aged(tmp_path, "epoch_9.pth", "epoch_10.pth", "iter_99.pth", "epoch_11.pth")
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_11.pth"
+    (tmp_path / "last_checkpoint").write_text("/moved/from/elsewhere/epoch_9.pth")
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_9.pth"
+
+    with zipfile.ZipFile(tmp_path / "epoch_9.pth") as archive:
+        start = archive.infolist()[-1].header_offset
+    damaged = bytearray((tmp_path / "epoch_9.pth").read_bytes())
+    (tmp_path / "epoch_9.pth").write_bytes(damaged[:start])
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_11.pth"
+
+
+def test_a_checkpoint_that_nobody_could_name_any_more_is_the_newest(tmp_path):
+    """A kill between the checkpoint and `last_checkpoint`, which still names the one before."""
+    aged(tmp_path, "epoch_1.pth", "epoch_2.pth")
+    (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
+    os.utime(tmp_path / "last_checkpoint", (0.5, 0.5))
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"
+
+
+def test_damaged_checkpoints_are_skipped_by_name(tmp_path, capsys):
+    aged(tmp_path, "epoch_1.pth", "epoch_2.pth", "iter_5.pth", "epoch_3.pth")
+    content = (tmp_path / "epoch_3.pth").read_bytes()
+    (tmp_path / "epoch_3.pth").write_bytes(content[:-100])
+    with zipfile.ZipFile(tmp_path / "iter_5.pth", "w") as archive:  # whole, and still no checkpoint
+        archive.writestr("archive/data.pkl", b"nothing")
+    torch.save([1], tmp_path / "epoch_2.pth")
+    found = newest_that_loads(tmp_path, "search")
+    assert found is not None and found[0] == tmp_path / "epoch_1.pth" and found[1]["meta"]["epoch"] == 1
+    said = capsys.readouterr().out.splitlines()
+    assert sorted(said[:3]) == [f"search  --resume: skipped {tmp_path}/{name}, which is truncated or damaged"
+                                for name in ("epoch_2.pth", "epoch_3.pth", "iter_5.pth")]
+    assert said[3:] == [f"search  --resume: going on from {tmp_path}/epoch_1.pth"]
+    (tmp_path / "epoch_1.pth").write_bytes(b"")
+    assert newest_that_loads(tmp_path, "search") is None
+    assert capsys.readouterr().out.splitlines()[-1] == f"search  --resume: no checkpoint in {tmp_path} yet, starting afresh"
+
+
+def test_a_checkpoint_with_code_stops_and_is_not_skipped(tmp_path):
+    aged(tmp_path, "epoch_1.pth")
+    save(tmp_path / "epoch_2.pth", payload=Call(os.system, f"touch {tmp_path}/ran"))
+    with pytest.raises(UserError, match=r"epoch_2.pth carries code"):
+        newest_that_loads(tmp_path, "search")
+    assert not (tmp_path / "ran").exists()

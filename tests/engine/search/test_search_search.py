@@ -1,0 +1,293 @@
+"""The search as a command: artefacts, both modes, determinism, --resume, CIFAR-10, and every promised sentence."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dada_det.augment import Policy
+from dada_det.commands.search import main
+from dada_det.data.cifar import write_cifar10
+from dada_det.engine.search.searcher import Searcher
+from tests.conftest import write_noise
+from tests.data.standard_files import write_aircraft, write_cars, write_cifar100_binary, write_svhn
+
+CONFIG = "configs/debug/search.py"
+
+
+def write_images(root: Path, classes: int = 3, images: int = 8) -> Path:
+    return write_noise(root, classes, images, side=24, spread=40)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_images(root / "train")
+    return root
+
+
+def search(data: Path, work_dir: Path, *flags: str, config: str = CONFIG) -> int:
+    return main(["--config", config, "--data", str(data), "--work-dir", str(work_dir), "--image-size", "16",
+                 "--batch-size", "4", "--epochs", "2", *flags])
+
+
+def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path) == 0
+    policy = Policy.load(tmp_path / "policy.json")
+    assert len(policy.sub_policies) == 25 and policy.ranges == "strength"
+    assert [s.weight for s in policy.sub_policies] == sorted((s.weight for s in policy.sub_policies), reverse=True)
+    assert all(o.spread == 1.5 for s in policy.sub_policies for o in s.operations)
+    provenance = dict(policy.provenance)
+    assert provenance.pop("data") and provenance == {"method": "dada", "mode": "default", "config": "search", "seed": 0,
+                                                     "epoch": 2, "version": "0.1.0"}
+    everything = json.loads((tmp_path / "search.json").read_text())
+    preferences = [entry["preference"] for entry in everything["sub_policies"]]
+    assert len(preferences) == 105 and sum(preferences) == pytest.approx(1) and len(set(preferences)) > 20
+    best = sorted(everything["sub_policies"], key=lambda entry: -entry["preference"])[:25]
+    assert [(s.weight, *((o.probability, o.magnitude) for o in s.operations)) for s in policy.sub_policies] == [
+        (entry["preference"], *((o["probability"], o["magnitude"]) for o in entry["operations"])) for entry in best]
+    out = capsys.readouterr().out
+    assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
+
+
+@pytest.mark.parametrize(("clean", "shifted", "share"), [(0.75, False, 0.5), (0.75, True, 1.0), (0.0, False, 1.0)])
+def test_what_was_learned_beside_images_as_they_are_is_saved_for_half_of_them_unless_there_is_a_shift(
+        clean: float, shifted: bool, share: float, data: Path, tmp_path: Path) -> None:
+    """With a rate of 0 a probability stays where it starts, at 1/2."""
+    target = ["--val-data", str(data / "train")] if shifted else []
+    assert search(data, tmp_path, *target, "--epochs", "1", "--cfg-options", f"search.clean={clean}",
+                  "policy_optimizer.lr=0.0") == 0
+    assert {o.probability for s in Policy.load(tmp_path / "policy.json").sub_policies for o in s.operations} == {share / 2}
+    assert json.loads((tmp_path / "search.json").read_text())["share"] == share
+
+
+@pytest.mark.parametrize("estimator", ["relax", "gumbel", "score"])
+def test_paper_mode_with_each_estimator(estimator: str, data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--cfg-options", "search.mode=paper", f"search.estimator={estimator}") == 0
+    policy = Policy.load(tmp_path / "policy.json")
+    assert policy.ranges == "autoaugment" and {s.weight for s in policy.sub_policies} == {1.0}
+    table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    moved = [s for s in table if any(o["probability"] != 0.5 or o["magnitude"] != 0.5 for o in s["operations"])]
+    assert 1 <= len(moved) <= 6  # one draw a batch, three steps in each of two epochs
+
+
+def test_the_default_mode_takes_other_ingredients(data: Path, tmp_path: Path) -> None:
+    """Each change gives another policy than all others."""
+    changes = [[], ["search.estimator=score"], ["search.estimator=gumbel"], ["search.estimator=relax"], ["search.draws=1"],
+               ["search.baseline=second_draw"], ["search.baseline=half"], ["search.baseline=unaugmented"],
+               ["search.val_every=1"],
+               ["search.reward_statistics=batch"], ["search.log_losses=False"],
+               ["search.shared=none"], ["search.shared=preferences"], ["search.clean=0.0"],
+               ["search.normalise=False"], ["search.entropy=0.1"], ["search.average=0.5"],
+               ["search.spread=None", "search.estimator=score"]]
+    found = set()
+    for number, change in enumerate(changes):
+        options = ["--cfg-options", *change] if change else []
+        assert search(data, tmp_path / str(number), *options) == 0
+        found.add(Policy.load(tmp_path / str(number) / "policy.json").sha256)
+    assert len(found) == len(changes)
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(data: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert search(data, tmp_path / name, "--seed", seed) == 0
+    a, b, c = ((tmp_path / name / "policy.json").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+# The mean over the last five of nine steps has begun when the second epoch is saved.
+@pytest.mark.parametrize("options", [["search.mode=default"], ["search.mode=paper"], [
+    "search.average=0.5556", "search.entropy=0.1", "search.spread=None", "search.estimator=score"]])
+def test_a_resumed_search_ends_in_the_same_file(options: list[str], data: Path, tmp_path: Path) -> None:
+    flags = ("--epochs", "3", "--cfg-options", *options)
+    assert search(data, tmp_path / "whole", *flags) == 0
+    interrupted = tmp_path / "interrupted"
+    interrupted.mkdir()
+    shutil.copy(tmp_path / "whole/epoch_2.pth", interrupted)  # all that a kill in the third epoch leaves
+    assert search(data, interrupted, "--resume", *flags) == 0
+    for name in ("policy.json", "search.json"):
+        assert (interrupted / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("average", "last"), [(1, 6), (0.5, 3), (0.01, 1)])
+def test_what_is_saved_is_the_mean_over_the_last_steps(average: float, last: int, data: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a mean kept by hand, of six steps in two epochs; without warm-up, so that every step moves the policy."""
+    states, distributions, step = [], [], Searcher.search_step
+
+    def watched_step(self: Searcher, *arguments: Any) -> dict[str, torch.Tensor]:
+        log = step(self, *arguments)
+        states.append({name: tensor.double() for name, tensor in self.algorithm.distribution.state_dict().items()})
+        distributions.append(self.algorithm.distribution)
+        return log
+
+    monkeypatch.setattr(Searcher, "search_step", watched_step)
+    assert search(data, tmp_path, "--cfg-options", f"search.average={average}", "search.warmup_epochs=0") == 0
+    assert len(states) == 6
+    mean = {name: torch.stack([state[name] for state in states[-last:]]).mean(0) for name in states[0]}
+    distributions[0].double().load_state_dict(mean)
+    saved = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    for ours, wanted in zip(saved, distributions[0].table(), strict=True):
+        assert ours["preference"] == pytest.approx(wanted["preference"], rel=1e-5)
+        for key in ("probability", "magnitude"):
+            assert [o[key] for o in ours["operations"]] == pytest.approx([o[key] for o in wanted["operations"]], rel=1e-5)
+    assert Policy.load(tmp_path / "policy.json").sub_policies[0].weight == max(entry["preference"] for entry in saved)
+
+
+def test_resume_without_a_checkpoint_starts_afresh_and_says_so(data: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--resume", "--epochs", "1") == 0
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+def test_validation_data_of_ones_own(data: Path, tmp_path: Path) -> None:
+    """With --val-data all training images train: 24 images make six batches of four."""
+    other = write_images(tmp_path / "val", classes=2)
+    assert search(data, tmp_path / "w", "--val-data", str(other), "--epochs", "1") == 0
+    state = torch.load(tmp_path / "w/epoch_1.pth", weights_only=False)
+    assert state["meta"]["iter"] == 6
+
+
+@pytest.mark.parametrize("config", ["configs/search_cifar10.py", "configs/search_cifar10_paper.py"])
+def test_cifar10_in_its_binary_files(config: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (80, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(80) % 10
+    write_cifar10(tmp_path / "cifar", (images, labels), (images[:10], labels[:10]))
+    assert main(["--config", config, "--data", str(tmp_path / "cifar"), "--work-dir", str(tmp_path / "w"), "--epochs", "2",
+                 "--batch-size", "20", "--cfg-options", "classifier.name=convnet"]) == 0
+    assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
+
+
+@pytest.mark.parametrize(("config", "write"), [
+    ("configs/search_cifar100.py", partial(write_cifar100_binary, train=400)), ("configs/search_svhn.py", write_svhn),
+    (CONFIG, write_cars), (CONFIG, write_aircraft)])
+def test_other_published_files(config: str, write: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert main(["--config", config, "--data", str(write(tmp_path / "data")), "--work-dir", str(tmp_path / "w"),
+                 "--epochs", "2", "--batch-size", "4", "--image-size", "16", "--cfg-options", "classifier.name=convnet",
+                 "data.images_per_class=40"]) == 0
+    assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
+
+
+def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--cfg-options", "operations=[Invert,Rotate,Cutout]") == 0
+    assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 3
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--cfg-options", "search.mode=papper"], "search has no mode 'papper'; modes: default, paper"),
+    (["--cfg-options", "search.estimater=relax"], "search has no entry estimater in the mode default"),
+    (["--cfg-options", "search.estimator=reinforce"],
+     "search.estimator is 'reinforce'; choose one of marginal, score, relax, gumbel"),
+    (["--cfg-options", "search.mode=paper", "search.estimator=marginal"], "choose one of relax, score, gumbel"),
+    (["--cfg-options", "search.baseline=half", "search.draws=1"], "search.baseline='half' needs search.draws of at least 2"),
+    (["--cfg-options", "search.baseline=second_draw", "search.draws=1"], "needs search.draws of at least 2"),
+    (["--cfg-options", "search.mode=paper", "search.draws=2"], "search has no entry draws in the mode paper"),
+    (["--cfg-options", "search.spread=0"], "search.spread is 0; give a number above 0, or None for straight-through"),
+    (["--cfg-options", "search.spread=None"], "search.spread=None needs search.estimator score, relax or gumbel"),
+    (["--cfg-options", "search.entropy=-1"], "search.entropy is -1; give a number of at least 0"),
+    (["--cfg-options", "search.clean=1.5"], "search.clean is 1.5; give a share from 0 to 1"),
+    (["--cfg-options", "search.reward_statistics=both"], "search.reward_statistics is 'both'; choose one of batch, running"),
+    (["--cfg-options", "search.shared=True"], "search.shared is True; choose one of all, preferences, none"),
+    (["--cfg-options", "search.average=2"], "search.average is 2; give a share from 0 to 1"),
+    (["--cfg-options", "search.mode=paper", "search.average=0.5"], "search has no entry average in the mode paper"),
+    (["--cfg-options", "search.draws=0"], "search.draws is 0; give a whole number of at least 1"),
+    (["--cfg-options", "search.val_every=0"], "search.val_every is 0; give a whole number of at least 1"),
+    (["--cfg-options", "search.mode=paper", "search.val_every=2"], "search has no entry val_every in the mode paper"),
+    (["--cfg-options", "search.normalise=no"], "search.normalise is 'no'; give True or False"),
+    (["--cfg-options", "search.log_losses=1"], "search.log_losses is 1; give True or False"),
+    (["--cfg-options", "search.preconditioned=None"], "search.preconditioned is None; give True or False"),
+    (["--cfg-options", "search.v_decay=1"], "search.v_decay is 1; give a number of at least 0 and below 1"),
+    (["--cfg-options", "search=foo"], "has 'foo' for `search`, which this stage needs as dict"),
+    (["--cfg-options", "kind=foo"], "the config's kind is 'foo'"),
+    (["--config", "configs/pretrain_r50.py"], "has None for `search`, which this stage needs as dict"),
+    (["--image-size", "2"], "--image-size 2 and --batch-size 4 are too small"),
+    (["--cfg-options", "operations=[Invert,Blur]"], "Blur"),
+    (["--cfg-options", "operations=[Invert]"], "at least two different operations"),
+    (["--batch-size", "13"], "--batch-size 13 does not fit: the training half holds 12 images"),
+    (["--config", "configs/none.py"], "the config configs/none.py does not exist"),
+    (["--cfg-options", "classifier.name=resnet51"], "there is no classifier 'resnet51'"),
+])
+def test_mistakes_get_one_sentence(flags: list[str], sentence: str, data: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, *flags) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and error.startswith("search_imagenet.sh: error: ")
+    assert not list(tmp_path.rglob("policy.json"))
+
+
+def test_mistakes_in_the_data_get_one_sentence(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    single = write_images(tmp_path / "single/train", images=1).parent
+    stranger = write_images(tmp_path / "stranger", classes=4)
+    empty = tmp_path / "empty"
+    (empty / "train").mkdir(parents=True)
+    for folder, flags, sentence in (
+            (tmp_path / "nowhere", [], "has no folder train/<class>/"),
+            (empty, [], "put the images at"),
+            (single, [], "has 1 images, and one half of each class validates"),
+            (data, ["--val-data", str(stranger)], "has 1 classes that the training images lack, such as 'class3'")):
+        assert search(folder, tmp_path / "w", *flags) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and error.count("\n") == 1
+
+
+def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--epochs", "1") == 0
+    for change in (["--seed", "5"], ["--epochs", "3"], ["--cfg-options", "operations=[Invert,Rotate,Cutout]"],
+                   *(["--cfg-options", option] for option in ("padding=2", "clip_grad=1.0", "base_batch_size=8"))):
+        assert search(data, tmp_path, "--epochs", "1", "--resume", *change) == 2
+        error = capsys.readouterr().err
+        assert "is of another run" in error and len(error) < 500
+        if "padding=2" in change:
+            assert "(padding 0 instead of padding 2); resume with the flags of that run" in error
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "1"], ["--epochs", "2", "--batch-size", "12"]])
+def test_a_search_of_few_steps_learns_too(flags: list[str], data: Path, tmp_path: Path) -> None:
+    """Of the second search a single step learns, step 1, and it has a validation pass whatever its number."""
+    assert search(data, tmp_path, *flags) == 0
+    table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    assert len({entry["preference"] for entry in table}) > 20
+
+
+def test_cifar10_has_no_validation_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["--config", "configs/search_cifar10.py", "--val-data", str(tmp_path), "--work-dir", str(tmp_path)]) == 2
+    assert "split in halves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999", "x"])
+def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--seed", seed])
+    assert stopped.value.code == 2 and "--seed" in capsys.readouterr().err
+
+
+def test_two_processes_search_through_the_command_and_resume(data: Path, tmp_path: Path) -> None:
+    """With BatchNorm, whose running statistics the checkpoint of the first process has to hold for both."""
+    flags = ("--gpus", "2", "--epochs", "3")
+    assert search(data, tmp_path / "whole", *flags) == 0
+    table = json.loads((tmp_path / "whole/search.json").read_text())["sub_policies"]
+    assert len({entry["preference"] for entry in table}) > 20
+    state = torch.load(tmp_path / "whole/epoch_2.pth", weights_only=False)["state_dict"]
+    assert any("running_var" in name for name in state)
+    (tmp_path / "interrupted").mkdir()
+    shutil.copy(tmp_path / "whole/epoch_2.pth", tmp_path / "interrupted")
+    assert search(data, tmp_path / "interrupted", "--resume", *flags) == 0
+    for name in ("policy.json", "search.json"):
+        assert (tmp_path / "interrupted" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_an_output_folder_that_cannot_be_written(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    assert search(data, tmp_path / "file/w") == 2
+    assert "cannot write into" in capsys.readouterr().err
+
+
+def test_a_loss_that_becomes_nan_names_the_step(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--cfg-options", "weights_optimizer.lr=1e38", "clip_grad=1e38") == 2
+    assert "the loss became NaN or infinite at step" in capsys.readouterr().err
