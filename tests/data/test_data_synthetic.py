@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from dada_det.commands import demo_data
 from dada_det.data import synthetic
 from dada_det.data.checks import check_coco, find_coco
 from dada_det.data.drawing import HUES, KINDS, SHAPES, TEXTURES, Kind, outline
@@ -140,16 +141,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("small")
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "data" / "demo"
-    assert synthetic.main(["--out", str(out), "--seed", "3"]) == 0
+    assert demo_data.main(["--out", str(out), "--seed", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "of 7 images" in lines[0]
     assert lines[-1] == (f"wrote {out}/imagenet (2 classes, 2 + 2 images) and {out}/coco (8 categories drawn, "
                          "1 + 1 + 1 images)")
     before = digests(out)
     assert ensure_demo_data(out) == out and digests(out) == before
-    assert synthetic.main(["--out", str(out), "--seed", "4"]) == 2
+    assert demo_data.main(["--out", str(out), "--seed", "4"]) == 2
     assert "holds demo data of another seed; remove it or give another --out" in capsys.readouterr().err
-    assert synthetic.main(["--out", str(out), "--seed", "-1"]) == 2
+    assert demo_data.main(["--out", str(out), "--seed", "-1"]) == 2
     assert "--seed -1 is negative" in capsys.readouterr().err
     assert [path.name for path in out.parent.iterdir()] == ["demo"]
 

@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
+from dada_det.engine.runtime import hooks  # noqa: F401 (registers those that configs name)
 from dada_det.engine.runtime.faults import LoaderTimeout, explained, starting
 
 _runs = itertools.count()

@@ -16,7 +16,7 @@ from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.engine.compare import trial
 from dada_det.engine.compare.trial import METRICS, Recipe, TrainBatches, run_trial
-from dada_det.engine.runtime import hooks
+from dada_det.engine.runtime.hooks import progress_line
 from dada_det.errors import UserError
 from dada_det.models.classifiers import OWN, convnet
 
@@ -196,7 +196,7 @@ def test_progress_of_long_trials_only(tmp_path: Path, capsys: pytest.CaptureFixt
     run_trial(TRAIN, TEST, work_dir=tmp_path / "short", **arguments)
     assert capsys.readouterr().out == ""
     clock = iter(range(0, 10**6, 4))
-    monkeypatch.setattr(hooks.time, "monotonic", lambda: next(clock))  # four seconds a look
+    monkeypatch.setattr(progress_line.time, "monotonic", lambda: next(clock))  # four seconds a look
     run_trial(TRAIN, TEST, work_dir=tmp_path / "long", **arguments)
     lines = capsys.readouterr().out.splitlines()
     assert 3 < len(lines) < 24 and all(line.startswith("trial  long  epoch") and "ETA" in line for line in lines)
