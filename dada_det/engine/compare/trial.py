@@ -25,7 +25,7 @@ from dada_det.augment.named import AnyPolicy, image_transform
 from dada_det.augment.policy import Policy
 from dada_det.data.memory import MemoryImages, center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
-from dada_det.engine.pretrain import preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
+from dada_det.engine.pretrain import classifier, preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
 from dada_det.engine.runtime.hooks import AtomicCheckpoint, ProgressLine
 from dada_det.engine.runtime.runner import QuietRunner

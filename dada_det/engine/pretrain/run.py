@@ -19,9 +19,10 @@ from dada_det.augment.named import Replayable, resolve_replayable
 from dada_det.augment.schedule import Schedule
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
+from dada_det.engine.pretrain import classifier  # noqa: F401 (registers Classifier, TopK)
 from dada_det.engine.pretrain.data import WatchImages, loaders, parts_of
 from dada_det.engine.pretrain.recipe import AverageWeights, averaging, optimizer, scale_lr, schedule, visualizer
-from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers Classifier, TopK, ExactResume)
+from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers ExactResume)
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading, resume_point
 from dada_det.engine.runtime.launch import join_processes, without_layout
 from dada_det.engine.runtime.runner import QuietRunner
