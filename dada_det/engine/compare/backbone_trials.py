@@ -19,14 +19,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from dada_det.data.checks import CocoLayout, check_coco
 from dada_det.engine.compare.trial import demand_same
 from dada_det.engine.detect.config import use_results_of_validation
 from dada_det.engine.detect.run import run_training
-from dada_det.engine.evaluate.figures import index_results
+from dada_det.engine.evaluate.figures import evaluation_of
 from dada_det.engine.evaluate.results_stream import read_array
 from dada_det.engine.evaluate.submission import KINDS
 from dada_det.engine.runtime.checkpoint import find_checkpoint
@@ -126,10 +124,9 @@ def keep_result(folder: Path, prefix: Path, annotations: Path, identity: dict[st
 def match(annotations: Path, results: Path, kind: str) -> Matches:
     """pycocotools' evaluation of each image, for detections in COCO's results format."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        evaluation = COCOeval(truth, index_results(truth, list(read_array(results)), kind), kind)
+        evaluation = evaluation_of(annotations, read_array(results), kind, reference=True)
         evaluation.evaluate()
-    return matches_of(evaluation, [category["name"] for category in truth.loadCats(evaluation.params.catIds)])
+    return matches_of(evaluation, [category["name"] for category in evaluation.cocoGt.loadCats(evaluation.params.catIds)])
 
 
 def part_of(layout: CocoLayout, fraction: float, seed: int, work_dir: Path) -> CocoLayout:
@@ -141,8 +138,8 @@ def part_of(layout: CocoLayout, fraction: float, seed: int, work_dir: Path) -> C
         return layout
     annotations, _ = layout.part("train")
     content = read_json(annotations, "annotation file")
-    ids = sorted(image["id"] for image in content["images"])
-    kept = set(np.random.default_rng(seed).permutation(ids)[:max(1, round(fraction * len(ids)))].tolist())
+    ids = sorted(image["id"] for image in content["images"])  # Python's whole numbers, of any size
+    kept = {ids[place] for place in np.random.default_rng(seed).permutation(len(ids))[:max(1, round(fraction * len(ids)))]}
     part = {**content, "images": [image for image in content["images"] if image["id"] in kept],
             "annotations": [entry for entry in content["annotations"] if entry["image_id"] in kept]}
     path = make_folder(work_dir / "data") / f"{annotations.stem}-{100 * fraction:g}-s{seed}.json"

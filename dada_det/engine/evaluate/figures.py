@@ -7,6 +7,7 @@ of 62 and 19 instead of 71. The figures are equal but for the last bit.
 
 import contextlib
 import io
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dada_det.data.coco_numbers import numbered
 from dada_det.files import read_json
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -29,13 +31,13 @@ def evaluate_results(annotation_file: str | Path, results_file: str | Path, iou_
     """COCO's twelve figures in percent for detections in COCO's results format; iou_type "bbox" or "segm".
 
     AP is the mean over IoU 0.50:0.95, sizes are s < 32^2 <= m < 96^2 <= l pixels, AR1 allows one detection an image.
-    A figure is -1 where the annotations hold nothing of that size, which is how pycocotools says it.
+    The ids may be any whole numbers. A figure is -1 where the annotations hold nothing of that size, which is how
+    pycocotools says it.
     reference: by pycocotools itself, even where the faster evaluator is installed.
     """
     results = read_json(results_file, "results file")
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = (_reference if reference or not has_faster_evaluator() else _faster)(
-            str(annotation_file), results, iou_type)
+        evaluation = evaluation_of(annotation_file, results, iou_type, reference)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -43,16 +45,18 @@ def evaluate_results(annotation_file: str | Path, results_file: str | Path, iou_
             for name, value in zip(FIGURES, evaluation.stats[:len(FIGURES)], strict=True)}
 
 
-def _reference(annotation_file: str, results: list[dict[str, Any]], iou_type: str) -> COCOeval:
-    truth = COCO(annotation_file)
-    return COCOeval(truth, index_results(truth, results, iou_type), iou_type)
+def evaluation_of(annotation_file: str | Path, results: Iterable[dict[str, Any]], iou_type: str, reference: bool) -> Any:
+    """The COCOeval of detections in COCO's results format, before evaluate(); all its ids are numbers from 1."""
+    truth = numbered(read_json(annotation_file, "annotation file"))
+    if reference or not has_faster_evaluator():
+        index, evaluator = COCO(), COCOeval
+    else:
+        import faster_coco_eval
 
-
-def _faster(annotation_file: str, results: list[dict[str, Any]], iou_type: str) -> Any:
-    import faster_coco_eval
-
-    truth = faster_coco_eval.COCO(annotation_file)
-    return faster_coco_eval.COCOeval_faster(truth, index_results(truth, results, iou_type), iou_type)
+        index, evaluator = faster_coco_eval.COCO(), faster_coco_eval.COCOeval_faster
+    index.dataset = truth.content
+    index.createIndex()
+    return evaluator(index, index_results(index, list(truth.results(results)), iou_type), iou_type)
 
 
 def index_results(truth: Any, results: list[dict[str, Any]], iou_type: str) -> Any:

@@ -230,5 +230,5 @@ def test_results_of_the_validation_are_kept_beside_its_figures(tmp_path):
     assert config.train_cfg.val_interval == 12
     detector_config.use_data(config, CocoLayout(None, None, Path("v.json"), Path("v"), None, None), ("cell",))
     figures, results = config.val_evaluator
-    assert figures.type in ("CocoMetric", "FasterCocoMetric") and results.type == "StreamedResults"
+    assert figures.type in ("NumberedCocoMetric", "NumberedFasterCocoMetric") and results.type == "StreamedResults"
     assert figures.ann_file == results.ann_file == config.test_evaluator.ann_file == "v.json"

@@ -106,7 +106,7 @@ def test_training_validates_with_the_faster_evaluator_where_it_is_installed(tmp_
     from dada_det.data.checks import CocoLayout
     from dada_det.engine.detect import config as detector_config
 
-    for installed, kind in ((True, "FasterCocoMetric"), (False, "CocoMetric")):
+    for installed, kind in ((True, "NumberedFasterCocoMetric"), (False, "NumberedCocoMetric")):
         monkeypatch.setattr(detector_config, "has_faster_evaluator", lambda installed=installed: installed)
         config = Config.fromfile(CONFIGS / "retinanet_r50_dada.py", import_custom_modules=False)
         detector_config.use_data(config, CocoLayout(None, None, Path("v.json"), Path("v"), None, None), ("cell",))
