@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, pad
 from dada_det.augment.operations import CUTOUT_COLOR, OPERATIONS, box_of, matrix_of
 from dada_det.augment.rows import update
 from dada_det.augment.tables import grey, look_up, lookup_tables, mix
+from dada_det.devices import move_all
 
 
 def apply_operations(images_BCHW: Tensor, operations_BK: Tensor, values_BK: Tensor, centers_BK2: Tensor) -> Tensor:
@@ -27,8 +28,7 @@ def apply_operations(images_BCHW: Tensor, operations_BK: Tensor, values_BK: Tens
     device, (height, width) = images_BCHW.device, images_BCHW.shape[2:]
     images_BCHW = images_BCHW.clone(memory_format=torch.contiguous_format)
     kinds_BK = _kinds(operations_BK.device)[operations_BK]
-    numbers_BK, values_BK, centers_BK2 = (tensor.to(device, non_blocking=True)
-                                          for tensor in (operations_BK, values_BK, centers_BK2))
+    numbers_BK, values_BK, centers_BK2 = move_all((operations_BK, values_BK, centers_BK2), device)
     lines = sampling_lines(numbers_BK, values_BK, width, height)
     corners_BK4 = torch.stack(box_of(values_BK, centers_BK2[..., 0], centers_BK2[..., 1], width, height), 2)
     for slot in range(operations_BK.shape[1]):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dada_det.devices import move
+
 
 def known(tensor: Tensor) -> bool:
     """Whether Python can read the values without waiting for a device."""
@@ -30,6 +32,6 @@ def update(old_B: Tensor, mask_B: Tensor, make: Callable[..., Tensor], *columns_
         made = make(*(column_B.index_select(0, rows) for column_B in columns_B))
         old_B.numpy()[rows.numpy()] = made.to(old_B.dtype).numpy()  # torch's index_copy_ goes byte by byte here
         return old_B
-    rows = rows.to(old_B.device, non_blocking=True)
+    rows = move(rows, old_B.device)
     made = make(*(column_B.index_select(0, rows) for column_B in columns_B)).to(old_B.dtype)
     return old_B.index_copy_(0, rows, made.expand(-1, *old_B.shape[1:]))

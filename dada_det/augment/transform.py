@@ -19,6 +19,7 @@ from dada_det.augment.kernels import apply_operations
 from dada_det.augment.operations import check_ranges, operation_index, value_of
 from dada_det.augment.pil import apply_operation_pil
 from dada_det.augment.policy import Operation, Policy
+from dada_det.devices import move_all
 
 Images = TypeVar("Images", Tensor, Image.Image)
 Slot = tuple[int, float, float, tuple[float, float]]  # operation, magnitude, sign and Cutout's centre
@@ -50,7 +51,7 @@ class Draws:
                  for operation, active, magnitude, sign, center in zip(*slots, strict=True) if active] for slots in images]
 
     def to(self, device: torch.device | str) -> Draws:
-        return Draws(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        return Draws(*move_all(self._tensors(), device))
 
 
 def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:

@@ -1,5 +1,6 @@
 """The backbone file: what is written is what was trained, and every file that is not whole is refused by name."""
 
+import copy
 import json
 import os
 import re
@@ -8,8 +9,10 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import resnet18, resnet50
 
+from dada_det.devices import float32_arithmetic
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone, load_backbone, verify_export
 
@@ -53,8 +56,38 @@ def test_exported_features_are_those_of_the_trained_model(trained, exported):
     verify_export(trained, exported, images)
     assert trained.training
     other = timm.create_model("resnet50", pretrained=False, num_classes=2)
-    with pytest.raises(RuntimeError, match="differs from the trained model"):
+    with pytest.raises(RuntimeError, match=r"differs from the trained model by up to \d.* in its features, which reach"):
         verify_export(other, exported, images)
+
+
+class TF32(TorchFunctionMode):
+    """Convolutions as a GPU computes them while cuDNN may use TF32: their operands rounded to eleven bits."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.conv2d and torch.backends.cudnn.allow_tf32:
+            args = (*(rounded(operand) for operand in args[:2]), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def rounded(tensor):
+    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_an_export_is_verified_in_float32_on_a_gpu_that_trains_in_tf32(trained, exported):
+    """In TF32 two memory formats of the same weights differ by more than the tolerance, which ended trainings."""
+    model, images = copy.deepcopy(trained).to(memory_format=torch.channels_last), torch.randn(2, 3, 64, 64)
+    with TF32(), torch.no_grad():
+        verify_export(model, exported, images)
+        assert torch.backends.cudnn.allow_tf32
+        for features in (model.eval().forward_features(images), trained.eval().forward_features(images)):
+            assert not torch.allclose(features, in_float32(trained, images), rtol=1e-3,
+                                      atol=1e-4 * float(features.abs().max()))
+    trained.train()
+
+
+def in_float32(model, images):
+    with float32_arithmetic():
+        return model.forward_features(images)
 
 
 def test_half_precision_and_channels_last_models_are_exported_as_plain_float32(trained, tmp_path):

@@ -18,6 +18,7 @@ from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder
 from dada_det.data.random import generator_for
+from dada_det.devices import move
 from dada_det.models.backbone import IMAGENET
 
 BOX = 1  # the key of a Cutout box's stream, after (seed, epoch, index)
@@ -85,21 +86,20 @@ class ImagePreprocessor(BaseDataPreprocessor):
     """
 
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-        super().__init__(non_blocking=True)
+        super().__init__()
         # Not persistent: they belong to r50.json and not to the state dict.
         self.register_buffer("mean", torch.tensor(mean or IMAGENET["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or IMAGENET["std"]).view(3, 1, 1), persistent=False)
 
     def forward(self, data: Mapping[str, Any], training: bool = False) -> dict[str, Tensor]:
-        batch = self.cast_data({"images": data["image"], "labels": data["label"]})
-        images_BCHW = batch["images"]
+        images_BCHW, labels_B = (move(data[name], self.device) for name in ("image", "label"))
         if "draws" in data:
             # The draws stay on the CPU, where apply_draws can see without waiting which rows each kernel needs.
             images_BCHW = apply_draws(images_BCHW, Draws(**data["draws"]), data["ranges"][0])
         images_BCHW = (images_BCHW.float() - self.mean) / self.std
         if "cutout" in data:
-            images_BCHW = blank(images_BCHW, data["cutout"].to(images_BCHW.device, non_blocking=True))
-        return {"images": images_BCHW, "labels": batch["labels"]}
+            images_BCHW = blank(images_BCHW, move(data["cutout"], images_BCHW.device))
+        return {"images": images_BCHW, "labels": labels_B}
 
 
 def blank(images_BCHW: Tensor, boxes_B4: Tensor) -> Tensor:

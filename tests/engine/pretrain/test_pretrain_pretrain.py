@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from dada_det.commands.common import ROOT
@@ -256,6 +257,20 @@ def test_a_backbone_that_differs_from_the_trained_network_gets_no_name(tmp_path)
     with pytest.raises(ValueError, match="cannot be exported"):
         pretrain.write_verified(network, tmp_path / "r50.pth", meta, torch.zeros(1, 3, 32, 32))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_that_cannot_be_verified_is_kept_and_said(tmp_path, capsys, monkeypatch):
+    def fails(model, path, *rest):
+        raise RuntimeError(f"the exported backbone {path} differs from the trained model by up to 0.25 in its features")
+
+    monkeypatch.setattr(pretrain, "verify_export", fails)
+    meta = {"mean": [0.0] * 3, "std": [1.0] * 3, "channel_order": "RGB", "classes": [], "policy_sha256": None}
+    pretrain.write_verified(torchvision.models.resnet50(), tmp_path / "r50.pth", meta, torch.zeros(1, 3, 32, 32))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r50.json", "r50.pth"]
+    load_backbone(tmp_path / "r50.pth")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"warning: {tmp_path}/r50.pth is kept" in line and f"backbone {tmp_path}/r50.pth differs" in line
+    assert "by up to 0.25" in line
 
 
 @pytest.mark.slow
