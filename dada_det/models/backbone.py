@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from dada_det.devices import float32_arithmetic
 from dada_det.errors import UserError
 from dada_det.files import read_json, sha256_of, write_json, write_torch
 from dada_det.models.classifiers import build_classifier, has_fixed_size
+from dada_det.models.tensors import read_tensors
 
 ARCHITECTURE = "resnet50"
 IMAGENET: dict[str, Any] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "channel_order": "RGB"}
@@ -61,7 +61,8 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     another dtype or NaN, or does not belong to the JSON beside it.
     """
     path = Path(path)
-    content, architecture = _read_tensors(path), architecture_of(path)
+    content = read_tensors(path, "backbone", "give the r50.pth that pretraining exports")
+    architecture = architecture_of(path)
     nested = [name for name, value in content.items() if isinstance(value, Mapping)]
     if nested:
         raise UserError(f"the backbone {path} is a whole checkpoint (it holds {nested[0]!r}), not a flat state dict; "
@@ -188,23 +189,6 @@ def _problem(tensors: Mapping[str, Any], architecture: str) -> str | None:
         if not tensors[name].isfinite().all():
             return f"holds NaN or infinite numbers ({name})"
     return None
-
-
-def _read_tensors(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read the backbone {path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file makes torch's reader raise errors of many types
-        if isinstance(error, UnpicklingError) and ("Unsupported" in str(error) or "blocked" in str(error)):
-            raise UserError(f"the backbone {path} carries code in its pickle and is not opened; "
-                            "give a file of plain tensors") from error
-        raise UserError(f"the backbone {path} is damaged or no PyTorch file; give the r50.pth that pretraining "
-                        "exports") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"the backbone {path} is no ResNet-50: it holds a {type(content).__name__}, no state dict; "
-                        "give the r50.pth that pretraining exports")
-    return content
 
 
 @cache  # a backbone is read twice, before the heavy imports and by the detector, and needs one warning

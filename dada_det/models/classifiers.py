@@ -1,6 +1,6 @@
 """Classifiers by name: timm's, those of the papers' CIFAR tables, which timm lacks, and a three-layer network for trials.
 
-Shapes: B images, C = 3 channels, H x W pixels, K classes. Weights are random; nothing is downloaded.
+Shapes: B images, C = 3 channels, H x W pixels, K classes. Weights are random unless some are given.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,23 @@ from dada_det.models.pyramidnet import PyramidNet
 from dada_det.models.shake import ShakeShake
 
 
-def build_classifier(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Module:
+def build_classifier(name: str, num_classes: int, image_size: int, weights: str | None = None, **options: Any) -> nn.Module:
     """A network float32 [B,3,H,W] -> logits float32 [B,num_classes].
 
     name: one of OWN, a darts.name_of, or any of timm's. image_size: side of the images in pixels, for those of timm's
     networks that are built for one size (vision transformers). options: the network's own, such as the supernet's cells.
-    Raises UserError where the name is unknown.
+    weights: what it starts from, a file or "timm" (models/weights.py); None for random weights. Raises UserError where the
+    name is unknown, or the weights do not fit.
     """
+    network = with_random_weights(name, num_classes, image_size, **options)
+    if weights is not None:
+        from dada_det.models.weights import start_from
+
+        start_from(network, weights, name)
+    return network
+
+
+def with_random_weights(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Module:
     if name.startswith(PREFIX):
         return from_name(name, num_classes)
     if name in OWN:

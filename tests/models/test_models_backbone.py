@@ -148,7 +148,7 @@ DAMAGED = {
         lambda state: {name: value.half() if value.is_floating_point() else value for name, value in state.items()},
     "holds NaN or infinite numbers (bn1.bias)": lambda state: {**state, "bn1.bias": torch.full((64,), float("nan"))},
     "is a whole checkpoint (it holds 'state_dict')": lambda state: {"state_dict": state, "meta": {}},
-    "holds a list, no state dict": lambda state: list(state.values())[:1],
+    "holds a list and no state dict": lambda state: list(state.values())[:1],
     "carries code in its pickle and is not opened": lambda state: {**state, "conv1.weight": Payload()},
 }
 
