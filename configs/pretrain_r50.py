@@ -14,6 +14,7 @@ Number to expect: not run; published for 90 epochs with steps instead of the cos
 kind = "imagenet"  # folders <class>/*, or Stanford Cars or FGVC-Aircraft; or cifar10, cifar100, svhn in their own files
 data = dict(root="data/imagenet", val_root=None)
 image_size = 224  # of the validation, and of the training crops at the end
+mirror = None  # random flips: True, False, or None: as the policy's file says, and where it says nothing, flips
 padding = None  # px of black on each side, as for CIFAR: crops are then cut from the image as it is, and not resized
 progressive_size = None  # px: the first epochs' crops; they grow in steps of 32 px and are image_size in the last quarter
 batch_size = 256  # over all processes

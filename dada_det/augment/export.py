@@ -41,17 +41,25 @@ UNITS = {"": None, "shear": "pixels a pixel", "share": "share of the width", "de
 def as_data(policy: Policy) -> dict[str, Any]:
     """The policy in plain JSON values and real units, for programs that know nothing of magnitudes.
 
-    {"sha256", "uniform_strength", "sub_policies": [{"weight": share of the images, their sum is 1, "operations":
-    [{"name", "probability", "unit", "spans", and unless the strength is uniform "values", "spread"}]}]}. `values` are
-    the one or two (by the sign) equally likely values, `spans` the values at magnitude 0 and 1 for each sign; Posterize
+    {"sha256", "uniform_strength", "mirror" where the policy says, "sub_policies": [{"weight": share of the images, their
+    sum is 1, "operations": [{"name", "probability", "unit", "spans", and unless the strength is uniform "values",
+    "spread"}]}]}. Images that stay as they are have a sub-policy without operations. `values` are the one or two (by the
+    sign) equally likely values, `spans` the values at magnitude 0 and 1 for each sign; Posterize
     cuts to whole bits. With spread > 0 the place in the span, 0..1, is drawn anew for each image: its logit is normal
     with standard deviation `spread` around that of the value. With uniform_strength the place is uniform.
     """
+    mirror = {} if policy.mirror is None else {"mirror": policy.mirror}
+    return {"sha256": policy.sha256, "uniform_strength": policy.uniform_strength, **mirror,
+            "sub_policies": [{"weight": weight, "operations": [_operation_data(each, policy) for each in operations]}
+                             for weight, operations in shares(policy)]}
+
+
+def shares(policy: Policy) -> list[tuple[float, tuple[Operation, ...]]]:
+    """(share of the images, its operations) of each sub-policy, before them images that stay as they are; sum 1."""
     total = sum(sub_policy.weight for sub_policy in policy.sub_policies)
-    return {"sha256": policy.sha256, "uniform_strength": policy.uniform_strength,
-            "sub_policies": [{"weight": sub_policy.weight / total,
-                              "operations": [_operation_data(operation, policy) for operation in sub_policy.operations]}
-                             for sub_policy in policy.sub_policies]}
+    unaugmented = [(float(policy.unaugmented), ())] if policy.unaugmented else []
+    return [*unaugmented, *(((1 - policy.unaugmented) * (sub_policy.weight / total), sub_policy.operations)
+                            for sub_policy in policy.sub_policies)]
 
 
 def _operation_data(operation: Operation, policy: Policy) -> dict[str, Any]:
@@ -77,15 +85,17 @@ def export(policy: Policy, target: str) -> str:
 def limits(policy: Policy, target: str) -> list[str]:
     """One sentence for each thing in `policy` that `target`'s own functions do not render in dada_det's pixels."""
     used = _used(policy)
+    sentences = ["mirror: the policy was searched without horizontal flips, which are no part of it; leave the random flip "
+                 "out of the pipeline"] * (policy.mirror is False)
     if target == "torchvision":
-        return _differences(used, TENSOR_DIFFERENCES, "on uint8 tensors v2's", "on PIL images equal")
+        sentences += _differences(used, TENSOR_DIFFERENCES, "on uint8 tensors v2's", "on PIL images equal")
     if target == "timm":
-        return ["Cutout: timm has none for PIL images; the code draws it with Pillow, equal"] * ("Cutout" in used)
+        sentences += ["Cutout: timm has none for PIL images; the code draws it with Pillow, equal"] * ("Cutout" in used)
     if target == "mmpretrain":
-        return _differences(used, MMCV_DIFFERENCES, "mmcv's", "the code calls Pillow instead, equal") + [
+        sentences += _differences(used, MMCV_DIFFERENCES, "mmcv's", "the code calls Pillow instead, equal") + [
             "Cutout: mmcv's takes whole pixels and leaves out the right and lower edge; the code fills the box itself, "
             "equal"] * ("Cutout" in used)
-    return []
+    return sentences
 
 
 def _differences(used: list[str], table: dict[str, tuple[int, float]], whose: str, way_out: str) -> list[str]:
@@ -118,11 +128,14 @@ def _code(target: str, template: Template, operations: dict[str, str]) -> Callab
         used = _used(policy)
         spread = any(operation.spread for sub_policy in policy.sub_policies for operation in sub_policy.operations)
         ranges = [(name, OPERATIONS[name].range(policy.ranges)) for name in used]
+        labels, weighted = policy.labels(), [(float(each.weight), each.operations) for each in policy.sub_policies]
+        if policy.unaugmented:  # one row more, of no operation
+            labels, weighted = [f"{100 * policy.unaugmented:4.1f} %  as they are", *labels], shares(policy)
         drawing = DRAWING.substitute(
             ranges="\n".join(f"    {name!r}: {(*span[:3], bool(span.mirrored))}," for name, span in ranges),
             sub_policies="\n".join(
-                f"    # {label}\n    ({float(sub_policy.weight)!r}, [{', '.join(map(_row, sub_policy.operations))}]),"
-                for label, sub_policy in zip(policy.labels(), policy.sub_policies, strict=True)),
+                f"    # {label}\n    ({weight!r}, [{', '.join(map(_row, operations))}]),"
+                for label, (weight, operations) in zip(labels, weighted, strict=True)),
             magnitudes=MAGNITUDES["uniform" if policy.uniform_strength else "spread" if spread else "fixed"])
         return template.substitute(
             head=_head(policy, target), drawing=drawing, color=CUTOUT_COLOR,

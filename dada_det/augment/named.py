@@ -1,16 +1,22 @@
-"""Policies by name: the released ones, and the fixed ones that a search is held against."""
+"""From what `--policy` says to what acts on images: the released policies, the fixed ones, and policy.json.
+
+A policy's whole way: a name or a file -> `resolve`, once, in the command -> Policy, Schedule, torchvision's or None ->
+`image_transform` -> the training's images, which draw for each -> `apply_draws`, in the workers or in the preprocessor
+on the device -> one lookup table, matrix, factor or box an image.
+"""
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.augment.policy import FIXED, NamedPolicy, Operation, Policy, SubPolicy
 from dada_det.augment.schedule import Schedule, ScheduleTransform
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Images, PolicyTransform, random_numbers
@@ -18,7 +24,6 @@ from dada_det.errors import UserError
 from dada_det.untrusted import printable, read_untrusted
 
 PUBLISHED = Path(__file__).with_name("published")
-FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand", "cutout")
 RANDOM_SUB_POLICIES = 25  # as many as a search writes
 
 
@@ -57,6 +62,7 @@ class RandAugment(TorchvisionAugment):
     name, transform = "rand", "RandAugment"
 
 
+BORROWED: dict[str, type[TorchvisionAugment]] = {borrowed.name: borrowed for borrowed in (TrivialAugment, RandAugment)}
 AnyPolicy = Policy | TorchvisionAugment | None  # what `--policy` stands for; None is crop and flip alone
 Replayable = AnyPolicy | Schedule  # and in pretraining
 
@@ -65,36 +71,57 @@ def published_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
 
 
-def resolve_policy(text: str, seed: int = 0) -> AnyPolicy:
-    """What `--policy text` means: a name of FIXED or published_names(), else a file.
+def resolve(text: str, seed: int = 0) -> tuple[AnyPolicy, bool | None]:
+    """What `--policy text` means, and whether horizontal flips belong to it (None: nobody says).
 
-    seed: chooses the 25 sub-policies of `random`. UserError lists the names where `text` is neither name nor file.
+    text: a name of FIXED or published_names(), else a file, which may hold a table or a name of FIXED. seed: chooses the
+    25 sub-policies of `random` where no file does. UserError lists the names where `text` is neither name nor file, and
+    names file and entry where the file is broken.
     """
-    if text == "none":
-        return None
-    for borrowed in (TrivialAugment, RandAugment):
-        if text == borrowed.name:
-            return borrowed()
     if text in FIXED:
-        return _fixed(text, seed)
+        return fixed_policy(text, seed), None
     if text in published_names():
-        return Policy.load(PUBLISHED / f"{text}.json")
+        return Policy.load(PUBLISHED / f"{text}.json"), None
     if not os.path.exists(text):  # Path.exists raises where a name is too long
         names = ", ".join((*FIXED, *published_names()))
         raise UserError(f"the policy {printable(text)} is neither a file nor a name; names are {names}")
-    return Policy.load(text)
+    return resolve_dict(*read_untrusted(text, "policy", "give a policy.json of a search"))
 
 
-def resolve_replayable(text: str, seed: int = 0) -> Replayable:
-    """What `--policy text` means to a training that can replay a schedule: its file too."""
+def resolve_replayable(text: str, seed: int = 0) -> tuple[Replayable, bool | None]:
+    """The same for a training that can replay a schedule.json of DDAS, which is read too."""
     if text in (*FIXED, *published_names()) or not os.path.exists(text):
-        return resolve_policy(text, seed)
+        return resolve(text, seed)
     data, source = read_untrusted(text, "policy", "give a policy.json of a search")
-    made: type[Policy] | type[Schedule] = Schedule if isinstance(data, dict) and "schedule" in data else Policy
-    return made.from_dict(data, source)
+    if not (isinstance(data, dict) and "schedule" in data):
+        return resolve_dict(data, source)
+    schedule = Schedule.from_dict(data, source)
+    return schedule, schedule.mirror
 
 
-def _fixed(name: str, seed: int) -> Policy:
+def resolve_dict(data: Any, source: str = "policy") -> tuple[AnyPolicy, bool | None]:
+    """The same of a policy.json's content; UserError names `source` and the entry that is wrong."""
+    if not (isinstance(data, dict) and "named" in data):
+        policy = Policy.from_dict(data, source)
+        return policy, policy.mirror
+    named = NamedPolicy.from_dict(data, source)
+    fixed = fixed_policy(named.name, named.seed or 0)
+    return replace(fixed, mirror=named.mirror) if isinstance(fixed, Policy) else fixed, named.mirror
+
+
+def resolve_policy(text: str, seed: int = 0) -> AnyPolicy:
+    """resolve(text, seed) without the flips."""
+    return resolve(text, seed)[0]
+
+
+def fixed_policy(name: str, seed: int = 0) -> AnyPolicy:
+    """The policy of FIXED that is called `name`; seed: chooses the 25 sub-policies of `random`."""
+    if name == "none":
+        return None
+    return BORROWED[name]() if name in BORROWED else _table(name, seed)
+
+
+def _table(name: str, seed: int) -> Policy:
     space = SearchSpace()
     if name == "cutout":
         always = SubPolicy(1.0, (Operation("Cutout", probability=1.0, magnitude=1.0),))

@@ -1,4 +1,9 @@
-"""Operation, SubPolicy, Policy: what a search finds and everything else applies; JSON and its validation."""
+"""Operation, SubPolicy, Policy, NamedPolicy: what a search hands over and everything else applies; JSON, validated.
+
+policy.json holds one of two things. A table (Policy): {"schema", "ranges", "sub_policies", "provenance"?,
+"uniform_strength"?, "unaugmented"?, "mirror"?}. Or a fixed policy by its name (NamedPolicy): {"schema", "named",
+"seed" (of random alone), "provenance"?, "mirror"?}. `dada_det.augment.named.resolve` reads either.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from dada_det.untrusted import check_keys, placed, read_untrusted, short
 
 SCHEMA = 1
 MOST_SUB_POLICIES = 1000
+FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand", "cutout")  # made by dada_det.augment.named
 MOST_SPREAD = 1000.0  # any spread beyond 10 already means "either end of the range"; float32 holds its multiples
 
 
@@ -60,16 +66,21 @@ class Policy:
     """1 to 1,000 weighted sub-policies under one table of ranges ("strength" or "autoaugment").
 
     uniform_strength: every magnitude is drawn uniformly from 0..1 anew for each image, whatever the operations say
-    (the fixed controls). provenance: JSON values that say where the policy comes from; no time, path or host.
+    (the fixed controls). unaugmented: the fraction of images, 0..1, that the policy leaves as they are; the others draw
+    a sub-policy. mirror: whether horizontal flips were part of the search, None where nobody says; a policy itself never
+    flips, trainings read it. provenance: JSON values that say where the policy comes from; no time, path or host.
     """
 
     ranges: str
     sub_policies: tuple[SubPolicy, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     uniform_strength: bool = False
+    unaugmented: float = 0.0
+    mirror: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sub_policies", tuple(self.sub_policies))
+        _check_number("unaugmented", self.unaugmented, 1.0)
         if self.ranges not in RANGES:
             raise UserError(f"the ranges are {short(self.ranges)}; they must be one of {', '.join(RANGES)}")
         if not 1 <= len(self.sub_policies) <= MOST_SUB_POLICIES:
@@ -80,14 +91,14 @@ class Policy:
 
     @property
     def sha256(self) -> str:
-        """Hash of what the policy does (ranges and sub-policies in canonical JSON, not its provenance)."""
-        content = {key: value for key, value in self.to_dict().items() if key not in ("schema", "provenance")}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """Hash of what the policy does (everything in canonical JSON but its provenance)."""
+        return canonical_sha256(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """The policy as plain JSON values (DESIGN: policy.json)."""
+        """The policy as plain JSON values; what holds its default is left out."""
         uniform = {"uniform_strength": True} if self.uniform_strength else {}
-        return {"schema": SCHEMA, "ranges": self.ranges, **uniform,
+        unaugmented = {"unaugmented": float(self.unaugmented)} if self.unaugmented else {}
+        return {"schema": SCHEMA, "ranges": self.ranges, **uniform, **unaugmented, **_mirror(self.mirror),
                 "sub_policies": [{"weight": float(sub_policy.weight),
                                   "operations": [_operation_dict(operation) for operation in sub_policy.operations]}
                                  for sub_policy in self.sub_policies],
@@ -99,11 +110,11 @@ class Policy:
         if isinstance(data, dict) and "schedule" in data:
             raise UserError(f"{source} is a schedule over a training's progress, which pretraining alone replays; give the "
                             "policy.json that the search wrote beside it, its average")
-        check_keys(data, source, ("schema", "ranges", "sub_policies"), ("provenance", "uniform_strength"))
-        if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
-            raise UserError(f"{source}: the schema is {short(data['schema'])}; this version reads schema {SCHEMA}")
-        if not isinstance(data.get("provenance", {}), dict):
-            raise UserError(f"{source}: provenance must be a JSON object")
+        if isinstance(data, dict) and "named" in data:
+            raise UserError(f"{source}: it holds a fixed policy by its name; a table of sub-policies is needed here")
+        check_keys(data, source, ("schema", "ranges", "sub_policies"),
+                   ("provenance", "uniform_strength", "unaugmented", "mirror"))
+        check_head(data, source)
         if not isinstance(data.get("uniform_strength", False), bool):
             raise UserError(f"{source}: uniform_strength must be true or false")
         if not isinstance(data["sub_policies"], list):
@@ -113,7 +124,8 @@ class Policy:
         sub_policies = tuple(_read_sub_policy(entry, f"{source}: sub_policies[{index}]")
                              for index, entry in enumerate(data["sub_policies"]))
         return placed(source, cls, ranges=data["ranges"], sub_policies=sub_policies,
-                       provenance=data.get("provenance", {}), uniform_strength=data.get("uniform_strength", False))
+                      provenance=data.get("provenance", {}), uniform_strength=data.get("uniform_strength", False),
+                      unaugmented=data.get("unaugmented", 0.0), mirror=data.get("mirror"))
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -130,9 +142,10 @@ class Policy:
         write_json(path, self.to_dict())
 
     def labels(self) -> list[str]:
-        """One line for each sub-policy: its weight in %, then probability, name and real units of its operations."""
+        """One line for each sub-policy: % of the images that draw it; its operations in real units, their probability."""
         total = sum(sub_policy.weight for sub_policy in self.sub_policies)
-        return [f"{100 * sub_policy.weight / total:4.1f} %  " + ", then ".join(map(self._label, sub_policy.operations))
+        percent = 100 * (1 - self.unaugmented) / total
+        return [f"{percent * sub_policy.weight:4.1f} %  " + ", then ".join(map(self._label, sub_policy.operations))
                 for sub_policy in self.sub_policies]
 
     def _label(self, operation: Operation) -> str:
@@ -145,6 +158,69 @@ def _operation_dict(operation: Operation) -> dict[str, Any]:
     spread = {} if operation.spread is None else {"spread": float(operation.spread)}
     return {"name": operation.name, "probability": float(operation.probability),
             "magnitude": float(operation.magnitude), **spread}
+
+
+@dataclass(frozen=True)
+class NamedPolicy:
+    """A fixed policy as a file holds it: one of FIXED; `resolve` makes of it what `--policy NAME` stands for.
+
+    seed: chooses the sub-policies of `random`, which needs one; mirror, provenance: those of Policy.
+    """
+
+    name: str
+    seed: int | None = None
+    mirror: bool | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in FIXED:
+            raise UserError(f"{short(self.name)} is no fixed policy; choose among {', '.join(FIXED)}")
+        if self.name != "random" and self.seed is not None:
+            raise UserError(f"the policy {self.name} takes no seed")
+        if self.name == "random" and not (type(self.seed) is int and 0 <= self.seed < 2**32):
+            raise UserError(f"the seed of the policy random is {short(self.seed)}; it must be a whole number in 0..2^32-1")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the policy does (everything in canonical JSON but its provenance)."""
+        return canonical_sha256(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The policy as plain JSON values."""
+        seed = {} if self.seed is None else {"seed": self.seed}
+        return {"schema": SCHEMA, "named": self.name, **seed, **_mirror(self.mirror), "provenance": self.provenance}
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "policy") -> NamedPolicy:
+        """The policy in plain JSON values; UserError names `source` and the entry that is wrong."""
+        check_keys(data, source, ("schema", "named"), ("provenance", "seed", "mirror"))
+        check_head(data, source)
+        return placed(source, cls, name=data["named"], seed=data.get("seed"), mirror=data.get("mirror"),
+                      provenance=data.get("provenance", {}))
+
+    def save(self, path: str | Path) -> None:
+        """Writes policy.json whole or not at all."""
+        write_json(path, self.to_dict())
+
+
+def check_head(data: dict[str, Any], source: str) -> None:
+    """UserError where the entries that tables and named policies share are wrong."""
+    if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
+        raise UserError(f"{source}: the schema is {short(data['schema'])}; this version reads schema {SCHEMA}")
+    if not isinstance(data.get("provenance", {}), dict):
+        raise UserError(f"{source}: provenance must be a JSON object")
+    if not isinstance(data.get("mirror", False), bool):
+        raise UserError(f"{source}: mirror must be true or false")
+
+
+def _mirror(mirror: bool | None) -> dict[str, bool]:
+    return {} if mirror is None else {"mirror": mirror}
+
+
+def canonical_sha256(data: dict[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of all entries but schema and provenance, in canonical JSON."""
+    content = {key: value for key, value in data.items() if key not in ("schema", "provenance")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read_sub_policy(entry: Any, place: str) -> SubPolicy:

@@ -5,9 +5,7 @@ Shape legend: B images, A atoms, E stages. Stage e holds while the progress of t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,7 +17,7 @@ import torch
 from PIL import Image
 
 from dada_det.augment.operations import RANGES
-from dada_det.augment.policy import MOST_SUB_POLICIES, SCHEMA, Operation, Policy, SubPolicy
+from dada_det.augment.policy import MOST_SUB_POLICIES, SCHEMA, Operation, Policy, SubPolicy, canonical_sha256, check_head
 from dada_det.augment.space import Atom, AtomSpace
 from dada_det.augment.transform import Draws, Images, apply_draws, apply_draws_pil, random_numbers
 from dada_det.errors import UserError
@@ -55,13 +53,14 @@ class Stage:
 class Schedule:
     """1 to 200 stages over 1 to 200 atoms under one table of ranges; the stages' `until` rise to 1.
 
-    provenance: JSON values that say where the schedule comes from; no time, path or host.
+    provenance: JSON values that say where the schedule comes from; no time, path or host. mirror: Policy's.
     """
 
     ranges: str
     atoms: tuple[Atom, ...]
     stages: tuple[Stage, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    mirror: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "atoms", tuple(self.atoms))
@@ -81,12 +80,12 @@ class Schedule:
     @property
     def sha256(self) -> str:
         """Hash of what the schedule does (all in canonical JSON but its provenance)."""
-        content = {key: value for key, value in self.to_dict().items() if key not in ("schema", "provenance")}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return canonical_sha256(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The schedule as plain JSON values."""
-        return {"schema": SCHEMA, "ranges": self.ranges,
+        mirror = {} if self.mirror is None else {"mirror": self.mirror}
+        return {"schema": SCHEMA, "ranges": self.ranges, **mirror,
                 "atoms": [{"name": atom.name, "magnitude": float(atom.magnitude)} for atom in self.atoms],
                 "schedule": [{"until": float(stage.until), "probability": float(stage.probability),
                               "preferences": [float(preference) for preference in stage.preferences]}
@@ -96,15 +95,12 @@ class Schedule:
     @classmethod
     def from_dict(cls, data: Any, source: str = "schedule") -> Schedule:
         """The schedule in plain JSON values; UserError names `source` and the entry that is wrong."""
-        check_keys(data, source, ("schema", "ranges", "atoms", "schedule"), ("provenance",))
-        if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
-            raise UserError(f"{source}: the schema is {short(data['schema'])}; this version reads schema {SCHEMA}")
-        if not isinstance(data.get("provenance", {}), dict):
-            raise UserError(f"{source}: provenance must be a JSON object")
+        check_keys(data, source, ("schema", "ranges", "atoms", "schedule"), ("provenance", "mirror"))
+        check_head(data, source)
         for name, most in (("atoms", MOST_ATOMS), ("schedule", MOST_STAGES)):
             if not isinstance(data[name], list) or not 1 <= len(data[name]) <= most:
                 raise UserError(f"{source}: {name} must be a list of 1 to {most} entries")
-        return placed(source, cls, ranges=data["ranges"], provenance=data.get("provenance", {}),
+        return placed(source, cls, ranges=data["ranges"], provenance=data.get("provenance", {}), mirror=data.get("mirror"),
                       atoms=tuple(_read_atom(entry, f"{source}: atoms[{index}]")
                                   for index, entry in enumerate(data["atoms"])),
                       stages=tuple(_read_stage(entry, f"{source}: schedule[{index}]")
@@ -145,7 +141,7 @@ class Schedule:
         scale = sum(weights.values()) / (sum(weights[pair] for pair in chosen) or 1.0)
         nothing = SubPolicy(as_it_is, (Operation("Invert", probability=0.0, magnitude=0.0),))
         return Policy(self.ranges, (nothing, *(SubPolicy(scale * weights[pair], tuple(self._operations(pair)))
-                                               for pair in chosen)), self.provenance)
+                                               for pair in chosen)), self.provenance, mirror=self.mirror)
 
     def _operations(self, pair: Iterable[int]) -> Iterable[Operation]:
         for index in pair:

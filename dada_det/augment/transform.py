@@ -158,18 +158,22 @@ def random_numbers(distribution: Callable[..., Tensor], shape: tuple[int, ...],
 
 
 class PolicyTransform:
-    """Applies a Policy: each image draws its own sub-policy, flags, magnitudes, signs and Cutout centres.
+    """Applies a Policy: each image draws its own sub-policy (or none: `unaugmented`), flags, magnitudes, signs and centres.
 
     Call it with a uint8 batch [B,3,H,W] (on any device) or one PIL image; the result has the same type. `generator`
     None is torch's global one. Equal generators give equal draws, whatever the images are.
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.policy, self.ranges = policy, policy.ranges
         padded = [(*sub_policy.operations, _NOTHING)[:2] for sub_policy in policy.sub_policies]
         weights = torch.tensor([sub_policy.weight for sub_policy in policy.sub_policies], dtype=torch.float64)
         self.cumulative_S = (weights / weights.max()).cumsum(0)
         self.cumulative_S /= self.cumulative_S[-1].clone()
+        if policy.unaugmented:  # one entry more, the first, that does nothing
+            padded = [(_NOTHING, _NOTHING), *padded]
+            self.cumulative_S = policy.unaugmented + (1 - policy.unaugmented) * self.cumulative_S
+            self.cumulative_S = torch.cat([torch.tensor([policy.unaugmented], dtype=torch.float64), self.cumulative_S])
         self.operations_SK = torch.tensor([[operation_index(slot.name) for slot in pair] for pair in padded])
         numbers = torch.tensor([[(slot.probability, slot.magnitude, slot.spread or 0.0) for slot in pair]
                                 for pair in padded])
@@ -181,7 +185,7 @@ class PolicyTransform:
 
     def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
         if isinstance(images, Image.Image):
-            return _apply_slots(images, self.draw_one(generator), self.policy.ranges)
+            return _apply_slots(images, self.draw_one(generator), self.ranges)
         return self.apply(images, self.draw(len(images), generator))
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Draws:
@@ -217,8 +221,8 @@ class PolicyTransform:
     def apply(self, images: Images, draws: Draws) -> Images:
         """What __call__ does, with draws made before: one PIL image with draws of length 1, or a batch."""
         if isinstance(images, Image.Image):
-            return apply_draws_pil(images, draws, self.policy.ranges)
-        return apply_draws(images, draws, self.policy.ranges)
+            return apply_draws_pil(images, draws, self.ranges)
+        return apply_draws(images, draws, self.ranges)
 
 
 _NOTHING = Operation("Cutout", probability=0.0, magnitude=0.0)  # fills the second slot of a single operation

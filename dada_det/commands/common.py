@@ -121,6 +121,20 @@ def add_keep_flag(parser: argparse.ArgumentParser) -> None:
                         help="checkpoints that stay, the newest; an older one goes once the new one is whole (default: 2)")
 
 
+def add_mirror_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
+                        help="flip half of the training images left to right, or none, as for digits, text and signs "
+                        "(default: what the policy's file says, else flip)")
+
+
+def mirror_of(args: argparse.Namespace, config: Any, policys: bool | None) -> bool:
+    """Whether a training flips: what the flag says, else the config's `mirror`, else the policy, else yes."""
+    given = config.get("mirror")
+    if not isinstance(given, bool | None):
+        raise UserError(f"mirror is {given!r}; write mirror = True (flips), False (none) or None (as the policy says)")
+    return next((answer for answer in (args.mirror, given, policys) if answer is not None), True)
+
+
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=positive, default=1, metavar="N",
                         help="processes; without that many GPUs they talk over gloo on the CPU (default: 1)")

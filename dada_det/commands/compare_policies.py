@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=positive_number, metavar="x",
                         help=f"(default: {BASE_LR} for a batch of {BASE_BATCH}, in proportion to the batch)")
     parser.add_argument("--weight-decay", type=positive_number, default=5e-4, metavar="x", help="(default: %(default)s)")
-    parser.add_argument("--no-mirror", action="store_true", help="never flip: for digits, text and the like")
+    common.add_mirror_flag(parser)
     parser.add_argument("--processes", type=common.positive, default=1, metavar="N",
                         help="trials side by side; the cores are shared out among them (default: %(default)s)")
     parser.add_argument("--work-dir", default="work_dirs/compare_policies", metavar="W", help="(default: %(default)s)")
@@ -64,11 +64,14 @@ def body(args: Namespace) -> None:
         raise UserError(f"--image-size {args.image_size} or --batch-size {args.batch_size} does not fit: give at least 8 "
                         f"px, and 2 to {len(train)} images, which is all that {train.root} holds")
     work_dir = make_folder(args.work_dir)
-    from dada_det.augment.named import resolve_policy
+    from dada_det.augment.named import resolve
 
     # The policies before mmengine and the images, which take seconds and minutes.
-    policies = {(name, seed): resolve_policy(text.replace("{seed}", str(seed)), seed)
+    resolved = {(name, seed): resolve(text.replace("{seed}", str(seed)), seed)
                 for seed in range(args.seeds) for name, text in names.items()}
+    policies = {run: policy for run, (policy, _) in resolved.items()}
+    if args.mirror is None:
+        args.mirror = common.mirror_of(args, {}, mirror_of_all({run: mirror for run, (_, mirror) in resolved.items()}))
     from dada_det.models.classifiers import build_classifier
 
     build_classifier(args.model, len(train.classes), args.image_size)  # the sentence about unknown names comes here
@@ -78,6 +81,15 @@ def body(args: Namespace) -> None:
         print("compare  the same command goes on where this one stopped", file=sys.stderr)
         raise
     report(args, list(names), work_dir, train, test)
+
+
+def mirror_of_all(said: dict[tuple[str, int], bool | None]) -> bool | None:
+    """What the files of the policies (name, seed) say about flips, None where none does; UserError where they say both."""
+    answers = {mirror: name for (name, _), mirror in said.items() if mirror is not None}
+    if len(answers) == 2:
+        raise UserError(f"the policy {answers[True]} was searched with flips and {answers[False]} without, and all are "
+                        "trained by one recipe; give --mirror or --no-mirror")
+    return next(iter(answers), None)
 
 
 def named_policies(texts: Sequence[str]) -> dict[str, str]:
@@ -101,7 +113,7 @@ def compare(args: Namespace, policies: dict[tuple[str, int], Any], train: ImageL
 
     recipe = Recipe(model=args.model, classes=len(train.classes), image_size=args.image_size, epochs=args.epochs,
                     batch_size=args.batch_size, lr=args.lr or BASE_LR * args.batch_size / BASE_BATCH,
-                    weight_decay=args.weight_decay, mirror=not args.no_mirror,
+                    weight_decay=args.weight_decay, mirror=args.mirror,
                     precision="bfloat16" if torch.cuda.is_available() else "float32")
     runs = [Run(name, seed, policy) for (name, seed), policy in policies.items()]
     print(f"compare  {len(runs)} runs of {args.model}, {args.epochs} epochs each, on {len(train)} + {len(test)} images of "

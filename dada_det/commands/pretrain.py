@@ -4,7 +4,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dada_det.commands import common
 from dada_det.data.arrays import READERS, ArrayImages, read_arrays
@@ -12,6 +12,9 @@ from dada_det.data.folders import ImageList
 from dada_det.data.splits import train_and_val
 from dada_det.errors import UserError
 from dada_det.files import make_folder
+
+if TYPE_CHECKING:
+    from dada_det.augment.named import Replayable
 
 CONFIG = "configs/pretrain_r50.py"
 FOLDERS = "imagenet"  # the kind that is files, and not one of READERS
@@ -31,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="a policy.json, a schedule.json of DDAS, which is replayed, a published name such as "
                         "dada-imagenet, or none, random, uniform, one-op, trivial, rand, cutout")
     common.add_stage_flags(parser, CONFIG)
+    common.add_mirror_flag(parser)
     parser.add_argument("--auto-scale-lr", action="store_true",
                         help="scale the learning rate with the batch, where a config turns that off (auto_scale_lr.enable)")
     return common.run(check, parser, argv) or common.run(body, parser, argv, module="dada_det.commands.pretrain")
@@ -39,21 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: Namespace) -> None:
     """With --gpus N a mistake is told once, before N processes start."""
     if args.gpus > 1 and "LOCAL_RANK" not in os.environ:
-        config = prepare(args)
+        config, _ = prepare(args)
         if config.kind == FOLDERS:  # arrays take longer to read, and the processes' sentences are told once too
             images_of(config)
 
 
 def body(args: Namespace) -> None:
-    config = prepare(args)
+    config, policy = prepare(args)
     train, val = images_of(config)
     from dada_det.engine.pretrain.run import run_pretraining
 
-    run_pretraining(config, train, val, args.resume)
+    run_pretraining(config, policy, train, val, args.resume)
 
 
-def prepare(args: Namespace) -> Any:
-    """The config with the flags on top; UserError for every mistake in it."""
+def prepare(args: Namespace) -> tuple[Any, "Replayable"]:
+    """The config with the flags on top, and the policy; UserError for every mistake in them."""
     if args.data and not Path(args.data).is_dir():  # before the config, which takes seconds to import mmengine
         raise UserError(f"the data folder {args.data} does not exist; give the folder that holds the images with --data")
     config = common.stage_config(args, NEEDED)
@@ -69,9 +73,10 @@ def prepare(args: Namespace) -> Any:
                         "of a batch in each process; choose a divisor")
     from dada_det.augment.named import resolve_replayable
 
-    resolve_replayable(config.policy, config.seed)
+    policy, mirror = resolve_replayable(config.policy, config.seed)
+    config.mirror = common.mirror_of(args, config, mirror)
     make_folder(config.work_dir)
-    return config
+    return config, policy
 
 
 def images_of(config: Any) -> tuple[ImageList | ArrayImages, ImageList | ArrayImages]:

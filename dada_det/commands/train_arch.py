@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"side of the crops in pixels, for folders; CIFAR-10's are {CIFAR_SIDE} px (default: "
                         f"{CIFAR_SIDE})")
     parser.add_argument("--batch-size", type=common.positive, default=BATCH, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--no-mirror", action="store_true", help="never flip: for digits, text and the like")
+    common.add_mirror_flag(parser)
     parser.add_argument("--seed", type=common.seed, default=0, metavar="S", help="(default: %(default)s)")
     parser.add_argument("--work-dir", default="work_dirs/train_arch", metavar="W", help="(default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work-dir")
@@ -62,11 +62,11 @@ def probability(text: str) -> float:
 
 
 def body(args: Namespace) -> None:
-    from dada_det.augment.named import resolve_policy
+    from dada_det.augment.named import resolve
     from dada_det.models.darts import name_of
     from dada_det.models.genotype import Genotype
 
-    genotype, policy = Genotype.load(args.genotype), resolve_policy(args.policy, args.seed)
+    genotype, (policy, mirror) = Genotype.load(args.genotype), resolve(args.policy, args.seed)
     root = Path(args.data)
     folders = folders_of(root)
     if folders is None and args.image_size not in (None, CIFAR_SIDE):
@@ -83,7 +83,7 @@ def body(args: Namespace) -> None:
 
     recipe = Recipe(model=name_of(genotype, args.channels, args.layers, args.drop_path, not args.no_auxiliary),
                     classes=classes, image_size=size, epochs=args.epochs, batch_size=args.batch_size,
-                    lr=LR * args.batch_size / BATCH, weight_decay=WEIGHT_DECAY, mirror=not args.no_mirror,
+                    lr=LR * args.batch_size / BATCH, weight_decay=WEIGHT_DECAY, mirror=common.mirror_of(args, {}, mirror),
                     padding=CIFAR_PADDING if folders is None else 0,
                     precision="bfloat16" if torch.cuda.is_available() else "float32")
     print(f"train  {args.layers} cells of {args.channels} channels, {args.epochs} epochs, on {len(train)} + {len(test)} "

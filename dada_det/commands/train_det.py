@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_detector_flags(parser)
     parser.add_argument("--policy", metavar="P", default="none", help="augments the training images, boxes and masks with "
                         "them: a policy.json, or a name such as dada-imagenet or random (default: none)")
+    common.add_mirror_flag(parser)
     parser.add_argument("--amp", action="store_true", help="float16 with a dynamic loss scale (GPU)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the total batch; the "
                         "project's configs do so anyway (--cfg-options auto_scale_lr.enable=False: never)")
@@ -50,16 +51,16 @@ def body(args: Namespace) -> None:
                         "auto_scale_lr=dict(base_batch_size=16) to it")
     if args.keep is not None:
         config.default_hooks.checkpoint.max_keep_ckpts = args.keep
-    if args.policy != "none":
-        from dada_det.augment.named import resolve_policy
+    from dada_det.augment.named import resolve
 
-        resolve_policy(args.policy)  # here, so that a mistake is said before anything heavy is imported
+    mirror = common.mirror_of(args, config, resolve(args.policy)[1])  # a mistake is said before heavy imports
     make_folder(config.work_dir)
-    from dada_det.engine.detect.policy_transform import use_policy
+    from dada_det.engine.detect.policy_transform import use_policy, without_flips
     from dada_det.engine.detect.run import run_training
 
     use_policy(config, args.policy)
-
+    if not mirror:
+        without_flips(config)
     run_training(config, layout, summary, resume=args.resume, amp=args.amp,
                  auto_scale_lr=args.auto_scale_lr or bool(scaling.get("enable")), launcher=args.launcher)
 

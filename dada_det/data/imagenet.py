@@ -90,7 +90,8 @@ def _class_is_broken(images: ImageList, index: int) -> UserError:
 class ImageFolder(Dataset[dict[str, Any]]):
     """Images one by one, each {"image": uint8 [3,size,size], "label": int, "index": int, "broken": str}.
 
-    train: a random crop and mirror, then `transform(image, generator=..)` on the PIL image.
+    train: a random crop and, unless mirror is False, a flip of every second image, then `transform(image, generator=..)` on
+    the PIL image.
     otherwise: the central 224/256 of the short side, without `transform`.
     padding: None; or a number of pixels, as for CIFAR: the random crop is then `size` x `size` pixels, none of them resized,
     of the image with so many black ones on each side, and the other images are the central `size` x `size` pixels.
@@ -99,9 +100,10 @@ class ImageFolder(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, images: ImageList | ArrayImages, size: int, train: bool,
-                 transform: Callable[..., Any] | None = None, seed: int = 0, padding: int | None = None) -> None:
+                 transform: Callable[..., Any] | None = None, seed: int = 0, padding: int | None = None,
+                 mirror: bool = True) -> None:
         self.images, self.size, self.train, self.transform, self.seed = images, size, train, transform, seed
-        self.padding = padding
+        self.padding, self.mirror = padding, mirror
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -118,9 +120,13 @@ class ImageFolder(Dataset[dict[str, Any]]):
             image = self._cut(Image.fromarray(pixels_HWC.numpy()), generator)
         else:
             image, generator, broken = self._decoded(images, index)
+        entries = {"label": images.labels[index], "index": index, "broken": broken}
         if self.train:
-            image = self._augment(image, generator)
-        return {"image": to_tensor(image), "label": images.labels[index], "index": index, "broken": broken}
+            if torch.rand((), generator=generator) < 0.5 and self.mirror:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image, drawn = self.augmented(image, generator)
+            entries |= drawn
+        return {"image": to_tensor(image), **entries}
 
     def _generator(self, index: int) -> torch.Generator:
         return generator_for(self.seed, int(self._epoch), index)
@@ -152,10 +158,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return left, top, left + self.size, top + self.size
 
-    def _augment(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        if torch.rand((), generator=generator) < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image if self.transform is None else self.transform(image, generator=generator)
+    def augmented(self, image: Image.Image, generator: torch.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        """A training image, cropped and flipped, after `transform`, and what else its sample holds."""
+        return image if self.transform is None else self.transform(image, generator=generator), {}
 
 
 def central_square(width: int, height: int, share: float = 1.0) -> Box:

@@ -1,7 +1,7 @@
 """What a policy amounts to: shares, pairs, how often each operation acts, and whether it differs from a uniform one."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dada_det.augment.operations import INDEX, OPERATION_NAMES, OPERATIONS, describe, value_of
 from dada_det.augment.policy import Operation, Policy, SubPolicy
@@ -11,14 +11,14 @@ LEAST_WEIGHTS, LEAST_OPERATIONS, MOST_DIFFERENCE = 0.9, 0.8, 0.1
 
 
 def heaviest_first(policy: Policy) -> list[tuple[float, SubPolicy]]:
-    """(share of the images, sub-policy), largest share first, ties in the policy's order; shares sum to 1."""
+    """(share of the images, sub-policy), largest share first, ties in the policy's order; sum 1 - policy.unaugmented."""
     total = sum(sub_policy.weight for sub_policy in policy.sub_policies)
-    pairs = [(sub_policy.weight / total, sub_policy) for sub_policy in policy.sub_policies]
+    pairs = [((1 - policy.unaugmented) * (sub_policy.weight / total), sub_policy) for sub_policy in policy.sub_policies]
     return sorted(pairs, key=lambda pair: -pair[0])
 
 
 def pair_shares(policy: Policy) -> list[list[float]]:
-    """15 x 15 shares of the images that sum to 1: [first][second] operation as applied.
+    """15 x 15 shares of the images that draw a sub-policy: [first][second] operation as applied.
 
     The diagonal holds single operations, and pairs of an operation with itself.
     """
@@ -116,7 +116,8 @@ class Evenness:
 
 
 def evenness(policy: Policy, of_operations: int = len(OPERATION_NAMES)) -> Evenness:
-    """Measures `policy`; a magnitude that does nothing (Invert, or one drawn anew for each image) counts as alike."""
+    """Of the sub-policies; a magnitude that does nothing (Invert, or one drawn anew for each image) counts as alike."""
+    policy = replace(policy, unaugmented=0.0)
     weighted = [(share, operation) for share, sub_policy in heaviest_first(policy) for operation in sub_policy.operations]
     strengths = [(share, operation.magnitude) for share, operation in weighted
                  if OPERATIONS[operation.name].unit and not policy.uniform_strength]

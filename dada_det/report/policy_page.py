@@ -84,6 +84,10 @@ def _verdict(policy: Policy, search: Search | None, groups: list[Group]) -> str:
         rest = f"; {' and '.join(within)} moved no further than noise may" if within else ""
         sentences.append(f"Its search moved {', '.join(beyond)} as far as noise alone would{rest} "
                          '(<a href="#movement">below</a>).')
+    if policy.unaugmented:
+        sentences.append(f"It leaves {_percent(policy.unaugmented)} of the images as they are.")
+    if policy.mirror is not None:
+        sentences.append(f"It was searched {'with' if policy.mirror else 'without'} horizontal flips.")
     if policy.uniform_strength:
         sentences.append("Every magnitude is drawn uniformly from its whole range, anew for each image.")
     most = sorted(usage(policy).items(), key=lambda item: -item[1])[:3]
@@ -122,7 +126,7 @@ def _usage(policy: Policy) -> str:
 def _heatmap(policy: Policy) -> str:
     """A table, so that a screen reader and a test can read it; the second half of the pair that `_usage` opens."""
     cells = pair_shares(policy)
-    most = max(map(max, cells))
+    most = max(map(max, cells)) or 1.0
     head = "".join(f'<th scope=col><span>{name}</span></th>' for name in OPERATION_NAMES)
     rows = []
     for row, shares in zip(OPERATION_NAMES, cells, strict=True):

@@ -56,7 +56,7 @@ def before_and_after(policy: Policy, squares: list[Image.Image], most: int) -> l
     chosen = dataclasses.replace(policy, sub_policies=tuple(sub_policy for _, sub_policy in heaviest_first(policy)))
     for sub_policy, label in list(zip(chosen.sub_policies, chosen.labels(), strict=True))[:most]:
         alone = dataclasses.replace(sub_policy, weight=1.0)
-        transform = PolicyTransform(dataclasses.replace(policy, sub_policies=(alone,)))
+        transform = PolicyTransform(dataclasses.replace(policy, sub_policies=(alone,), unaugmented=0.0))
         draws = transform.draw(len(squares), generator)
         switched_on = torch.arange(2).expand(len(squares), 2) < len(sub_policy.operations)
         draws = dataclasses.replace(draws, active_BK=switched_on)
@@ -67,7 +67,7 @@ def before_and_after(policy: Policy, squares: list[Image.Image], most: int) -> l
 def _draw_heatmap(canvas: Image.Image, left: int, policy: Policy) -> None:
     """The share of images in % that each pair gets, row first, column second; single operations on the diagonal."""
     draw, cells = ImageDraw.Draw(canvas), pair_shares(policy)
-    most = max(map(max, cells))
+    most = max(map(max, cells)) or 1.0
     draw.multiline_text((left, GAP), "% of images for each pair (row, then column);\nthe diagonal: one operation alone",
                         "black", _font(12))
     for index, name in enumerate(OPERATION_NAMES):

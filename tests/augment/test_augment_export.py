@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ MIXED = Policy("strength", (
     SubPolicy(1.5, (Operation("Solarize", 1.0, 0.2, 1.0),)),
     SubPolicy(0.5, (Operation("Cutout", 0.5, 1.0, 2.0), Operation("TranslateX", 0.0, 0.5))),
     SubPolicy(0.0, (Operation("Posterize", 1.0, 1.0),))))
-POLICIES = [MIXED, *map(resolve_policy, ("dada-imagenet", "autoaugment-cifar10", "random", "one-op", "cutout"))]
+POLICIES = [MIXED, replace(MIXED, unaugmented=0.4, mirror=False),
+            *map(resolve_policy, ("dada-imagenet", "autoaugment-cifar10", "random", "one-op", "cutout"))]
+SINGLE = Policy("strength", (SubPolicy(1.0, (Operation("Invert", 1.0, 0.0),)),))
 MAGNITUDES = [0.0, 0.1, 0.25, 0.3, 0.62, 0.75, 1.0]
 
 
@@ -272,6 +275,29 @@ def test_data_speaks_real_units():
     drawn = as_data(resolve_policy("one-op"))
     assert drawn["uniform_strength"] and "values" not in drawn["sub_policies"][0]["operations"][0]
     assert json.loads(export(MIXED, "data")) == data
+
+
+def test_images_that_stay_as_they_are_are_a_row_without_operations():
+    half = replace(MIXED, unaugmented=0.5)
+    data, plain = as_data(half)["sub_policies"], as_data(MIXED)["sub_policies"]
+    assert data[0] == {"weight": 0.5, "operations": []}
+    assert [entry["weight"] for entry in data[1:]] == pytest.approx([entry["weight"] / 2 for entry in plain])
+    assert [entry["operations"] for entry in data[1:]] == [entry["operations"] for entry in plain]
+    everything = replace(MIXED, unaugmented=1.0)
+    names = {}
+    exec(export(everything, "timm"), names)
+    assert not any(names["draw"]() for _ in range(50))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_who_exports_a_policy_that_was_searched_without_flips_is_told(target):
+    assert ["flip" in sentence for sentence in limits(replace(SINGLE, mirror=False), target)] == [True]
+    assert limits(replace(SINGLE, mirror=True), target) == limits(SINGLE, target) == []
+    assert as_data(replace(SINGLE, mirror=False))["mirror"] is False and "mirror" not in as_data(SINGLE)
+    names = {}
+    exec(export(replace(SINGLE, mirror=False, unaugmented=0.25), "mmdet"), names)
+    assert names["augmentation_policy"]["policy"]["mirror"] is False
+    assert Policy.from_dict(names["augmentation_policy"]["policy"]) == replace(SINGLE, mirror=False, unaugmented=0.25)
 
 
 def test_limits_name_what_is_in_the_policy_and_head_the_code():

@@ -9,7 +9,8 @@ from PIL import Image
 from torchvision import transforms
 
 from dada_det.augment import OPERATION_NAMES, Policy, PolicyTransform
-from dada_det.augment.named import FIXED, image_transform, published_names, resolve_policy
+from dada_det.augment.named import image_transform, published_names, resolve, resolve_policy
+from dada_det.augment.policy import FIXED, NamedPolicy
 from dada_det.errors import UserError
 
 
@@ -52,6 +53,49 @@ def test_controls_survive_a_file(tmp_path):
         policy = resolve_policy(name)
         policy.save(tmp_path / "policy.json")
         assert resolve_policy(str(tmp_path / "policy.json")) == policy == Policy.load(tmp_path / "policy.json")
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_file_holds_a_fixed_policy_exactly(name, tmp_path):
+    path, seed = tmp_path / "policy.json", 3 if name == "random" else None
+    NamedPolicy(name, seed).save(path)
+    expected, (policy, mirror) = resolve_policy(name, 3), resolve(str(path), seed=8)
+    assert mirror is None and type(policy) is type(expected)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    for image in (picture, torch.from_numpy(np.stack([np.array(picture).transpose(2, 0, 1)] * 9))):
+        got, wanted = (image_transform(each)(image, generator=torch.Generator().manual_seed(1))
+                       for each in (policy, expected))
+        assert np.array_equal(np.asarray(got), np.asarray(wanted))
+    if isinstance(expected, Policy):
+        assert policy == expected and policy.sha256 == expected.sha256
+    NamedPolicy(name, seed, mirror=False, provenance={"seed": 1}).save(path)
+    assert json.loads(path.read_text()) == {"schema": 1, "named": name, **({"seed": 3} if seed else {}), "mirror": False,
+                                            "provenance": {"seed": 1}}
+    policy, mirror = resolve(str(path))
+    assert mirror is False and (getattr(policy, "mirror", False), type(policy)) == (False, type(expected))
+    if name not in ("none", "trivial", "rand"):
+        assert policy.sha256 != expected.sha256
+    assert NamedPolicy(name, seed).sha256 != NamedPolicy(name, seed, mirror=True).sha256
+
+
+@pytest.mark.parametrize(("entries", "sentence"), [
+    ({"named": "dada-imagenet"}, "'dada-imagenet' is no fixed policy; choose among none, random"),
+    ({"named": ["none"]}, "['none'] is no fixed policy"),
+    ({"named": "trivial", "seed": 0}, "the policy trivial takes no seed"),
+    ({"named": "random"}, "the seed of the policy random is None; it must be a whole number in 0..2^32-1"),
+    ({"named": "random", "seed": -1}, "the seed of the policy random is -1"),
+    ({"named": "random", "seed": True}, "the seed of the policy random is True"),
+    ({"named": "rand", "mirror": "no"}, "mirror must be true or false"),
+    ({"named": "rand", "unaugmented": 0.5}, "'unaugmented' is no known key"),
+    ({"named": "rand", "ranges": "strength"}, "'ranges' is no known key"),
+    ({"named": "rand", "schema": 2}, "this version reads schema 1"),
+    ({"named": "rand", "provenance": 3}, "provenance must be a JSON object")])
+def test_a_broken_file_of_a_fixed_policy_gets_one_sentence(entries, sentence, tmp_path):
+    (tmp_path / "policy.json").write_text(json.dumps({"schema": 1, **entries}))
+    with pytest.raises(UserError) as error:
+        resolve(str(tmp_path / "policy.json"))
+    assert str(error.value).startswith(f"{tmp_path}/policy.json: {sentence}") or sentence in str(error.value)
+    assert "\n" not in str(error.value) and f"{tmp_path}/policy.json" in str(error.value)
 
 
 def test_none_leaves_images_alone():

@@ -42,6 +42,22 @@ def test_uniform_strength_is_written_only_when_set(tmp_path):
     assert policy.sha256 != Policy.from_dict(GOOD).sha256
 
 
+def test_unaugmented_and_mirror_are_written_only_when_set_and_are_part_of_the_hash(tmp_path):
+    plain = Policy.from_dict(GOOD)
+    assert "unaugmented" not in plain.to_dict() and "mirror" not in plain.to_dict()
+    assert plain.sha256[:16] == "f82f02efc962e7fa"  # as before these entries existed
+    hashes = {plain.sha256}
+    for entries in ({"unaugmented": 0.25}, {"unaugmented": 1}, {"mirror": True}, {"mirror": False},
+                    {"unaugmented": 0.25, "mirror": False}):
+        policy = Policy.from_dict({**GOOD, **entries})
+        policy.save(tmp_path / "policy.json")
+        assert Policy.load(tmp_path / "policy.json") == policy
+        assert json.loads((tmp_path / "policy.json").read_text()) == {**GOOD, **entries}
+        hashes.add(policy.sha256)
+    assert len(hashes) == 6
+    assert Policy.from_dict({**GOOD, "unaugmented": 0}) == plain
+
+
 def test_hash_is_of_what_the_policy_does():
     policy = Policy.from_dict(GOOD)
     other_origin = Policy.from_dict(changed(lambda data: data.update(provenance={"seed": 7})))
@@ -52,6 +68,8 @@ def test_hash_is_of_what_the_policy_does():
 
 
 def test_labels_speak_real_units():
+    quarter = Policy.from_dict({**GOOD, "unaugmented": 0.75})
+    assert [label[:6] for label in quarter.labels()] == ["14.3 %", "10.7 %"]  # of the images
     assert Policy.from_dict(GOOD).labels() == ["57.1 %  Rotate ±8° (0.50), then Invert (1.00)",
                                                "42.9 %  Cutout 20 % (0.10)"]
 
@@ -69,6 +87,10 @@ MISTAKES = {
     "'extra' is no known key": lambda data: data.update(extra=1),
     "provenance must be a JSON object": lambda data: data.update(provenance=[]),
     "uniform_strength must be true or false": lambda data: data.update(uniform_strength=1),
+    "unaugmented is 1.5; it must be a number in 0..1": lambda data: data.update(unaugmented=1.5),
+    "unaugmented is True": lambda data: data.update(unaugmented=True),
+    "mirror must be true or false": lambda data: data.update(mirror=1),
+    "it holds a fixed policy by its name; a table of sub-policies is needed here": lambda data: data.update(named="trivial"),
     "sub_policies must be a list": lambda data: data.update(sub_policies={}),
     "a policy has 1 to 1000 sub-policies, not 0": lambda data: data.update(sub_policies=[]),
     "1001 sub-policies; at most 1000": lambda data: data.update(sub_policies=data["sub_policies"][1:] * 1001),

@@ -31,7 +31,8 @@ def test_round_trip(tmp_path):
     schedule = Schedule.from_dict(GOOD)
     schedule.save(tmp_path / "schedule.json")
     assert json.loads((tmp_path / "schedule.json").read_text()) == GOOD
-    assert Schedule.load(tmp_path / "schedule.json") == schedule == resolve_replayable(str(tmp_path / "schedule.json"))
+    assert Schedule.load(tmp_path / "schedule.json") == schedule
+    assert resolve_replayable(str(tmp_path / "schedule.json")) == (schedule, None)
     other = Schedule.from_dict(changed(lambda data: data.update(provenance={})))
     assert other.sha256 == schedule.sha256
     assert Schedule.from_dict(changed(lambda data: data["schedule"][0].update(probability=0.3))).sha256 != schedule.sha256
@@ -87,8 +88,9 @@ def test_a_plain_policy_s_reader_names_the_average(tmp_path):
 def test_names_and_plain_policies_mean_what_they_mean_elsewhere(tmp_path):
     policy = resolve_policy("uniform")
     policy.save(tmp_path / "policy.json")
-    assert resolve_replayable(str(tmp_path / "policy.json")) == policy and resolve_replayable("none") is None
-    assert resolve_replayable("dada-imagenet") == resolve_policy("dada-imagenet")
+    assert resolve_replayable(str(tmp_path / "policy.json")) == (policy, None)
+    assert resolve_replayable("none") == (None, None)
+    assert resolve_replayable("dada-imagenet") == (resolve_policy("dada-imagenet"), None)
     with pytest.raises(UserError, match="neither a file nor a name"):
         resolve_replayable("nowhere.json")
 

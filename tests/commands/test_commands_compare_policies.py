@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dada_det.augment.named import resolve_policy
+from dada_det.augment.policy import NamedPolicy
 from dada_det.commands import compare_policies
 from dada_det.commands.compare_policies import main, named_policies
 from dada_det.engine.compare import trials
@@ -80,6 +81,29 @@ def test_table_csv_and_plot_of_policies_paired_by_seed(data: Path, searched: str
             assert float(row["difference_interval"]) == pytest.approx(12.70620 * differences.std(ddof=1) / 2**0.5, abs=1e-3)
     with Image.open(tmp_path / "comparison.png") as picture:
         assert picture.format == "PNG" and picture.width > 600
+
+
+@pytest.mark.parametrize(("said", "flag", "flips"), [
+    ((None, None), None, True), ((False, None), None, False), ((True, True), None, True), ((False, False), "--mirror", True),
+    ((True, False), "--no-mirror", False)])
+def test_flips_are_those_of_the_policies_or_of_the_flag(said: tuple, flag: str | None, flips: bool, data: Path,
+                                                       tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, mirror in zip("ab", said, strict=True):
+        NamedPolicy("trivial", mirror=mirror).save(tmp_path / f"{name}.json")
+    seen: list = []
+    monkeypatch.setattr(compare_policies, "compare", lambda args, *_: seen.append(args.mirror))
+    monkeypatch.setattr(compare_policies, "report", lambda *_: None)
+    assert compare(data, tmp_path / "w", f"a={tmp_path}/a.json", f"b={tmp_path}/b.json", "none",
+                   flags=(flag,) if flag else ()) == 0
+    assert seen == [flips]
+
+
+def test_policies_that_differ_in_flips_need_a_flag(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for mirror in (True, False):
+        NamedPolicy("uniform", mirror=mirror).save(tmp_path / f"{mirror}.json")
+    assert compare(data, tmp_path / "w", f"a={tmp_path}/True.json", f"b={tmp_path}/False.json") == 2
+    assert ("the policy a was searched with flips and b without, and all are trained by one recipe; give --mirror or "
+            "--no-mirror\n") in capsys.readouterr().err
 
 
 def test_runs_that_are_done_are_skipped_and_more_seeds_and_policies_join(data: Path, tmp_path: Path,

@@ -96,6 +96,17 @@ def test_the_numbers_are_the_policys(tmp_path, name):
     assert f"Augmentation policy {name}" in page.text and policy.sha256[:12] in page.text
 
 
+def test_images_that_stay_as_they_are_and_flips_are_told(tmp_path):
+    policy = replace(resolve_policy("dada-imagenet"), unaugmented=0.5, mirror=False)
+    page, whole = read(tmp_path, policy), read(tmp_path, resolve_policy("dada-imagenet"))
+    verdict = page.classes["verdict"]
+    assert "It leaves 50 % of the images as they are" in verdict and "It was searched without horizontal flips" in verdict
+    assert "as they are" not in whole.classes["verdict"] and "flips" not in whole.classes["verdict"]
+    values, of_whole = ([[sum(cell[1]) for cell in row[1:]] for row in own.tables["heat"][1:]] for own in (page, whole))
+    assert sum(map(sum, values)) == pytest.approx(0.5) and values[0] == pytest.approx([cell / 2 for cell in of_whole[0]])
+    read(tmp_path, replace(policy, unaugmented=1))  # no share to divide by
+
+
 def test_real_units(tmp_path):
     operations = (("Rotate", "±15°"), ("TranslateX", "±22 %"), ("Posterize", "6 bits"), ("Solarize", "≥128"),
                   ("Color", "×0.55 or 1.45"), ("ShearY", "±0.15"), ("Cutout", "10 %"))

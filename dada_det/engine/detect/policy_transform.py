@@ -29,9 +29,10 @@ from torch import Tensor
 
 from dada_det.augment import Draws, Policy, PolicyTransform
 from dada_det.augment import boxes as geometry
-from dada_det.augment.named import resolve_policy
+from dada_det.augment.named import resolve_dict, resolve_policy
 from dada_det.data.random import generator_for
 from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.detect.config import dicts_in
 from dada_det.errors import UserError
 
 mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops
@@ -53,6 +54,7 @@ class ApplyPolicy(BaseTransform):
 
     Args:
         policy: a policy.json's path, a name (dada-imagenet, random, ..; none is no step at all), or its content as a dict.
+            Its `mirror` is read by tools/train_det.py, which takes RandomFlip out of the pipeline where it is false.
         recompute_bbox: boxes from the masks that are left, as in mmdet's RandomCrop, not from the boxes' own corners.
         seed: keys the draws, and chooses the sub-policies of `random`.
 
@@ -70,7 +72,7 @@ class ApplyPolicy(BaseTransform):
     def __init__(self, policy: str | Path | Mapping[str, Any], recompute_bbox: bool = False, seed: int = 0) -> None:
         self.recompute_bbox, self.seed = recompute_bbox, seed
         self.source = "a dict" if isinstance(policy, Mapping) else str(policy)
-        resolved = Policy.from_dict(policy, "ApplyPolicy's policy") if isinstance(policy, Mapping) \
+        resolved = resolve_dict(policy, "ApplyPolicy's policy")[0] if isinstance(policy, Mapping) \
             else resolve_policy(self.source, seed)
         if not isinstance(resolved, Policy | None):
             raise UserError(f"the policy {self.source} moves an image without telling how, so its boxes cannot follow; "
@@ -149,6 +151,13 @@ def use_policy(config: Config, policy: str) -> None:
     imports = config.setdefault("custom_imports", {"imports": [], "allow_failed_imports": False})
     # The config that is written beside the checkpoints stands alone.
     imports["imports"] = [*imports["imports"], "dada_det.engine.policy_transform"]
+
+
+def without_flips(config: Config) -> None:
+    """Sets the probability of every RandomFlip of the training pipeline that mirrors left and right to 0."""
+    for step in dicts_in(config.train_dataloader):
+        if str(step.get("type")).endswith("RandomFlip") and step.get("direction") != "vertical":
+            step.prob = 0.0
 
 
 def _steps(dataset: Any) -> Iterator[ApplyPolicy]:

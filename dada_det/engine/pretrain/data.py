@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dada_det.augment.named import Replayable, TorchvisionAugment, image_transform
-from dada_det.augment.schedule import ScheduleTransform
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder, check_broken
@@ -38,15 +37,15 @@ PCA_COMPONENTS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140
 
 
 class Photometric:
-    """`policy`, then torchvision's ColorJitter, then Lighting, on one cropped and mirrored PIL image (RGB).
+    """torchvision's ColorJitter, then Lighting, on one PIL image (RGB) after its policy.
 
     color_jitter: the arguments of torchvision.transforms.ColorJitter, None for none; lighting: standard deviation of the
     noise along each principal component of ImageNet's colours (AlexNet's is 0.1), 0 for none. All randomness comes from
     the generator of the call. UserError where a setting is out of its range.
     """
 
-    def __init__(self, policy: Callable[..., Any], color_jitter: dict[str, Any] | None, lighting: float) -> None:
-        self.policy, self.jitter, self.lighting = policy, None, lighting
+    def __init__(self, color_jitter: dict[str, Any] | None, lighting: float) -> None:
+        self.jitter, self.lighting = None, lighting
         if color_jitter:
             from torchvision.transforms import ColorJitter  # 1 s to import
 
@@ -59,7 +58,6 @@ class Photometric:
             raise UserError(f"lighting is {lighting!r}; write a standard deviation such as lighting = 0.1, or 0 for none")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        image = self.policy(image, generator=generator)
         if self.jitter is not None:
             seed = int(torch.randint(2**62, (), generator=generator))
             # torchvision draws from the global generator only: it is lent out, and fork_rng gives it back.
@@ -102,7 +100,8 @@ def image_sizes(config: Config) -> list[int]:
 
 
 def training_images(config: Config, images: ImageList | ArrayImages, policy: Replayable) -> ImageFolder:
-    """Cropped, flipped, under the policy, then jittered and lightened and under Cutout where the config says so.
+    """Cropped, flipped unless config.mirror is False, under the policy, then jittered, lightened and under Cutout where
+    the config says so.
 
     With policy_on = "device" the samples only hold what the policy draws, and the preprocessor applies it, before it
     normalises: the order and the images are the same either way. UserError where policy_on is unknown, or this policy
@@ -111,19 +110,18 @@ def training_images(config: Config, images: ImageList | ArrayImages, policy: Rep
     place, sizes = config.get("policy_on", "workers"), image_sizes(config)
     if place not in ("workers", "device"):
         raise UserError(f"policy_on is {place!r}; write policy_on = 'workers' or policy_on = 'device'")
-    padding, cutout = pixels(config, "padding"), pixels(config, "cutout") or 0
+    made: dict[str, Any] = {"sizes": sizes, "transform": image_transform(policy), "seed": config.seed,
+                            "padding": pixels(config, "padding"), "cutout": pixels(config, "cutout") or 0,
+                            "mirror": config.get("mirror") is not False}
     if place == "workers" or policy is None:
-        applied = image_transform(policy)
-        transform = Photometric(applied, config.get("color_jitter"), config.get("lighting") or 0)
-        return TrainImages(images, sizes, transform, config.seed, padding, cutout,
-                           applied if isinstance(applied, ScheduleTransform) else None)
+        return TrainImages(images, **made, after=Photometric(config.get("color_jitter"), config.get("lighting") or 0))
     if isinstance(policy, TorchvisionAugment):
         raise UserError(f"the policy {policy.name} is torchvision's code for one image at a time and cannot be applied on "
                         "the device; write policy_on = 'workers'")
     if config.get("color_jitter") or config.get("lighting"):
         raise UserError("color_jitter and lighting come after the policy and are applied in the workers only; write "
                         "policy_on = 'workers', or color_jitter = None and lighting = 0")
-    return DrawnImages(images, sizes, policy, config.seed, padding, cutout)
+    return DrawnImages(images, **made)
 
 
 def pixels(config: Config, key: str) -> int | None:

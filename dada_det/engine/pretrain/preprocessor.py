@@ -12,8 +12,8 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import Tensor
 
-from dada_det.augment import Draws, Policy, PolicyTransform, apply_draws
-from dada_det.augment.schedule import Schedule, ScheduleTransform
+from dada_det.augment import Draws, PolicyTransform, apply_draws
+from dada_det.augment.schedule import ScheduleTransform
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder
@@ -27,28 +27,33 @@ BOX = 1  # the key of a Cutout box's stream, after (seed, epoch, index)
 class TrainImages(ImageFolder):
     """Training images whose side in pixels follows the epoch: sizes[epoch], and the last of them ever after.
 
-    transform(image, generator=..) is applied to each cropped and mirrored PIL image. A worker process sees the epoch
-    that `set_epoch` has set in the main one. padding: see ImageFolder.
+    transform (of `image_transform`), then `after`, both called as (image, generator=..), act on each cropped and flipped
+    PIL image. A worker process sees the epoch that `set_epoch` has set in the main one; a policy that follows the training's
+    progress is told the epoch over len(sizes). padding, mirror: see ImageFolder.
     cutout: side in pixels of a square around a pixel drawn uniformly (DeVries and Taylor, arXiv:1708.04552), 0 for none; a
     sample then holds {"cutout": int64 [4]}, its left, top, right and bottom, which ImagePreprocessor blanks.
-    schedule: what `transform` applies, where its policy follows the training's progress: the epoch over len(sizes).
     """
 
     def __init__(self, images: ImageList | ArrayImages, sizes: Sequence[int], transform: Callable[..., Any], seed: int = 0,
-                 padding: int | None = None, cutout: int = 0, schedule: ScheduleTransform | None = None) -> None:
-        super().__init__(images, sizes[-1], train=True, transform=transform, seed=seed, padding=padding)
-        self.sizes, self.cutout, self.schedule = tuple(sizes), cutout, schedule
+                 padding: int | None = None, cutout: int = 0, mirror: bool = True,
+                 after: Callable[..., Image.Image] | None = None) -> None:
+        super().__init__(images, sizes[-1], True, transform, seed, padding, mirror)
+        self.sizes, self.cutout, self.after = tuple(sizes), cutout, after
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self.size = self.sizes[min(int(self._epoch), len(self.sizes) - 1)]
-        if self.schedule is not None:
-            self.schedule.progress = min(1.0, int(self._epoch) / len(self.sizes))
+        if isinstance(self.transform, ScheduleTransform):
+            self.transform.progress = min(1.0, int(self._epoch) / len(self.sizes))
         sample = super().__getitem__(index)
         if self.cutout:
             generator = generator_for(self.seed, int(self._epoch), index, BOX)
             corner_2 = torch.randint(self.size, (2,), generator=generator) - self.cutout // 2
             sample["cutout"] = torch.cat([corner_2, corner_2 + self.cutout])
         return sample
+
+    def augmented(self, image: Image.Image, generator: torch.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        image, entries = super().augmented(image, generator)
+        return image if self.after is None else self.after(image, generator=generator), entries
 
 
 class DrawnImages(TrainImages):
@@ -59,21 +64,11 @@ class DrawnImages(TrainImages):
     give the same images, with any number of workers and after a resume.
     """
 
-    def __init__(self, images: ImageList | ArrayImages, size: int | Sequence[int], policy: Policy | Schedule, seed: int = 0,
-                 padding: int | None = None, cutout: int = 0) -> None:
-        transform = ScheduleTransform(policy) if isinstance(policy, Schedule) else PolicyTransform(policy)
-        schedule = transform if isinstance(transform, ScheduleTransform) else None
-        super().__init__(images, [size] if isinstance(size, int) else size, self._draw, seed, padding, cutout, schedule)
-        self.policy, self.ranges = transform, policy.ranges
-        self.drawn: dict[str, Tensor] = {}  # of the sample in the making; a loader's worker makes one at a time
+    transform: PolicyTransform | ScheduleTransform
 
-    def _draw(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
-        self.drawn = {name: tensor[0] for name, tensor in vars(self.policy.draw(1, generator)).items()}
-        return image
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = super().__getitem__(index)
-        return {**sample, "draws": self.drawn, "ranges": self.ranges}
+    def augmented(self, image: Image.Image, generator: torch.Generator) -> tuple[Image.Image, dict[str, Any]]:
+        draws = self.transform.draw(1, generator)
+        return image, {"draws": {name: tensor[0] for name, tensor in vars(draws).items()}, "ranges": self.transform.ranges}
 
 
 @MODELS.register_module()

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from dada_det.augment import Policy
-from dada_det.augment.named import Replayable, resolve_replayable
+from dada_det.augment.named import Replayable
 from dada_det.augment.schedule import Schedule
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
@@ -33,20 +33,22 @@ from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, ve
 from dada_det.models.classifiers import OWN
 
 
-def run_pretraining(config: Config, train: ImageList | ArrayImages, val: ImageList | ArrayImages, resume: bool) -> None:
-    """Trains config.classifier on `train` with config.policy, into config.work_dir; `val` has the same classes.
+def run_pretraining(config: Config, policy: Replayable, train: ImageList | ArrayImages, val: ImageList | ArrayImages,
+                    resume: bool) -> None:
+    """Trains config.classifier on `train` with `policy`, into config.work_dir; `val` has the same classes.
 
     Writes checkpoints, metrics.json ({"top1", "top5"} in percent) and the backbone with its JSON: r50.pth for resnet50,
     <name>.pth for timm's other networks, none for the project's own; with `ema` both hold and measure the average. Prints
-    a closing line. The keys of the config are those of configs/pretrain_r50.py, and policy and work_dir. Raises UserError
-    for a user's mistake.
+    a closing line. The keys of the config are those of configs/pretrain_r50.py, and policy (what the policy is called),
+    mirror (whether training images are flipped) and work_dir. Raises UserError for a user's mistake.
     """
     forbid_unsafe_loading()
     distributed = join_processes()
     began = time.monotonic()
-    policy = resolve_replayable(config.policy, config.seed)
     identity = identity_of(config, policy, len(train), len(train.classes))
     checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
+    if config.get("mirror") is False and is_main_process():
+        print("pretrain  no image is flipped (--mirror flips)", flush=True)
     runner = build_runner(config, loaders(config, train, val, policy), identity, checkpoint, distributed)
     try:
         runner.train()
@@ -98,8 +100,9 @@ def policy_hash(policy: Replayable) -> str | None:
 def identity_of(config: Config, policy: Replayable, images: int, classes: int) -> str:
     """What a run must share with the one whose checkpoint it goes on from; not policy_on: both give the same images."""
     hashed = policy_hash(policy)
-    extras = [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "padding", "cutout", "ema")
-              if config.get(key)] + ([f"accumulation {parts_of(config)}"] if parts_of(config) > 1 else [])
+    extras = ["no flips"] if config.get("mirror") is False else []
+    extras += [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "padding", "cutout", "ema")
+               if config.get(key)] + ([f"accumulation {parts_of(config)}"] if parts_of(config) > 1 else [])
     return ", ".join([f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
                       f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
                       f"policy {hashed[:12] if hashed else config.policy}", *extras])

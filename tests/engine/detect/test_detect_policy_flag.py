@@ -8,9 +8,11 @@ from mmengine.config import Config
 from torchvision.models import resnet50
 
 from dada_det.augment import Policy
-from dada_det.augment.policy import Operation, SubPolicy
+from dada_det.augment.policy import NamedPolicy, Operation, SubPolicy
 from dada_det.commands import train_det
-from dada_det.engine.detect.policy_transform import ApplyPolicy, use_policy
+from dada_det.engine.detect import run
+from dada_det.engine.detect.config import dicts_in
+from dada_det.engine.detect.policy_transform import ApplyPolicy, use_policy, without_flips
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone
 from planted_coco import write_coco
@@ -52,6 +54,31 @@ def test_none_changes_nothing():
     config = read("retinanet_r50_dada")
     use_policy(config, "none")
     assert config.to_dict() == read("retinanet_r50_dada").to_dict()
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50_dada", "faster_rcnn_r50_dada_ms3x", "debug/mask_rcnn"])
+def test_without_flips_every_random_flip_of_the_training_rests(name):
+    config, plain = read(name), read(name)
+    without_flips(config)
+    flips, before = ([step for step in dicts_in(own.train_dataloader) if step.get("type") == "RandomFlip"]
+                     for own in (config, plain))
+    assert [step["prob"] for step in flips] == [0.0] and [step["prob"] for step in before] == [0.5]
+    flips[0]["prob"] = 0.5
+    assert config.to_dict() == plain.to_dict()
+
+
+@pytest.mark.parametrize(("policys", "flag", "flips"), [
+    (False, None, False), (True, None, True), (None, None, True), (False, "--mirror", True), (True, "--no-mirror", False)])
+def test_train_det_flips_as_the_policy_or_the_flag_says(policys, flag, flips, tmp_path, monkeypatch):
+    NamedPolicy("uniform", mirror=policys).save(tmp_path / "policy.json")
+    seen = []
+    monkeypatch.setattr(run, "run_training", lambda config, *_, **__: seen.append(config))
+    monkeypatch.setattr(train_det, "check_backbone", lambda *_: None)
+    data = write_coco(tmp_path / "data", train=squares(4, 0), val=squares(2, 1))
+    assert train_det.main([str(CONFIGS / "debug/retinanet.py"), "--data", str(data), "--work-dir", str(tmp_path / "w"),
+                           "--policy", str(tmp_path / "policy.json"), *filter(None, [flag])]) == 0
+    (step,) = [step for step in dicts_in(seen[0].train_dataloader) if step.get("type") == "RandomFlip"]
+    assert step.prob == (0.5 if flips else 0.0)
 
 
 def test_what_does_not_fit_gets_one_sentence(policy):

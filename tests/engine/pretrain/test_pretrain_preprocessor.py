@@ -1,5 +1,7 @@
 """What reaches the network: normalised images, and a policy that gives the same pixels in the workers and on the device."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,8 @@ from dada_det.engine.pretrain.preprocessor import DrawnImages, ImagePreprocessor
 # Every operation with a drawn magnitude, before Cutout.
 SPREAD = Policy("strength", [SubPolicy(1.0 + place, (Operation(name, 0.9, 0.6, 0.8), Operation("Cutout", 0.5, 0.7)))
                              for place, name in enumerate(OPERATION_NAMES)])
-POLICIES = {"spread": SPREAD, **{name: resolve_policy(name) for name in ("dada-imagenet", "autoaugment-cifar10", "uniform")}}
+POLICIES = {"spread": SPREAD, "half": replace(SPREAD, unaugmented=0.5),
+            **{name: resolve_policy(name) for name in ("dada-imagenet", "autoaugment-cifar10", "uniform")}}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def epoch_of(dataset, epoch, workers=0):
 def test_the_same_images_come_from_the_workers_and_from_the_device(name, images):
     policy = POLICIES[name]
     in_workers = ImageFolder(images, 33, train=True, transform=PolicyTransform(policy), seed=3)
-    on_device = DrawnImages(images, 33, policy, seed=3)
+    on_device = DrawnImages(images, [33], PolicyTransform(policy), seed=3)
     plain = ImageFolder(images, 33, train=True, seed=3)
     changed = 0
     for epoch in range(20):
@@ -64,16 +67,17 @@ def test_the_same_images_come_from_the_workers_and_from_the_device(name, images)
 
 
 def test_the_draws_do_not_depend_on_the_workers_and_change_from_epoch_to_epoch(images):
-    dataset = DrawnImages(images, 33, SPREAD, seed=3)
+    dataset = DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3)
     first = epoch_of(dataset, 1)
     assert torch.equal(epoch_of(dataset, 1, workers=2), first)
     assert not torch.equal(epoch_of(dataset, 2), first)
-    assert torch.equal(epoch_of(DrawnImages(images, 33, SPREAD, seed=3), 1), first)
-    assert not torch.equal(epoch_of(DrawnImages(images, 33, SPREAD, seed=4), 1), first)
+    assert torch.equal(epoch_of(DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3), 1), first)
+    assert not torch.equal(epoch_of(DrawnImages(images, [33], PolicyTransform(SPREAD), seed=4), 1), first)
 
 
 def test_the_samples_hold_the_images_before_the_policy(images):
-    sample, plain = DrawnImages(images, 33, SPREAD, seed=3)[7], ImageFolder(images, 33, train=True, seed=3)[7]
+    sample = DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3)[7]
+    plain = ImageFolder(images, 33, train=True, seed=3)[7]
     assert torch.equal(sample.pop("image"), plain.pop("image"))
     assert sample.pop("ranges") == "strength" and sample.pop("draws")["operations_BK"].shape == (2,)
     assert sample == plain
@@ -81,10 +85,24 @@ def test_the_samples_hold_the_images_before_the_policy(images):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_images_of_the_workers_within_one_level(images):
-    batch = next(iter(DataLoader(DrawnImages(images, 33, SPREAD, seed=3), batch_size=12, pin_memory=True)))
+    dataset = DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3)
+    batch = next(iter(DataLoader(dataset, batch_size=12, pin_memory=True)))
     levels = ImagePreprocessor(mean=[0, 0, 0], std=[1, 1, 1])
     difference = (levels.cuda()(batch)["images"].cpu() - levels.cpu()(batch)["images"]).abs()
     assert difference.max() <= 1 and (difference > 0).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("kind", [TrainImages, DrawnImages])
+def test_without_mirror_no_image_is_flipped_and_all_other_draws_stay(kind, images):
+    flipped, plain = (kind(images, [33], PolicyTransform(SPREAD), seed=3, mirror=mirror) for mirror in (True, False))
+    flipped.transform = plain.transform = PolicyTransform(replace(SPREAD, unaugmented=1.0))
+    flips = 0
+    for epoch in range(10):
+        before, after = epoch_of(plain, epoch), epoch_of(flipped, epoch)
+        same = (before == after).flatten(1).all(1)
+        assert torch.equal(torch.where(same[:, None, None, None], before, before.flip(3)), after)
+        flips += int((~same).sum())
+    assert 25 < flips < 70  # half of 120 images; a grey one looks the same
 
 
 def cut_training_images(images, cutout, policy=None):
@@ -113,7 +131,8 @@ def test_cutout_blanks_a_square_around_a_uniform_pixel_of_each_normalised_image(
 
 
 def test_cutout_comes_after_the_policy_in_the_workers_and_on_the_device(images):
-    in_workers, on_device = cut_training_images(images, 11, SPREAD), DrawnImages(images, 33, SPREAD, seed=3, cutout=11)
+    in_workers = cut_training_images(images, 11, SPREAD)
+    on_device = DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3, cutout=11)
     uncut = cut_training_images(images, 0, SPREAD)
     for epoch in range(3):
         expected = epoch_of(in_workers, epoch)

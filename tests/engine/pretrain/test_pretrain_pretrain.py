@@ -9,10 +9,13 @@ import torch
 import torchvision
 from PIL import Image
 
+from dada_det.augment.policy import NamedPolicy
 from dada_det.commands.common import ROOT
 from dada_det.commands.pretrain import main
+from dada_det.data.folders import scan_folder
 from dada_det.engine.pretrain import run as pretrain
 from dada_det.engine.pretrain.classifier import TopK
+from dada_det.engine.pretrain.data import training_images
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.models.backbone import load_backbone
 
@@ -73,6 +76,29 @@ def test_equal_seeds_give_equal_weights_with_any_number_of_workers(images, tmp_p
     assert re.search(r"^pretrain  epoch 2/2  step 3/3  loss [\d.]+  lr [\d.e-]+  ETA 0:00:00$", output, re.MULTILINE)
     assert re.search(rf"^pretrain  done: metrics.json in {tmp_path}/a; top-1 [\d.]+ %, top-5 100.00 % on 12 images of "
                      rf"{images}/val \(2 epochs, policy one-op, 0:00:\d\d\)$", output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("policys", "option", "flag", "flips"), [
+    (None, None, None, True), (False, None, None, False), (True, None, None, True), (False, True, None, True),
+    (True, False, None, False), (False, None, "--mirror", True), (None, True, "--no-mirror", False)])
+def test_flips_follow_flag_then_config_then_policy(images, tmp_path, monkeypatch, policys, option, flag, flips):
+    NamedPolicy("none", mirror=policys).save(tmp_path / "policy.json")
+    seen = []
+    monkeypatch.setattr(pretrain, "run_pretraining", lambda config, policy, *_: seen.append((config, policy)))
+    assert main(flags(images, tmp_path / "w", *filter(None, [flag]), policy=str(tmp_path / "policy.json"),
+                      options=[f"mirror={option}"] if option is not None else [])) == 0
+    ((config, policy),) = seen
+    assert policy is None and config.mirror is flips
+    assert training_images(config, scan_folder(images / "train"), policy).mirror is flips
+    assert ("no flips" in pretrain.identity_of(config, policy, 24, 3)) == (not flips)
+
+
+def test_a_policy_without_flips_trains_and_says_so(images, tmp_path, capsys):
+    NamedPolicy("one-op", mirror=False).save(tmp_path / "policy.json")
+    assert main(flags(images, tmp_path / "w", "--epochs", "1", policy=str(tmp_path / "policy.json"))) == 0
+    assert "pretrain  no image is flipped" in capsys.readouterr().out
+    assert main(flags(images, tmp_path / "w", "--epochs", "1", policy="none", options=["mirror=3"])) == 2
+    assert "mirror is 3; write mirror = True (flips), False (none) or None" in capsys.readouterr().err
 
 
 DEVICE = ["policy_on=device"]
