@@ -1,7 +1,8 @@
 """What the searches on a detector share: 5,000 images of COCO at 640 px, half of which validate, and DADA's default."""
 
 kind = "coco"
-data = dict(root="data/coco", val_root=None, images=5000)  # 6 GB of memory, 12 GB for a moment at the start
+data = dict(root="data/coco", val_root=None, images=5000,  # 6 GB of memory, 12 GB for a moment at the start
+            groups="auto")  # which images stay in one half: auto, none, or a regular expression over their file_name
 image_size = 640  # of the longer side; a shorter one is padded to a square
 masks = False
 mirror = True  # random flips; not for letters or digits

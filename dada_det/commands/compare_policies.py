@@ -1,7 +1,6 @@
 """tools/compare_policies.py: policies held against each other under one recipe, with paired seeds."""
 
 import argparse
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.comparison import REFERENCE, plot, summarise, table, write_csv, write_summary
 
-MARGIN = 8 / 7  # side of a stored image over the side of the crop, as in the search
 BASE_BATCH, BASE_LR = 128, 0.1  # lr in proportion to the batch, unless --lr says otherwise
 
 
@@ -106,8 +104,7 @@ def compare(args: Namespace, policies: dict[tuple[str, int], Any], train: ImageL
     """Decodes the images once and runs every trial that has not ended yet."""
     import torch
 
-    from dada_det.data.imagenet import decode
-    from dada_det.data.memory import MemoryImages
+    from dada_det.data.imagenet import decode_to_memory
     from dada_det.engine.compare.trial import Recipe
     from dada_det.engine.compare.trials import Run, run_trials
 
@@ -118,13 +115,7 @@ def compare(args: Namespace, policies: dict[tuple[str, int], Any], train: ImageL
     runs = [Run(name, seed, policy) for (name, seed), policy in policies.items()]
     print(f"compare  {len(runs)} runs of {args.model}, {args.epochs} epochs each, on {len(train)} + {len(test)} images of "
           f"{args.image_size} px", flush=True)
-    memories = []
-    for images in (train, test):
-        pixels_NCHW, broken = decode(images, round(args.image_size * MARGIN), workers=len(os.sched_getaffinity(0)))
-        if broken:
-            print(f"compare  {len(broken)} of {len(images)} images in {images.root} did not decode and were replaced by "
-                  f"the next of their class: {', '.join(broken[:3])}", flush=True)
-        memories.append(MemoryImages(pixels_NCHW, torch.tensor(images.labels)))
+    memories = [decode_to_memory(images, args.image_size, "compare") for images in (train, test)]
     run_trials(runs, memories[0], memories[1], recipe, work_dir, args.processes)
 
 

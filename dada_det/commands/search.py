@@ -8,6 +8,7 @@ from typing import Any
 from dada_det.commands import common
 from dada_det.data.arrays import READERS
 from dada_det.data.checks import check_coco, find_annotations, find_coco
+from dada_det.data.groups import AUTO, NONE
 from dada_det.data.splits import search_lists
 from dada_det.errors import UserError
 from dada_det.files import make_folder
@@ -27,12 +28,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)
+    parser.add_argument("--groups", metavar="RULE", help="which images stay in one half: auto (near copies, and names that "
+                        "differ in their last number alone), none, or a regular expression over the path below the image "
+                        "folder, whose match is the group (default: auto)")
     return common.run(body, parser, argv, module="dada_det.commands.search")
 
 
 def body(args: Namespace) -> None:
     config = common.stage_config(args, NEEDED)
     make_folder(config.work_dir)
+    if args.groups is not None:
+        config.data.groups = args.groups
+        if config.data.get("val_root"):
+            raise UserError(f"--groups {args.groups} says how images are halved, and {config.data.val_root} is given to "
+                            "validate on; leave one of them out")
     if config.kind not in CHECKS:
         raise UserError(f"the config's kind is {config.kind!r}; give one of {', '.join(CHECKS)}")
     network = "model" if config.kind == "coco" else "classifier"
@@ -48,7 +57,7 @@ def body(args: Namespace) -> None:
 def check_folders(config: Any) -> None:
     """Folders of images in ImageNet's layout."""
     data = config.data
-    search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
+    search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, data.get("groups", AUTO))
 
 
 def check_arrays(config: Any) -> None:
@@ -56,6 +65,9 @@ def check_arrays(config: Any) -> None:
     if config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
         raise UserError(f"the images of {config.kind} are 32 px and split in halves: --image-size {config.image_size} or "
                         "--val-data does not fit; leave it out, or search a folder of images")
+    if config.data.get("groups", AUTO) not in (AUTO, NONE):
+        raise UserError(f"the images of {config.kind} have no names for --groups {config.data.groups} to match; give {AUTO} "
+                        f"(near copies stay in one half) or {NONE}")
 
 
 def check_detection(config: Any) -> None:

@@ -111,7 +111,7 @@ def _image_paths(folder: Path, most: int, depth: int) -> list[Path]:
 
 def load(paths: list[Path], folder: str) -> "list[Image.Image]":
     """The images that decode; UserError where none does."""
-    from dada_det.data.imagenet import load_image
+    from dada_det.data.decode import load_image
     from dada_det.report.policy_page import SIDE
 
     images = []

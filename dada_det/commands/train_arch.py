@@ -6,7 +6,6 @@ momentum is Nesterov's, gradients are not clipped, and the cosine falls step by 
 """
 
 import argparse
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from dada_det.files import make_folder
 
 BATCH, LR, WEIGHT_DECAY = 96, 0.025, 3e-4  # the rate is in proportion to the batch
 CIFAR_SIDE, CIFAR_PADDING = 32, 4
-MARGIN = 8 / 7  # side of a stored image over the side of the crop, as in the search
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,18 +109,9 @@ def read_cifar(root: Path) -> tuple[Any, Any, int]:
 
 def decode_folders(folders: tuple[ImageList, ImageList], size: int) -> tuple[Any, Any, int]:
     """The same of folders of images, decoded once."""
-    import torch
+    from dada_det.data.imagenet import decode_to_memory
 
-    from dada_det.data.imagenet import decode
-    from dada_det.data.memory import MemoryImages
-
-    memories = []
-    for images in folders:
-        pixels_NCHW, broken = decode(images, round(size * MARGIN), workers=len(os.sched_getaffinity(0)))
-        if broken:
-            print(f"train  {len(broken)} of {len(images)} images in {images.root} did not decode and were replaced by the "
-                  f"next of their class: {', '.join(broken[:3])}", flush=True)
-        memories.append(MemoryImages(pixels_NCHW, torch.tensor(images.labels)))
+    memories = [decode_to_memory(images, size, "train") for images in folders]
     return memories[0], memories[1], len(folders[0].classes)
 
 

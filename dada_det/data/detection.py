@@ -59,12 +59,16 @@ class DetectionTargets:
 
 @dataclass(frozen=True, eq=False)
 class MemoryDetection:
-    """uint8 images [N,3,S,S] and the instances of each; masks as run lengths, which take a few hundred bytes each."""
+    """uint8 images [N,3,S,S] and the instances of each; masks as run lengths, which take a few hundred bytes each.
+
+    names: the file_name of each image, where they come from a file.
+    """
 
     images_NCHW: Tensor
     boxes_M4: list[Tensor]
     labels_M: list[Tensor]
     masks: list[list[Mask]] | None
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images_NCHW)
@@ -73,7 +77,8 @@ class MemoryDetection:
         chosen = rows.tolist()
         return MemoryDetection(self.images_NCHW[rows], [self.boxes_M4[row] for row in chosen],
                                [self.labels_M[row] for row in chosen],
-                               None if self.masks is None else [self.masks[row] for row in chosen])
+                               None if self.masks is None else [self.masks[row] for row in chosen],
+                               [self.names[row] for row in chosen] if self.names else ())
 
     def batch(self, rows: Tensor, flips_B: Tensor | None = None) -> tuple[Tensor, DetectionTargets]:
         """(images [B,3,S,S], their targets); those of `flips_B` (bool) are mirrored left to right."""
@@ -157,7 +162,8 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         boxes_M4.append(torch.tensor([_box(entry, info, side) for entry in own]))
         labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
         run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
-    everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None)
+    everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None,
+                                 [info["file_name"] for info in infos])
     return everything[fine.nonzero().flatten()] if broken else everything, broken
 
 

@@ -73,6 +73,10 @@ class ImageList:
             members[label].append(index)
         return members
 
+    def names(self) -> list[str]:
+        """The relative path of each image; of an image in a shard the name in it, without the shard's."""
+        return [name.partition("/")[2] for name in self.files] if self.offsets else list(self.files)
+
     def hash(self) -> str:
         """SHA-256 (hexadecimal) over the images' relative names and sizes in bytes; no path of this machine enters."""
         digest = hashlib.sha256()
@@ -184,24 +188,18 @@ def search_subset(images: ImageList, subset: str | None, per_class: int, seed: i
     return replace(images.select(chosen), classes=tuple(images.classes[old] for old in stored), labels=tuple(labels))
 
 
-def stratified_halves(images: ImageList, seed: int) -> tuple[ImageList, ImageList]:
-    """Each class cut by `seed` into a half to train on (the larger, where the number is odd) and one to validate on.
+def offered_to_validate(images: ImageList, seed: int) -> list[list[int]]:
+    """Of each class its images in the order, drawn by `seed`, in which the half that validates takes them (groups.py).
 
     Raises UserError for a class with fewer than two images.
     """
-    train: list[int] = []
-    val: list[int] = []
     for name, members in zip(images.classes, images.by_class(), strict=True):
         if len(members) < 2:
             raise UserError(f"the class {name!r} in {images.root} has {len(members)} images, and one half of each class "
                             "validates: add images, remove the class, or give --val-data")
-        shuffled = _shuffled(members, seed, name)
-        half = len(members) // 2
-        val += shuffled[:half]
-        train += shuffled[half:]
-    return images.select(sorted(train)), images.select(sorted(val))
+    return [_shuffled(members, seed, name) for name, members in zip(images.classes, images.by_class(), strict=True)]
 
 
 def _shuffled(members: list[int], seed: int, name: str) -> list[int]:
-    # One stream a class: another class that comes or goes changes nothing here.
-    return random.Random(f"{seed}/{name}").sample(members, len(members))
+    # One stream a class: another class that comes or goes changes nothing here. Bytes, as a name need not be UTF-8.
+    return random.Random(f"{seed}/{name}".encode("utf-8", "surrogateescape")).sample(members, len(members))

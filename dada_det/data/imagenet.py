@@ -5,6 +5,7 @@ Shape suffixes: N images, C = 3 channels (RGB), H height, W width in pixels.
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,16 +20,15 @@ from torch.utils.data import Dataset
 
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.decode import Box, load_image, load_part, resized
-from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.data.folders import ImageList
+from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.errors import UserError
-
-__all__ = ["ImageFolder", "ImageList", "check_broken", "decode", "load_image", "scan_folder", "search_subset",
-           "stratified_halves"]
 
 CROP_AREA = (0.08, 1.0)  # Inception's crop (arXiv 1409.4842): share of the image and aspect ratio
 CROP_RATIO = (3 / 4, 4 / 3)
 VAL_SHARE = 224 / 256  # of the short side that the central crop of a validation image shows
+MARGIN = 1 / VAL_SHARE  # side of an image kept in memory over the side of its crops
 BROKEN_SHARE = 0.01
 
 
@@ -64,6 +64,18 @@ def decode(images: ImageList, size: int, workers: int) -> tuple[Tensor, list[str
             raise _class_is_broken(images, index)
         pixels_NCHW[index] = pixels_NCHW[substitutes[0]]
     return torch.from_numpy(pixels_NCHW), [images.files[index] for index in broken]
+
+
+def decode_to_memory(images: ImageList, image_size: int, stage: str, quiet: bool = False) -> MemoryImages:
+    """All images, of 8/7 the side of the crops of `image_size` pixels that are made of them, decoded on every core.
+
+    Prints one line, headed by `stage`, about the images that do not decode, unless `quiet`. Raises UserError as `decode`.
+    """
+    pixels_NCHW, broken = decode(images, round(image_size * MARGIN), workers=len(os.sched_getaffinity(0)))
+    if broken and not quiet:
+        print(f"{stage}  {len(broken)} of {len(images)} images in {images.root} did not decode and were replaced by the "
+              f"next of their class: {', '.join(broken[:3])}", flush=True)
+    return MemoryImages(pixels_NCHW, torch.tensor(images.labels))
 
 
 def check_broken(broken: Sequence[str], total: int, root: Path | str) -> None:

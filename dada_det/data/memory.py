@@ -4,6 +4,7 @@ N images, B of a batch, C channels, H height, W width. Everything random is keye
 resumed search goes on exactly, and every process draws the whole batch and takes its own part of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,11 @@ class MemoryImages:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def __getitem__(self, rows: Sequence[int] | Tensor) -> "MemoryImages":
+        """The images at `rows`, copied."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return MemoryImages(self.images_NCHW[index], self.labels_N[index])
 
 
 def random_crop(images_BCHW: Tensor, size: int, padding: int, mirror: bool, generator: torch.Generator) -> Tensor:

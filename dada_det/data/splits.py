@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from dada_det.data.fine_grained import scan_aircraft, scan_cars
-from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.data.folders import ImageList, offered_to_validate, scan_folder, search_subset
+from dada_det.data.groups import AUTO, group_halves, groups_of
 from dada_det.errors import UserError
 
 
@@ -14,16 +17,27 @@ def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageL
     return train, scan_folder(val_root, train.classes) if val_root else scan_split(root, "val", train.classes)
 
 
-def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int,
-                 seed: int) -> tuple[ImageList, ImageList]:
-    """What a search trains and validates on: the halves of the training images' subset, or all of it and `val_root`.
+def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int, seed: int,
+                 groups: str = AUTO) -> tuple[ImageList, ImageList | None]:
+    """The images of a search: the training images' subset, and those of `val_root`; None where halves are to be made.
 
-    Raises UserError where there are no training images, or the images do not make two such lists.
+    Raises UserError where there are no training images, or neither `val_root` nor `groups` makes two parts of them.
     """
     images = search_subset(scan_split(root, "train"), subset, per_class, seed)
     if val_root:
         return images, scan_folder(val_root, images.classes)
-    return stratified_halves(images, seed)
+    halves(images, groups, seed)
+    return images, None
+
+
+def halves(images: ImageList, rule: str, seed: int,
+           images_NCHW: Tensor | None = None) -> tuple[list[int], list[int], str | None]:
+    """(indices that train, indices that validate, what made the groups): halves of each class, of whole groups.
+
+    rule, images_NCHW: see groups_of. Raises UserError as it does, and where a class does not make two halves.
+    """
+    groups = groups_of(images.names(), images.labels, rule, images_NCHW)
+    return *group_halves(offered_to_validate(images, seed), groups.ids, images.classes), groups.said
 
 
 def scan_split(root: str | Path, split: str, classes: Sequence[str] | None = None) -> ImageList:

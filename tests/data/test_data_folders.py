@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dada_det.data.folders import ImageList, scan_folder, search_subset, stratified_halves
+from dada_det.data.folders import ImageList, scan_folder, search_subset
+from dada_det.data.splits import halves
 from dada_det.errors import UserError
 
 
@@ -19,6 +20,11 @@ def imagenet_like(per_class: int = 60, classes: int = 1000) -> ImageList:
     names = tuple(f"n{number:08d}" for number in range(classes))
     files = tuple(f"{name}/{i:03d}.JPEG" for name in names for i in range(per_class))
     return ImageList(Path("/nowhere"), names, files, tuple(label for label in range(classes) for _ in range(per_class)))
+
+
+def halved(images: ImageList, seed: int) -> tuple[ImageList, ImageList]:
+    train, val, _ = halves(images, "auto", seed)
+    return images.select(train), images.select(val)
 
 
 def test_scan_sorts_nests_and_ignores_hidden(tmp_path: Path) -> None:
@@ -56,18 +62,18 @@ def test_messages_of_scan(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has 1 classes that the training images lack, such as 'b'; give a validation"):
         scan_folder(tmp_path, classes=("a",))
     with pytest.raises(UserError, match=r"the class 'a' in .* has 1 images, and one half of each class validates"):
-        stratified_halves(scan_folder(tmp_path), seed=0)
+        halves(scan_folder(tmp_path), "auto", seed=0)
 
 
 def test_halves_are_disjoint_complete_and_stratified(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{name}/{i}.jpg" for name, count in (("a", 7), ("b", 4)) for i in range(count)))
     images = scan_folder(tmp_path)
-    train, val = stratified_halves(images, seed=3)
+    train, val = halved(images, seed=3)
     assert sorted(train.files + val.files) == sorted(images.files)
     assert [train.labels.count(label) for label in (0, 1)] == [4, 2]
     assert [val.labels.count(label) for label in (0, 1)] == [3, 2]
     assert all(name[0] == images.classes[label] for name, label in zip(val.files, val.labels, strict=True))
-    assert stratified_halves(images, seed=3) == (train, val) and stratified_halves(images, seed=4) != (train, val)
+    assert halved(images, seed=3) == (train, val) and halved(images, seed=4) != (train, val)
 
 
 def test_hash_names_content_not_place(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dada_det.data.imagenet import ImageFolder, check_broken, decode, load_image, random_crop, scan_folder
+from dada_det.data.decode import load_image
+from dada_det.data.folders import scan_folder
+from dada_det.data.imagenet import ImageFolder, check_broken, decode, random_crop
 from dada_det.data.random import generator_for
 from dada_det.errors import UserError
 

@@ -15,7 +15,8 @@ from dada_det.commands import demo_data
 from dada_det.data import synthetic
 from dada_det.data.checks import check_coco, find_coco
 from dada_det.data.drawing import HUES, KINDS, SHAPES, TEXTURES, Kind, outline
-from dada_det.data.imagenet import decode, scan_folder
+from dada_det.data.folders import scan_folder
+from dada_det.data.imagenet import decode
 from dada_det.data.synthetic import DemoSize, describe, draw_scene, ensure_demo_data, rasterise, write_demo
 from dada_det.errors import UserError
 

@@ -40,10 +40,11 @@ import torch
 from torch.nn import functional as F
 
 from dada_det.commands import common
+from dada_det.data.imagenet import MARGIN
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.runtime.launch import read_config
 from dada_det.engine.search.loop import SearchBatches
-from dada_det.engine.search.problems import MARGIN, classification_batches
+from dada_det.engine.search.problems import classification_batches
 from dada_det.engine.search.run import METHODS, optimizers
 from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError

@@ -16,12 +16,13 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from dada_det.augment.named import resolve_policy
 from dada_det.data.checks import check_coco, find_coco
+from dada_det.data.imagenet import MARGIN
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.compare.step_cost import TrainingStep, build_optimizer, classifier_step
 from dada_det.engine.pretrain.classifier import Classifier
 from dada_det.engine.pretrain.data import image_sizes, parts_of, training_images
 from dada_det.engine.pretrain.recipe import precision_of
-from dada_det.engine.search.problems import MARGIN, classification
+from dada_det.engine.search.problems import classification
 from dada_det.engine.search.run import METHODS, optimizers
 from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError

@@ -17,12 +17,13 @@ from torch import nn
 
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
+from dada_det.data.groups import AUTO, group_halves, groups_of
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
 from dada_det.engine.search.detector_losses import DetectorLosses
 from dada_det.engine.search.loop import SearchBatches, own_draws, own_part, validates
-from dada_det.engine.search.problem import Problem, search_device
+from dada_det.engine.search.problem import Problem, say_groups, search_device
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
 from dada_det.search.ranks import world
@@ -32,9 +33,10 @@ from dada_det.search.step import Algorithm, Batch
 def load_detection(config: Config) -> Problem:
     """COCO's layout in data.root and a detector, config.model: its training images, one half of which validates.
 
-    Keys: model (MMDetection's), data (root; val_root, a COCO file or folder that validates instead of a half; images, how
-    many are drawn by seed, None: all), image_size (the longer side, and the side of the padded square), masks (whether they
-    are loaded; a box then is that of its mask's pixels), mirror. Raises UserError for a user's mistake.
+    Keys: model (MMDetection's), data (root; val_root, a COCO file or folder that validates instead of a half; groups, the
+    rule by which it is halved; images, how many are drawn by seed, None: all), image_size (the longer side, and the side of
+    the padded square), masks (whether they are loaded; a box then is that of its mask's pixels), mirror. Raises UserError
+    for a user's mistake.
     """
     preprocessor = config.model.data_preprocessor
     if not preprocessor.get("bgr_to_rgb"):
@@ -46,14 +48,14 @@ def load_detection(config: Config) -> Problem:
     summary = check_coco(annotations, images)
     train = loaded(annotations, images, config)
     if config.data.get("val_root"):
-        val = loaded(*find_annotations(config.data.val_root), config)
+        rule, val = None, loaded(*find_annotations(config.data.val_root), config)
     else:
-        order = torch.randperm(len(train), generator=generator_for(config.seed))
-        train, val = (train[order[side::2].sort().values] for side in (0, 1))
+        rule = config.data.get("groups", AUTO)
+        train, val = halves(train, rule, config.seed)
     return Problem(network=lambda: DetectorLosses(build_detector(config.model, len(summary.categories))),
                    batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
                    identity=f"{model_identity(config)}, {config.image_size} px, masks {config.masks}, mirror "
-                            f"{config.mirror}",
+                            f"{config.mirror}", groups=rule,
                    data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std, apply=apply_with_instances)
 
 
@@ -63,6 +65,15 @@ def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
     if broken and world()[0] == 0:
         print(f"search  left out {len(broken)} images in {images} that do not decode: {', '.join(broken[:3])}")
     return memory
+
+
+def halves(images: MemoryDetection, rule: str, seed: int) -> tuple[MemoryDetection, MemoryDetection]:
+    """The images in two halves of whole groups; `rule`: see groups_of, with the images' file_name as their path."""
+    groups = groups_of(images.names, [0] * len(images), rule, images.images_NCHW)
+    order = torch.randperm(len(images), generator=generator_for(seed))
+    train, val = group_halves([torch.cat([order[1::2], order[::2]]).tolist()], groups.ids)
+    say_groups(groups.said)
+    return images[torch.tensor(train)], images[torch.tensor(val)]
 
 
 def build_detector(model: dict[str, Any], classes: int) -> nn.Module:

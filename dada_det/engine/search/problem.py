@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dada_det.models.backbone import IMAGENET
+from dada_det.search.ranks import world
 from dada_det.search.step import Algorithm, Apply, apply_to_images
 
 
@@ -19,13 +20,15 @@ class Problem:
     network: builds a classifier or an alignment.LossNetwork from torch's global generator; batches: the loader for an
     algorithm, with `batch(epoch, index)` -> step.Batch, a length (batches an epoch), `dataset` and `metainfo`; mean, std:
     of the RGB channels in 0..255, by which the Searcher normalises; identity: what a search that --resume goes on with
-    must share; data_hash: of all images and labels.
+    must share; data_hash: of all images and labels; groups: the rule by which the images were halved, None where the user
+    gives what validates.
     """
 
     network: Callable[[], nn.Module]
     batches: Callable[[Algorithm], Any]
     identity: str
     data_hash: str
+    groups: str | None = None
     mean: Sequence[float] = tuple(IMAGENET["mean"])
     std: Sequence[float] = tuple(IMAGENET["std"])
     apply: Apply = apply_to_images
@@ -37,3 +40,9 @@ def search_device() -> torch.device:
 
 def hash_of(*hashes: str) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def say_groups(said: str | None) -> None:
+    """One line about the groups that the halves are made of; of several processes the first prints it."""
+    if said and world()[0] == 0:
+        print(f"search  halves by {said}; --groups none undoes it", flush=True)

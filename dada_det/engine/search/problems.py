@@ -1,7 +1,6 @@
 """What a search is on: a config's `kind` becomes a network, its batches, and the way a policy acts on them."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -9,20 +8,20 @@ import torch
 from mmengine.config import Config
 
 from dada_det.data.arrays import READERS
-from dada_det.data.imagenet import decode
+from dada_det.data.groups import AUTO, group_halves, groups_of
+from dada_det.data.imagenet import decode_to_memory
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
-from dada_det.data.splits import search_lists
+from dada_det.data.splits import halves, search_lists
 from dada_det.engine.search.loop import SearchBatches
-from dada_det.engine.search.problem import Problem, hash_of, search_device
+from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
 from dada_det.models.classifiers import build_classifier
 from dada_det.search.ranks import world
 from dada_det.search.step import Algorithm
 
-MARGIN = 8 / 7  # side of a stored ImageNet image over the side of the crop, 256 over 224
 
-
-def classification(config: Config, train: MemoryImages, val: MemoryImages, classes: int, data_hash: str) -> Problem:
+def classification(config: Config, train: MemoryImages, val: MemoryImages, classes: int, data_hash: str,
+                   groups: str | None = None) -> Problem:
     """Two halves of images, which move to the device whole, and config.classifier."""
     train, val = (MemoryImages(half.images_NCHW.to(search_device()), half.labels_N.to(search_device()))
                   for half in (train, val))
@@ -30,7 +29,7 @@ def classification(config: Config, train: MemoryImages, val: MemoryImages, class
                                                     image_size=config.image_size),
                    batches=partial(classification_batches, config, train, val), data_hash=data_hash,
                    identity=f"{dict(config.classifier)}, {config.image_size} px, padding {config.get('padding', 0)}, "
-                            f"mirror {config.mirror}")
+                            f"mirror {config.mirror}", groups=groups)
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
@@ -40,18 +39,18 @@ def classification_batches(config: Config, train: MemoryImages, val: MemoryImage
 
 
 def load_imagenet(config: Config) -> Problem:
-    """A folder of images in ImageNet's layout, decoded once to uint8."""
-    data = config.data
-    lists = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed)
-    memories = []
-    for images in lists:
-        pixels_NCHW, broken = decode(images, round(config.image_size * MARGIN), workers=len(os.sched_getaffinity(0)))
-        if broken and world()[0] == 0:
-            print(f"search  {len(broken)} of {len(images)} images did not decode and were replaced by the next of their "
-                  f"class: {', '.join(broken[:3])}")
-        memories.append(MemoryImages(pixels_NCHW, torch.tensor(images.labels)))
-    data_hash = hash_of(*(images.hash() for images in lists))
-    return classification(config, memories[0], memories[1], len(lists[0].classes), data_hash)
+    """A folder of images in ImageNet's layout, decoded once to uint8; data.groups says how it is halved."""
+    data, quiet = config.data, world()[0] > 0
+    rule = data.get("groups", AUTO)
+    images, val_images = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, rule)
+    memory = decode_to_memory(images, config.image_size, "search", quiet)
+    if val_images is not None:
+        return classification(config, memory, decode_to_memory(val_images, config.image_size, "search", quiet),
+                              len(images.classes), hash_of(images.hash(), val_images.hash()))
+    train, val, said = halves(images, rule, config.seed, memory.images_NCHW)
+    say_groups(said)
+    return classification(config, memory[train], memory[val], len(images.classes),
+                          hash_of(images.select(train).hash(), images.select(val).hash()), rule)
 
 
 def load_arrays(config: Config) -> Problem:
@@ -59,10 +58,15 @@ def load_arrays(config: Config) -> Problem:
     images_NCHW, labels_N, classes = READERS[config.kind](config.data.root, train=True)
     order = torch.randperm(len(labels_N), generator=generator_for(config.seed))
     chosen = [order[labels_N[order] == label][:config.data.images_per_class] for label in range(len(classes))]
-    halves = [torch.cat([of_class[side::2] for of_class in chosen]).sort().values for side in (0, 1)]
-    memories = [MemoryImages(images_NCHW[half], labels_N[half]) for half in halves]
-    hashes = [hashlib.sha256(half.images_NCHW.numpy().tobytes()).hexdigest() for half in memories]
-    return classification(config, memories[0], memories[1], len(classes), hash_of(*hashes))
+    drawn = torch.cat(chosen).sort().values
+    memory = MemoryImages(images_NCHW, labels_N)[drawn]
+    rule = config.data.get("groups", AUTO)
+    groups = groups_of(None, memory.labels_N.tolist(), rule, memory.images_NCHW)
+    offered = [torch.searchsorted(drawn, torch.cat([of_class[1::2], of_class[::2]])).tolist() for of_class in chosen]
+    parts = [memory[rows] for rows in group_halves(offered, groups.ids, classes)]
+    say_groups(groups.said)
+    hashes = [hashlib.sha256(part.images_NCHW.numpy().tobytes()).hexdigest() for part in parts]
+    return classification(config, parts[0], parts[1], len(classes), hash_of(*hashes), rule)
 
 
 def load_detection(config: Config) -> Problem:

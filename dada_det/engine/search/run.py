@@ -37,9 +37,9 @@ def run_search(config: Config, resume: bool) -> None:
     """Searches as `config` says, into config.work_dir: the algorithm's files and checkpoints; prints a closing line.
 
     Keys: method (METHODS; "dada"), kind (LOADERS) and what its loader reads: data (root, val_root, subset,
-    images_per_class), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a GPU, or
-    "float32"), operations, search (the method's entries), weights_optimizer (lr at base_batch_size), policy_optimizer,
-    clip_grad, work_dir. Raises UserError for a user's mistake.
+    images_per_class, groups), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a
+    GPU, or "float32"), operations, search (the method's entries), weights_optimizer (lr at base_batch_size),
+    policy_optimizer, clip_grad, work_dir. Raises UserError for a user's mistake.
     """
     forbid_unsafe_loading()
     distributed = join_processes()
@@ -60,7 +60,7 @@ def run_search(config: Config, resume: bool) -> None:
     torch.backends.cudnn.allow_tf32 = False
     searcher = Searcher(network, algorithm, problem.mean, problem.std, low, problem.apply)
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
-                  "data": problem.data_hash}
+                  "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
     wrappers = optimizers(searcher, config)
     runner = SearchRunner(
         model=searcher, work_dir=config.work_dir, train_dataloader=batches,
@@ -109,7 +109,7 @@ def identity(config: Config, problem: Problem, algorithm: Algorithm) -> str:
     return (f"{problem.identity}, batch {config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
             f"{config.precision}, weights {dict(config.weights_optimizer)} at batch {config.base_batch_size}, clipped at "
             f"{config.clip_grad}, {adams}, {algorithm.identity}, "
-            f"data {problem.data_hash[:12]}")
+            f"groups {problem.groups}, data {problem.data_hash[:12]}")
 
 
 def dada(config: Config) -> Callable[[nn.Module], Dada]:

@@ -9,8 +9,9 @@ from torchvision.transforms import ColorJitter
 
 from dada_det.augment import Operation, Policy, PolicyTransform, SubPolicy
 from dada_det.commands.common import load_config
+from dada_det.data.decode import load_image
 from dada_det.data.folders import scan_folder
-from dada_det.data.imagenet import load_image, random_crop
+from dada_det.data.imagenet import random_crop
 from dada_det.data.random import generator_for
 from dada_det.engine.pretrain.data import PCA_COMPONENTS, PCA_EIGENVALUES, image_sizes, lighten, training_images
 from dada_det.engine.pretrain.recipe import schedule

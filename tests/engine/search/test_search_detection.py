@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from pycocotools import mask as coco_mask
 from dada_det.augment import Policy
 from dada_det.commands.search import main
 from dada_det.data.detection import MemoryDetection
+from dada_det.data.random import generator_for
+from dada_det.engine.search import detection as search_detection
 from dada_det.engine.search import problems as search_problems
 from dada_det.engine.search.detector_losses import DetectorLosses
 from dada_det.search import alignment
@@ -67,6 +70,19 @@ def test_the_policy_is_written_and_a_resumed_search_ends_in_the_same_file(data, 
     capsys.readouterr()
     assert search(data, tmp_path / "interrupted", "--resume", options=["mirror=False"]) == 2
     assert "mirror" in capsys.readouterr().err
+
+
+def test_images_of_one_tile_stay_in_one_half():
+    images = squares(IMAGES, 0)
+    names = [f"tile{row % 4}_{row}.png" for row in range(IMAGES)]
+    parts = search_detection.halves(replace(images, names=names), "auto", seed=0)
+    assert [len(part) for part in parts] == [6, 6]
+    assert {name[:5] for name in parts[0].names}.isdisjoint({name[:5] for name in parts[1].names})
+    order = torch.randperm(IMAGES, generator=generator_for(3))
+    for rule, own in (("none", names), ("auto", [f"{row:012d}.jpg" for row in range(IMAGES)])):  # image by image, as ever
+        parts = search_detection.halves(replace(images, names=own), rule, seed=3)
+        assert [list(part.names) for part in parts] == [[own[row] for row in order[side::2].sort().values.tolist()]
+                                                        for side in (0, 1)]
 
 
 @pytest.mark.parametrize(("flags", "options"), [

@@ -44,7 +44,7 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     assert all(o.spread == 1.5 for s in policy.sub_policies for o in s.operations)
     provenance = dict(policy.provenance)
     assert provenance.pop("data") and provenance == {"method": "dada", "mode": "default", "config": "search", "seed": 0,
-                                                     "epoch": 2, "version": "0.1.0"}
+                                                     "groups": "auto", "epoch": 2, "version": "0.1.0"}
     everything = json.loads((tmp_path / "search.json").read_text())
     preferences = [entry["preference"] for entry in everything["sub_policies"]]
     assert len(preferences) == 105 and sum(preferences) == pytest.approx(1) and len(set(preferences)) > 20
@@ -53,6 +53,29 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
         (entry["preference"], *((o["probability"], o["magnitude"]) for o in entry["operations"])) for entry in best]
     out = capsys.readouterr().out
     assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
+
+
+def test_the_halves_are_of_whole_groups_and_the_rule_is_part_of_what_a_search_is(
+        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_images(tmp_path / "data" / "train")
+    for path in sorted((tmp_path / "data" / "train").rglob("*.png")):  # four videos of two frames a class
+        path.rename(path.with_name(f"video{int(path.stem) // 2}_{path.name}"))
+    assert search(tmp_path / "data", tmp_path / "auto") == 0
+    assert "search  halves by 12 groups of file names such as class0/video0_*; --groups none undoes it" \
+        in capsys.readouterr().out
+    assert search(tmp_path / "data", tmp_path / "none", "--groups", "none") == 0
+    assert "halves by" not in capsys.readouterr().out
+    rules = [Policy.load(tmp_path / rule / "policy.json").provenance for rule in ("auto", "none")]
+    assert [provenance["groups"] for provenance in rules] == ["auto", "none"] and rules[0]["data"] != rules[1]["data"]
+    assert search(tmp_path / "data", tmp_path / "auto", "--resume", "--groups", r"class\d/video\d") == 2
+    assert "groups" in capsys.readouterr().err
+    (tmp_path / "val").symlink_to(tmp_path / "data" / "train")
+    for flags, sentence in ((("--groups", "("), "'(' is no regular expression"),
+                            (("--groups", "frame"), "matches none of the 24 images"),
+                            (("--groups", r"class\d"), "leave none to validate"),
+                            (("--groups", "auto", "--val-data", str(tmp_path / "val")), "leave one of them out")):
+        assert search(tmp_path / "data", tmp_path / "refused", *flags) == 2
+        assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("clean", "shifted", "share"), [(0.75, False, 0.5), (0.75, True, 1.0), (0.0, False, 1.0)])

@@ -1,0 +1,184 @@
+"""Which images belong together, and halves of whole groups, so that nothing validates what its neighbour has trained.
+
+Frames of a video, pictures of one sign, slices of a patient and copies of one image are groups. A half that validates
+images whose siblings train is met by remembering, and every augmentation then looks harmful.
+N images, C = 3 channels, H height, W width in pixels.
+"""
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dada_det.errors import UserError
+
+AUTO, NONE = "auto", "none"
+FEWEST = 3  # groups of several images in a class; two are more often two sources of images than two videos
+LARGEST = 1 / 2  # of a class's images in one group; a larger one leaves no halves
+LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
+SIDE = 16  # of the images that are compared, in pixels
+LEAST, ONE_CLASS = 0.95, 0.98  # correlation of near copies: at least, and where there is no other class to compare with
+NEARER = 1 / 4  # of the distance between images of two classes
+FLAT = 2.0  # grey levels of standard deviation
+SAMPLE, CHUNK = 2000, 1024
+EXPORT_HASH = re.compile(r"\.rf\.[0-9a-f]{32}$")  # Roboflow's, which it appends to the name of the image
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of N images: `ids` [N], equal for images of one group; `said`: what made them, None where nothing did."""
+
+    ids: tuple[int, ...]
+    said: str | None = None
+
+
+def groups_of(names: Sequence[str] | None, labels: Sequence[int], rule: str,
+              images_NCHW: Tensor | None = None) -> Groups:
+    """The groups of images by their relative paths (forward slashes; None where they have none), classes and pixels.
+
+    rule: "none": each image alone. "auto": images of one class whose names differ in the last number of the file's name
+    alone are a group, in classes where that makes three groups or more of several images and none of over half of them;
+    near copies, looked for where `images_NCHW` (uint8) is given, join their groups. Anything else is a regular expression:
+    the part of the path that it matches is the group, of any class; an image without a match stands alone.
+    Raises UserError for an expression that is not one, or matches nothing.
+    """
+    keys = list(map(str, range(len(labels))))
+    if names is not None and rule != NONE:
+        keys = _numbered(names, labels) if rule == AUTO else _matched(names, rule)
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    ids = [numbers[key] for key in keys]
+    counts = Counter(keys)
+    several = [key for key, count in counts.items() if count > 1]
+    said = []
+    if several:
+        _, _, example = max(several, key=lambda key: counts[key]).partition("/")  # behind the label
+        said.append(f"{len(several)} groups of file names such as {example}")
+    if rule == AUTO and images_NCHW is not None:
+        before, ids = len(numbers), _joined(ids, labels, near_copies(images_NCHW, labels))
+        if len(set(ids)) < before:
+            said.append(f"{before - len(set(ids))} near copies kept beside their originals")
+    return Groups(tuple(ids), " and ".join(said) or None)
+
+
+def _numbered(names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """For each image a key, the same for a group: the path with a star for its last number, or the whole path."""
+    keys = list(names)
+    members: dict[int, list[int]] = {}
+    for row, label in enumerate(labels):
+        members.setdefault(label, []).append(row)
+    for rows in members.values():
+        top = posixpath.commonpath([posixpath.dirname(names[row]) for row in rows])
+        starred = {row: _starred(names[row], top) for row in rows}
+        sizes = Counter(starred.values())
+        if sum(size > 1 for size in sizes.values()) >= FEWEST and max(sizes.values()) <= LARGEST * len(rows):
+            for row in rows:
+                keys[row] = starred[row]
+    return [f"{label}/{key}" for label, key in zip(labels, keys, strict=True)]
+
+
+def _starred(name: str, top: str) -> str:
+    """The path without ending, with a star for the last number of the file's name.
+
+    A bare number in `top`, the folder that all images of the class share, stands for itself: it names no group.
+    """
+    folder, slash, file = name.rpartition("/")
+    key = LAST_NUMBER.sub("*", EXPORT_HASH.sub("", file.rpartition(".")[0] or file))
+    return name if key == "*" and folder == top else folder + slash + key
+
+
+def _matched(names: Sequence[str], rule: str) -> list[str]:
+    try:
+        matches = [re.search(rule, name) for name in names]
+    except re.error as error:
+        raise UserError(f"--groups {rule!r} is no regular expression: {error}; give one that matches what the names of a "
+                        f"group have in common, or {AUTO} or {NONE}") from error
+    if not any(matches):
+        raise UserError(f"--groups {rule!r} matches none of the {len(names)} images, such as {names[0]!r}; give an "
+                        f"expression that matches a part of their paths, or {AUTO} or {NONE}")
+    return [f"match/{match[0]}" if match else f"alone/{name}" for match, name in zip(matches, names, strict=True)]
+
+
+def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of images of one class that show the same: resized, stored again, slightly cropped, the next frame of a video.
+
+    Two images are near copies where the correlation of their pixels at 16 x 16 is 0.95 at least, and nearer to 1 by a
+    factor of four than the most alike images of two classes (the 99 % quantile) are; where there is one class, 0.98. What
+    all images share, such as a white ground, so counts for nothing. Images of one colour have no copies.
+    """
+    described_ND = _described(images_NCHW)
+    labels_N = torch.as_tensor(labels)
+    sample = torch.linspace(0, len(labels) - 1, min(len(labels), SAMPLE)).long()
+    alike_SS = (described_ND[sample] @ described_ND[sample].T).masked_fill(labels_N[sample, None] == labels_N[sample], -1)
+    least = ONE_CLASS if len(labels_N.unique()) < 2 else \
+        max(LEAST, 1 - NEARER * (1 - alike_SS.amax(1).quantile(0.99).item()))
+    pairs: list[tuple[int, int]] = []
+    for label in labels_N.unique():
+        rows = (labels_N == label).nonzero().flatten()
+        for first in rows.split(CHUNK):
+            found = (described_ND[first] @ described_ND[rows].T > least).nonzero()
+            pairs += [(a, b) for a, b in zip(first[found[:, 0]].tolist(), rows[found[:, 1]].tolist(), strict=True) if a < b]
+    return pairs
+
+
+def _described(images_NCHW: Tensor) -> Tensor:
+    """Each image's pixels at 16 x 16 less their channel's mean: [N,768] of length 1, or 0 where it is of one colour."""
+    small_NCSS = torch.cat([F.adaptive_avg_pool2d(part.float(), SIDE) for part in images_NCHW.split(CHUNK)])
+    small_ND = (small_NCSS - small_NCSS.mean((2, 3), keepdim=True)).flatten(1)
+    return F.normalize(small_ND, dim=1) * (small_ND.std(1, keepdim=True) > FLAT)
+
+
+def _joined(ids: Sequence[int], labels: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The groups after those of each pair have become one; in a class where that makes one of over half, those before."""
+    parent = {number: number for number in ids}
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    for a, b in pairs:
+        parent[root(ids[a])] = root(ids[b])
+    joined = [root(number) for number in ids]
+    sizes, per_class = Counter(joined), Counter(labels)
+    alike = {label for label, number, old in zip(labels, joined, ids, strict=True)
+             if number != old and sizes[number] > LARGEST * per_class[label]}
+    return [old if label in alike else number for label, number, old in zip(labels, joined, ids, strict=True)]
+
+
+def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
+                 classes: Sequence[str] | None = None) -> tuple[list[int], list[int]]:
+    """(images that train, images that validate), both sorted: halves of each class made of whole groups.
+
+    offered: of each class its images, in the order in which they are offered to the half that validates. Their groups are
+    taken whole while they fit into half of the class (rounded down); the others train. Without groups the first half of
+    each class validates. A search that uses the halves in turn changes their places.
+    Raises UserError where all images of a class are one group; `classes` are the names to say.
+    """
+    class_of = {image: label for label, images in enumerate(offered) for image in images}
+    members: dict[int, list[int]] = {}
+    for image in class_of:
+        members.setdefault(ids[image], []).append(image)
+    room = [len(images) // 2 for images in offered]
+    val: set[int] = set()
+    seen: set[int] = set()
+    for images in offered:
+        for image in images:
+            if ids[image] in seen:
+                continue
+            seen.add(ids[image])
+            needed = Counter(class_of[member] for member in members[ids[image]])
+            if all(room[label] >= count for label, count in needed.items()):
+                val.update(members[ids[image]])
+                for label, count in needed.items():
+                    room[label] -= count
+    for label, images in enumerate(offered):
+        if images and not val.intersection(images):
+            name = f"the class {classes[label]!r}" if classes else "the data"
+            raise UserError(f"the groups of {name}, {len(images)} images in {len({ids[i] for i in images})} groups, leave "
+                            "none to validate; give a finer --groups expression, --groups none, or --val-data")
+    return sorted(set(class_of) - val), sorted(val)
