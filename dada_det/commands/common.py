@@ -107,6 +107,7 @@ def add_stage_flags(parser: argparse.ArgumentParser, config: str) -> None:
                         "for a search on a detector a COCO file, or a folder in COCO's layout")
     parser.add_argument("--work-dir", metavar="W", help="where results go (default: work_dirs/<config stem>)")
     parser.set_defaults(stage_config=config)
+    add_weights_flag(parser)
     add_common_flags(parser)
     parser.add_argument("--epochs", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, metavar="N", help="total over all processes")
@@ -114,6 +115,13 @@ def add_stage_flags(parser: argparse.ArgumentParser, config: str) -> None:
     parser.add_argument("--seed", type=seed, metavar="N", help="(default: the config's, 0)")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work-dir")
     add_keep_flag(parser)
+
+
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="FILE|timm",
+                        help="what the network starts from: a state dict of timm's or torchvision's (.pth, .safetensors), "
+                        "the r50.pth of a pretraining, or `timm` for timm's own pretrained weights, which it downloads; the "
+                        "images are then prepared as for those weights (default: random weights)")
 
 
 def add_keep_flag(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +190,15 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type]) -> Any:
             config[entry] = getattr(args, entry)
     if args.keep is not None:
         config.checkpoint = {**config.get("checkpoint", {}), "keep": args.keep}
+    if args.weights:
+        config.weights = args.weights
+    if config.get("weights"):
+        from dada_det.models.weights import check_weights
+
+        if "classifier" not in config:
+            raise UserError("--weights starts a classifier, and this config has a detector; give its backbone with "
+                            "--cfg-options model.backbone.init_cfg.checkpoint=FILE")
+        check_weights(config.weights, config.classifier.name)
     if args.data:
         config.data.root = args.data
     elif config.data.get("demo"):

@@ -20,8 +20,9 @@ BASE_BATCH, BASE_LR = 128, 0.1  # lr in proportion to the batch, unless --lr say
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for(
-        "compare_policies.py", "Trains a network from scratch with each policy and each of the seeds 0 to n - 1, under one "
-        "recipe; equal seeds share first weights, batches and crops. Prints mean top-1 on DIR/val, its 95 % interval, and "
+        "compare_policies.py", "Trains a network, from scratch or from --weights, with each policy and each of the seeds 0 "
+        "to n - 1, under one recipe; equal seeds share first weights, batches and crops. Prints mean top-1 on DIR/val, its "
+        "95 % interval, and "
         "the paired difference to `random` (always among the runs); writes W/comparison.csv, W/runs.csv and "
         "W/comparison.png. The same command again skips the runs that are done and goes on with those cut short.",
         "python tools/compare_policies.py --data data/imagenette --model resnet18 --epochs 30 --image-size 64 --seeds 5 \\\n"
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "trivial, rand, cutout; {seed} in a file's name is the seed; NAME is what the row is called")
     parser.add_argument("--model", required=True, metavar="M", help="timm's name, or one of ours, such as wide_resnet40_2 "
                         "or convnet")
+    common.add_weights_flag(parser)
     parser.add_argument("--epochs", required=True, type=common.positive, metavar="E")
     parser.add_argument("--seeds", type=common.positive, default=5, metavar="n", help="(default: %(default)s)")
     parser.add_argument("--image-size", type=common.positive, default=128, metavar="N",
@@ -71,8 +73,11 @@ def body(args: Namespace) -> None:
     if args.mirror is None:
         args.mirror = common.mirror_of(args, {}, mirror_of_all({run: mirror for run, (_, mirror) in resolved.items()}))
     from dada_det.models.classifiers import build_classifier
+    from dada_det.models.weights import check_weights
 
-    build_classifier(args.model, len(train.classes), args.image_size)  # the sentence about unknown names comes here
+    check_weights(args.weights, args.model)
+    # Sentences about unknown names and weights that do not fit come here.
+    build_classifier(args.model, len(train.classes), args.image_size, args.weights)
     try:
         compare(args, policies, train, test, work_dir)
     except KeyboardInterrupt:
@@ -107,15 +112,19 @@ def compare(args: Namespace, policies: dict[tuple[str, int], Any], train: ImageL
     from dada_det.data.imagenet import decode_to_memory
     from dada_det.engine.compare.trial import Recipe
     from dada_det.engine.compare.trials import Run, run_trials
+    from dada_det.models.weights import preprocessing_of
 
     recipe = Recipe(model=args.model, classes=len(train.classes), image_size=args.image_size, epochs=args.epochs,
                     batch_size=args.batch_size, lr=args.lr or BASE_LR * args.batch_size / BASE_BATCH,
                     weight_decay=args.weight_decay, mirror=args.mirror,
-                    precision="bfloat16" if torch.cuda.is_available() else "float32")
+                    precision="bfloat16" if torch.cuda.is_available() else "float32", weights=args.weights)
+    prepared = preprocessing_of(args.weights, args.model)
     runs = [Run(name, seed, policy) for (name, seed), policy in policies.items()]
     print(f"compare  {len(runs)} runs of {args.model}, {args.epochs} epochs each, on {len(train)} + {len(test)} images of "
           f"{args.image_size} px", flush=True)
-    memories = [decode_to_memory(images, args.image_size, "compare") for images in (train, test)]
+    memories = [decode_to_memory(train, args.image_size, "compare", interpolation=prepared.interpolation),
+                decode_to_memory(test, args.image_size, "compare", interpolation=prepared.interpolation,
+                                 crop_share=prepared.crop_share)]
     run_trials(runs, memories[0], memories[1], recipe, work_dir, args.processes)
 
 

@@ -23,8 +23,9 @@ CIFAR_SIDE, CIFAR_PADDING = 32, 4
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the training; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for(
-        "train_arch.py", "Trains the network of GENOTYPE (a genotype.json of a joint search) from scratch with the policy "
-        "P; writes W/metrics.json (top-1 and top-5 in percent on the test images, and what was run).",
+        "train_arch.py", "Trains the network of GENOTYPE (a genotype.json of a joint search), from scratch or from "
+        "--weights, with the policy P; writes W/metrics.json (top-1 and top-5 in percent on the test images, and what was "
+        "run).",
         "python tools/train_arch.py work_dirs/search_daas_cifar10/genotype.json \\\n"
         "      --policy work_dirs/search_daas_cifar10/policy.json --data data/cifar10")
     parser.add_argument("genotype", metavar="GENOTYPE", help="the genotype.json of a search")
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="data/cifar10", metavar="DIR",
                         help="folder with CIFAR-10's binary files, or with train/<class>/* and val/<class>/* "
                         "(default: %(default)s)")
+    common.add_weights_flag(parser)
     parser.add_argument("--epochs", type=common.positive, default=600, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--channels", type=common.positive, default=36, metavar="C",
                         help="of the first cells; twice as many after each reduction (default: %(default)s)")
@@ -63,7 +65,11 @@ def body(args: Namespace) -> None:
     from dada_det.augment.named import resolve
     from dada_det.models.darts import name_of
     from dada_det.models.genotype import Genotype
+    from dada_det.models.weights import check_weights
 
+    if args.weights == "timm":
+        raise UserError("timm has no weights of a searched network; give a file with --weights FILE")
+    check_weights(args.weights, args.genotype)
     genotype, (policy, mirror) = Genotype.load(args.genotype), resolve(args.policy, args.seed)
     root = Path(args.data)
     folders = folders_of(root)
@@ -83,7 +89,7 @@ def body(args: Namespace) -> None:
                     classes=classes, image_size=size, epochs=args.epochs, batch_size=args.batch_size,
                     lr=LR * args.batch_size / BATCH, weight_decay=WEIGHT_DECAY, mirror=common.mirror_of(args, {}, mirror),
                     padding=CIFAR_PADDING if folders is None else 0,
-                    precision="bfloat16" if torch.cuda.is_available() else "float32")
+                    precision="bfloat16" if torch.cuda.is_available() else "float32", weights=args.weights)
     print(f"train  {args.layers} cells of {args.channels} channels, {args.epochs} epochs, on {len(train)} + {len(test)} "
           f"images of {size} px", flush=True)
     figures = run_trial(train, test, policy=policy, recipe=recipe, seed=args.seed, work_dir=work_dir, resume=args.resume)

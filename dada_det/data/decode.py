@@ -37,8 +37,8 @@ def load_image(source: Source, at_least: int | None = None) -> Image.Image:
         return _upright_rgb(image)
 
 
-def load_part(source: Source, size: int, window: Callable[[int, int], Box]) -> Image.Image:
-    """The part window(width, height) of the upright image as `size` x `size` pixels, in RGB (bilinear, antialiased).
+def load_part(source: Source, size: int, window: Callable[[int, int], Box], interpolation: str = "bilinear") -> Image.Image:
+    """The part window(width, height) of the upright image as `size` x `size` pixels, in RGB (antialiased).
 
     window: asked once, with the size of the whole image. A JPEG is decoded at the smallest of its scales at which the part
     still has `size` pixels a side. Raises OSError as load_image does, and what `window` raises.
@@ -55,12 +55,12 @@ def load_part(source: Source, size: int, window: Callable[[int, int], Box]) -> I
         image.draft(None, (image.width // scale, image.height // scale))  # does nothing to what is decoded
         image = _upright_rgb(image)
     across, down = image.width / width, image.height / height
-    return resized(image, size, (left * across, top * down, right * across, bottom * down))
+    return resized(image, size, (left * across, top * down, right * across, bottom * down), interpolation)
 
 
-def resized(image: Image.Image, size: int, box: Box) -> Image.Image:
-    """The part `box` of the image as `size` x `size` pixels (bilinear, antialiased)."""
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+def resized(image: Image.Image, size: int, box: Box, interpolation: str = "bilinear") -> Image.Image:
+    """The part `box` of the image as `size` x `size` pixels (antialiased; interpolation: a name of Pillow's)."""
+    return image.resize((size, size), Image.Resampling[interpolation.upper()], box=box)
 
 
 def _opened(source: Source) -> Image.Image:

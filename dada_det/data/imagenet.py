@@ -37,7 +37,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
 
 
-def decode(images: ImageList, size: int, workers: int) -> tuple[Tensor, list[str]]:
+def decode(images: ImageList, size: int, workers: int, interpolation: str = "bilinear") -> tuple[Tensor, list[str]]:
     """All images as uint8 [N,3,size,size] (short side resized, centre cropped), and the names of the broken ones.
 
     A broken file's place is taken by the next image of its class that decodes, so the labels stay right.
@@ -48,7 +48,7 @@ def decode(images: ImageList, size: int, workers: int) -> tuple[Tensor, list[str
 
     def fill(index: int) -> bool:
         try:
-            image = load_part(images.read(index), size, central_square)
+            image = load_part(images.read(index), size, central_square, interpolation)
         except OSError:
             return False
         pixels_NCHW[index] = np.asarray(image).transpose(2, 0, 1)
@@ -66,12 +66,13 @@ def decode(images: ImageList, size: int, workers: int) -> tuple[Tensor, list[str
     return torch.from_numpy(pixels_NCHW), [images.files[index] for index in broken]
 
 
-def decode_to_memory(images: ImageList, image_size: int, stage: str, quiet: bool = False) -> MemoryImages:
-    """All images, of 8/7 the side of the crops of `image_size` pixels that are made of them, decoded on every core.
+def decode_to_memory(images: ImageList, image_size: int, stage: str, quiet: bool = False, interpolation: str = "bilinear",
+                     crop_share: float = VAL_SHARE) -> MemoryImages:
+    """All images, so large that crops of `image_size` pixels have `crop_share` of their side, decoded on every core.
 
     Prints one line, headed by `stage`, about the images that do not decode, unless `quiet`. Raises UserError as `decode`.
     """
-    pixels_NCHW, broken = decode(images, round(image_size * MARGIN), workers=len(os.sched_getaffinity(0)))
+    pixels_NCHW, broken = decode(images, round(image_size / crop_share), len(os.sched_getaffinity(0)), interpolation)
     if broken and not quiet:
         print(f"{stage}  {len(broken)} of {len(images)} images in {images.root} did not decode and were replaced by the "
               f"next of their class: {', '.join(broken[:3])}", flush=True)
@@ -104,7 +105,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     train: a random crop and, unless mirror is False, a flip of every second image, then `transform(image, generator=..)` on
     the PIL image.
-    otherwise: the central 224/256 of the short side, without `transform`.
+    otherwise: the central `crop_share` of the short side, without `transform`.
     padding: None; or a number of pixels, as for CIFAR: the random crop is then `size` x `size` pixels, none of them resized,
     of the image with so many black ones on each side, and the other images are the central `size` x `size` pixels.
     Every random choice follows from (seed, epoch, index), so that a resumed run draws what it would have drawn.
@@ -113,9 +114,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     def __init__(self, images: ImageList | ArrayImages, size: int, train: bool,
                  transform: Callable[..., Any] | None = None, seed: int = 0, padding: int | None = None,
-                 mirror: bool = True) -> None:
+                 mirror: bool = True, interpolation: str = "bilinear", crop_share: float = VAL_SHARE) -> None:
         self.images, self.size, self.train, self.transform, self.seed = images, size, train, transform, seed
-        self.padding, self.mirror = padding, mirror
+        self.padding, self.mirror, self.interpolation, self.crop_share = padding, mirror, interpolation, crop_share
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -148,7 +149,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         def part(candidate: int) -> tuple[Image.Image, torch.Generator]:
             generator, data = self._generator(index), images.read(candidate)
             if self.padding is None:
-                return load_part(data, self.size, partial(self._window, generator)), generator
+                return load_part(data, self.size, partial(self._window, generator), self.interpolation), generator
             return self._cut(load_image(data), generator), generator
 
         with contextlib.suppress(OSError):
@@ -160,11 +161,11 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     def _cut(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         box = self._window(generator, image.width, image.height)
-        return resized(image, self.size, box) if self.padding is None else image.crop(box)
+        return resized(image, self.size, box, self.interpolation) if self.padding is None else image.crop(box)
 
     def _window(self, generator: torch.Generator, width: int, height: int) -> Box:
         if self.padding is None:
-            return random_crop(width, height, generator) if self.train else central_square(width, height, VAL_SHARE)
+            return random_crop(width, height, generator) if self.train else central_square(width, height, self.crop_share)
         if self.train:
             return padded_crop(width, height, self.size, self.padding, generator)
         left, top = (width - self.size) // 2, (height - self.size) // 2

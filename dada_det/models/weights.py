@@ -75,6 +75,8 @@ def put(network: nn.Module, content: Mapping[str, Any], source: str) -> str:
     if problem := problem_of(found, wanted):
         raise UserError(f"the weights {source} do not fit the network: {problem}; {ADVICE} of this very network")
     network.load_state_dict({**wanted, **found})
+    # mmengine's Runner calls timm's init_weights, which draws all weights anew, unless a network says that it has some.
+    network.is_init = True  # type: ignore[assignment]
     return "; ".join(said)
 
 

@@ -31,6 +31,7 @@ from dada_det.engine.runtime.hooks import AtomicCheckpoint, ProgressLine
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, write_json
+from dada_det.models import weights
 from dada_det.report.measurements import hardware
 
 METRICS = "metrics.json"
@@ -44,7 +45,8 @@ class Recipe:
 
     model: a name of build_classifier; image_size: side of the crop in pixels; lr: for this batch_size; mirror: flip half
     of the training images; padding: black border before the crop, in pixels; precision: "float32", or "bfloat16"
-    (autocast for the training passes).
+    (autocast for the training passes); weights: what every trial starts from, a file or "timm", whose mean and std the
+    images then have.
     """
 
     model: str
@@ -57,11 +59,12 @@ class Recipe:
     mirror: bool
     padding: int = 0
     precision: str = "float32"
+    weights: str | None = None
 
 
 def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, recipe: Recipe, seed: int,
               work_dir: Path | str, resume: bool = False, quiet: bool = False) -> dict[str, float]:
-    """{"top1", "top5"} in percent on `test`, of recipe.model trained from scratch on `train` with `policy`.
+    """{"top1", "top5"} in percent on `test`, of recipe.model trained on `train` with `policy`.
 
     A random crop and mirror of the stored images, then the policy, image by image; the central crop for the test.
     Writes work_dir/metrics.json at the very end: the figures, what was run (`identity`), hardware and versions.
@@ -116,7 +119,9 @@ def data_hash(train: MemoryImages, test: MemoryImages) -> str:
 def identity_of(data: str, policy: AnyPolicy, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What makes a trial this one and no other, as JSON values; data: from `data_hash`."""
     name = "none" if policy is None else policy.sha256[:16] if isinstance(policy, Policy) else policy.name
-    return {**asdict(recipe), "seed": seed, "policy": name, "data": data[:16]}
+    started = {} if recipe.weights is None else {"weights": weights.identity_of(recipe.weights, recipe.model)}
+    without = {key: value for key, value in asdict(recipe).items() if key != "weights"}
+    return {**without, **started, "seed": seed, "policy": name, "data": data[:16]}
 
 
 def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float] | None:
@@ -256,14 +261,18 @@ class TrialProgress(ProgressLine):
 def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: int, work_dir: Path,
                  identity: dict[str, Any], checkpoint: Path | None, quiet: bool) -> Runner:
     steps = recipe.epochs * len(train)
-    network = {"name": recipe.model, "num_classes": recipe.classes, "image_size": recipe.image_size}
+    network = {"name": recipe.model, "num_classes": recipe.classes, "image_size": recipe.image_size,
+               "weights": None if checkpoint else recipe.weights}
+    prepared = weights.preprocessing_of(recipe.weights, recipe.model)
     on_gpu = torch.cuda.is_available()
     hooks: list[dict[str, Any]] = [{"type": "StopAtNaN"}, {"type": "TellProgress"},
                                    {"type": "StampIdentity", "identity": identity}]
     if not quiet:
         hooks.append({"type": "TrialProgress", "stage": f"trial  {work_dir.name}"})
     return TrialRunner(
-        model={"type": "Classifier", "classifier": network}, work_dir=str(work_dir),
+        model={"type": "Classifier", "classifier": network,
+               "data_preprocessor": {"type": "ImagePreprocessor", "mean": prepared.mean, "std": prepared.std}},
+        work_dir=str(work_dir),
         train_dataloader=train, train_cfg={"by_epoch": True, "max_epochs": recipe.epochs},
         test_dataloader=test, test_cfg={}, test_evaluator={"type": "TopK"},
         optim_wrapper={"type": "BFloat16OptimWrapper" if recipe.precision == "bfloat16" else "OptimWrapper",

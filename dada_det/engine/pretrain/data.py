@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Sized
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dada_det.data.imagenet import ImageFolder, check_broken
 from dada_det.engine.pretrain.preprocessor import DrawnImages, TrainImages
 from dada_det.errors import UserError
 from dada_det.models.classifiers import has_fixed_size
+from dada_det.models.weights import Preprocessing, of_meta, preprocessing_of
 
 MAX_WORKERS = 16  # loader processes a training process starts where the config does not say
 SIZE_STEP = 32  # pixels between the sizes of progressive training: the stride of most networks' last feature map
@@ -112,7 +114,8 @@ def training_images(config: Config, images: ImageList | ArrayImages, policy: Rep
         raise UserError(f"policy_on is {place!r}; write policy_on = 'workers' or policy_on = 'device'")
     made: dict[str, Any] = {"sizes": sizes, "transform": image_transform(policy), "seed": config.seed,
                             "padding": pixels(config, "padding"), "cutout": pixels(config, "cutout") or 0,
-                            "mirror": config.get("mirror") is not False}
+                            "mirror": config.get("mirror") is not False,
+                            "interpolation": preprocessing(config).interpolation}
     if place == "workers" or policy is None:
         return TrainImages(images, **made, after=Photometric(config.get("color_jitter"), config.get("lighting") or 0))
     if isinstance(policy, TorchvisionAugment):
@@ -122,6 +125,17 @@ def training_images(config: Config, images: ImageList | ArrayImages, policy: Rep
         raise UserError("color_jitter and lighting come after the policy and are applied in the workers only; write "
                         "policy_on = 'workers', or color_jitter = None and lighting = 0")
     return DrawnImages(images, **made)
+
+
+def preprocessing(config: Config) -> Preprocessing:
+    """How the images are prepared: as for the weights that the training starts from, but for what the config itself says.
+
+    UserError where interpolation or crop_share is none.
+    """
+    own = {"interpolation": config.get("interpolation"), "crop_share": config.get("crop_share"),
+           **config.get("data_preprocessor", {})}
+    found = preprocessing_of(config.get("weights"), config.classifier.name)
+    return of_meta({**asdict(found), **{name: value for name, value in own.items() if value is not None}}, "the config")
 
 
 def pixels(config: Config, key: str) -> int | None:
@@ -171,7 +185,9 @@ def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | Arr
     options: dict[str, Any] = {"batch_size": share // parts, "num_workers": workers,
                                "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
     train_set = training_images(config, train, policy)
-    val_set = ImageFolder(val, config.image_size, train=False, padding=pixels(config, "padding"))
+    prepared = preprocessing(config)
+    val_set = ImageFolder(val, config.image_size, train=False, padding=pixels(config, "padding"),
+                          interpolation=prepared.interpolation, crop_share=prepared.crop_share)
     return (DataLoader(train_set, sampler=WholeBatches(train_set, share, config.seed), **options),
             DataLoader(val_set, sampler=DefaultSampler(val_set, shuffle=False, round_up=False), **options))
 

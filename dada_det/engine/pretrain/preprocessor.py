@@ -29,15 +29,16 @@ class TrainImages(ImageFolder):
 
     transform (of `image_transform`), then `after`, both called as (image, generator=..), act on each cropped and flipped
     PIL image. A worker process sees the epoch that `set_epoch` has set in the main one; a policy that follows the training's
-    progress is told the epoch over len(sizes). padding, mirror: see ImageFolder.
+    progress is told the epoch over len(sizes). padding, mirror, interpolation: see
+    ImageFolder.
     cutout: side in pixels of a square around a pixel drawn uniformly (DeVries and Taylor, arXiv:1708.04552), 0 for none; a
     sample then holds {"cutout": int64 [4]}, its left, top, right and bottom, which ImagePreprocessor blanks.
     """
 
     def __init__(self, images: ImageList | ArrayImages, sizes: Sequence[int], transform: Callable[..., Any], seed: int = 0,
                  padding: int | None = None, cutout: int = 0, mirror: bool = True,
-                 after: Callable[..., Image.Image] | None = None) -> None:
-        super().__init__(images, sizes[-1], True, transform, seed, padding, mirror)
+                 after: Callable[..., Image.Image] | None = None, interpolation: str = "bilinear") -> None:
+        super().__init__(images, sizes[-1], True, transform, seed, padding, mirror, interpolation)
         self.sizes, self.cutout, self.after = tuple(sizes), cutout, after
 
     def __getitem__(self, index: int) -> dict[str, Any]:

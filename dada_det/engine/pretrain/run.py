@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dada_det.augment.schedule import Schedule
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.engine.pretrain import classifier  # noqa: F401 (registers Classifier, TopK)
-from dada_det.engine.pretrain.data import WatchImages, loaders, parts_of
+from dada_det.engine.pretrain.data import WatchImages, loaders, parts_of, preprocessing
 from dada_det.engine.pretrain.recipe import AverageWeights, averaging, optimizer, scale_lr, schedule, visualizer
 from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers ExactResume)
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading, resume_point
@@ -29,6 +30,7 @@ from dada_det.engine.runtime.launch import join_processes, without_layout
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import make_folder, write_json
+from dada_det.models import weights
 from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, verify_export
 from dada_det.models.classifiers import OWN
 
@@ -68,7 +70,8 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
     """The Runner of the whole recipe; `compile` is mmengine's own key and reads as it stands in the config."""
     train, val = data
     network = {"name": config.classifier.name, "num_classes": len(train.dataset.images.classes),  # type: ignore
-               "image_size": config.image_size}
+               "image_size": config.image_size, "weights": None if checkpoint else config.get("weights")}
+    prepared = preprocessing(config)
     # mmengine's own wrapper of the model wants a GPU for each process.
     wrapper = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False} \
         if distributed and dist.get_backend() != "nccl" else None
@@ -76,7 +79,7 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
     return QuietRunner(
         model={"type": "Classifier", "classifier": network, "label_smoothing": config.label_smoothing,
                "channels_last": config.get("channels_last", False),
-               "data_preprocessor": {"type": "ImagePreprocessor", **config.get("data_preprocessor", {})}},
+               "data_preprocessor": {"type": "ImagePreprocessor", "mean": prepared.mean, "std": prepared.std}},
         work_dir=config.work_dir, train_dataloader=train, val_dataloader=val,
         train_cfg={"by_epoch": True, "max_epochs": config.epochs}, val_cfg={}, val_evaluator={"type": "TopK"},
         optim_wrapper=optimizer(config), auto_scale_lr=scale_lr(config),
@@ -103,6 +106,8 @@ def identity_of(config: Config, policy: Replayable, images: int, classes: int) -
     extras = ["no flips"] if config.get("mirror") is False else []
     extras += [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "padding", "cutout", "ema")
                if config.get(key)] + ([f"accumulation {parts_of(config)}"] if parts_of(config) > 1 else [])
+    if config.get("weights"):
+        extras.append(f"weights {weights.identity_of(config.weights, config.classifier.name)}")
     return ", ".join([f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
                       f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
                       f"policy {hashed[:12] if hashed else config.policy}", *extras])
@@ -116,7 +121,7 @@ def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | 
     folder, written = Path(config.work_dir), ["metrics.json"]
     if config.classifier.name not in OWN:
         name = config.classifier.name.split(".")[0]  # timm's names may have a tag: resnet50.a1_in1k
-        meta = {**IMAGENET, **config.get("data_preprocessor", {}),
+        meta = {**IMAGENET, **asdict(preprocessing(config)),
                 "classes": list(runner.train_dataloader.dataset.images.classes),
                 "policy_sha256": policy_hash(policy), "weights": "ema" if average else "last"}
         samples = [runner.val_dataloader.dataset[index]["image"] for index in range(min(4, len(val)))]

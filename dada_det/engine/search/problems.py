@@ -16,6 +16,7 @@ from dada_det.data.splits import halves, search_lists
 from dada_det.engine.search.loop import SearchBatches
 from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
 from dada_det.models.classifiers import build_classifier
+from dada_det.models.weights import identity_of, preprocessing_of
 from dada_det.search.ranks import world
 from dada_det.search.step import Algorithm
 
@@ -25,11 +26,14 @@ def classification(config: Config, train: MemoryImages, val: MemoryImages, class
     """Two halves of images, which move to the device whole, and config.classifier."""
     train, val = (MemoryImages(half.images_NCHW.to(search_device()), half.labels_N.to(search_device()))
                   for half in (train, val))
+    prepared = preprocessing_of(config.get("weights"), config.classifier.name)
+    started = identity_of(config.get("weights"), config.classifier.name)
     return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
-                                                    image_size=config.image_size),
+                                                    image_size=config.image_size, weights=config.get("weights")),
                    batches=partial(classification_batches, config, train, val), data_hash=data_hash,
                    identity=f"{dict(config.classifier)}, {config.image_size} px, padding {config.get('padding', 0)}, "
-                            f"mirror {config.mirror}", groups=groups)
+                            f"mirror {config.mirror}" + (f", weights {started}" if started else ""),
+                   mean=prepared.mean, std=prepared.std, groups=groups)
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
@@ -43,10 +47,12 @@ def load_imagenet(config: Config) -> Problem:
     data, quiet = config.data, world()[0] > 0
     rule = data.get("groups", AUTO)
     images, val_images = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, rule)
-    memory = decode_to_memory(images, config.image_size, "search", quiet)
+    prepared = preprocessing_of(config.get("weights"), config.classifier.name)
+    memory = decode_to_memory(images, config.image_size, "search", quiet, prepared.interpolation)
     if val_images is not None:
-        return classification(config, memory, decode_to_memory(val_images, config.image_size, "search", quiet),
-                              len(images.classes), hash_of(images.hash(), val_images.hash()))
+        val_memory = decode_to_memory(val_images, config.image_size, "search", quiet, prepared.interpolation,
+                                      prepared.crop_share)
+        return classification(config, memory, val_memory, len(images.classes), hash_of(images.hash(), val_images.hash()))
     train, val, said = halves(images, rule, config.seed, memory.images_NCHW)
     say_groups(said)
     return classification(config, memory[train], memory[val], len(images.classes),
