@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
@@ -46,7 +46,8 @@ class Recipe:
     model: a name of build_classifier; image_size: side of the crop in pixels; lr: for this batch_size; mirror: flip half
     of the training images; padding: black border before the crop, in pixels; precision: "float32", or "bfloat16"
     (autocast for the training passes); weights: what every trial starts from, a file or "timm", whose mean and std the
-    images then have.
+    images then have; average: share of the last steps whose mean weights, BatchNorm's statistics among them, are tested, 0
+    for those of the last step alone.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Recipe:
     padding: int = 0
     precision: str = "float32"
     weights: str | None = None
+    average: float = 0.0
 
 
 def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, recipe: Recipe, seed: int,
@@ -120,8 +122,9 @@ def identity_of(data: str, policy: AnyPolicy, recipe: Recipe, seed: int) -> dict
     """What makes a trial this one and no other, as JSON values; data: from `data_hash`."""
     name = "none" if policy is None else policy.sha256[:16] if isinstance(policy, Policy) else policy.name
     started = {} if recipe.weights is None else {"weights": weights.identity_of(recipe.weights, recipe.model)}
-    without = {key: value for key, value in asdict(recipe).items() if key != "weights"}
-    return {**without, **started, "seed": seed, "policy": name, "data": data[:16]}
+    averaged = {"average": recipe.average} if recipe.average else {}
+    without = {key: value for key, value in asdict(recipe).items() if key not in ("weights", "average")}
+    return {**without, **started, **averaged, "seed": seed, "policy": name, "data": data[:16]}
 
 
 def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float] | None:
@@ -247,6 +250,15 @@ class TellProgress(Hook):
 
 
 @HOOKS.register_module()
+class MeanWeights(EMAHook):
+    """mmengine's EMAHook, whose mean outlives the training: its own begins anew before the test."""
+
+    def before_run(self, runner: Runner) -> None:
+        if not hasattr(self, "ema_model"):
+            super().before_run(runner)
+
+
+@HOOKS.register_module()
 class TrialProgress(ProgressLine):
     """A ProgressLine for trials of seconds or hours: the first line after `seconds`, and none for the end of an epoch."""
 
@@ -267,6 +279,9 @@ def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: 
     on_gpu = torch.cuda.is_available()
     hooks: list[dict[str, Any]] = [{"type": "StopAtNaN"}, {"type": "TellProgress"},
                                    {"type": "StampIdentity", "identity": identity}]
+    if recipe.average:
+        hooks.append({"type": "MeanWeights", "ema_type": "StochasticWeightAverage", "update_buffers": True,
+                      "begin_iter": min(steps, steps - round(recipe.average * steps) + 1)})
     if not quiet:
         hooks.append({"type": "TrialProgress", "stage": f"trial  {work_dir.name}"})
     return TrialRunner(

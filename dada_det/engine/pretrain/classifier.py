@@ -37,6 +37,9 @@ class Classifier(BaseModel):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.label_smoothing = label_smoothing
 
+    def init_weights(self) -> None:
+        """Nothing: the network has its weights, and mmengine would have timm's ResNets draw theirs anew."""
+
     def forward(self, images: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """images: float32 [B,3,H,W], normalised; labels: int64 [B], for mode "loss".
 

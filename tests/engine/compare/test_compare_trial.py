@@ -18,7 +18,7 @@ from dada_det.engine.compare import trial
 from dada_det.engine.compare.trial import METRICS, Recipe, TrainBatches, run_trial
 from dada_det.engine.runtime.hooks import progress_line
 from dada_det.errors import UserError
-from dada_det.models.classifiers import OWN, convnet
+from dada_det.models.classifiers import OWN, build_classifier, convnet
 
 RECIPE = Recipe(model="convnet", classes=3, image_size=16, epochs=4, batch_size=8, lr=0.05, weight_decay=5e-4, mirror=True)
 
@@ -121,9 +121,9 @@ def test_batches_are_crops_and_flips_with_the_policy_on_top() -> None:
 
 def test_a_trial_cut_short_goes_on_to_the_same_result(tmp_path: Path, trained: list,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout, whose random numbers are in no checkpoint."""
+    """With dropout, whose random numbers are in no checkpoint, and weights whose mean begins before the cut."""
     monkeypatch.setitem(OWN, "dropout", lambda n: nn.Sequential(*convnet(64)[:-1], nn.Dropout(), nn.Linear(64, n)))
-    recipe = replace(RECIPE, model="dropout")
+    recipe = replace(RECIPE, model="dropout", average=0.7)
     whole = run(tmp_path / "whole", recipe=recipe)
     state = {name: value.clone() for name, value in trained[-1].items()}
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0.0)
@@ -147,6 +147,31 @@ def test_a_trial_cut_short_goes_on_to_the_same_result(tmp_path: Path, trained: l
     assert all(torch.equal(value, state[name]) for name, value in trained[-1].items())
     assert (cut / METRICS).read_bytes() == (tmp_path / "whole" / METRICS).read_bytes()
     assert [path.name for path in cut.iterdir()] == [METRICS]
+
+
+def test_the_mean_weights_of_the_last_steps_are_tested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[torch.Tensor]] = {"loss": [], "predict": []}
+
+    def forward(self, images, labels=None, mode="tensor", forward=trial.classifier.Classifier.forward):
+        seen[mode].append(self.network[0].weight.detach().clone())
+        return forward(self, images, labels, mode)
+
+    monkeypatch.setattr(trial.classifier.Classifier, "forward", forward)
+    run(tmp_path / "last", recipe=RECIPE)
+    steps, last = seen["loss"][1:] + seen["predict"][:1], seen["predict"][-1]  # the weights after each step
+    assert len(steps) == 24 and torch.equal(steps[-1], last)
+    run(tmp_path / "mean", recipe=replace(RECIPE, average=0.25))
+    assert torch.allclose(seen["predict"][-1], torch.stack(steps[-6:]).mean(0), atol=1e-6)
+    assert not torch.allclose(seen["predict"][-1], last, atol=1e-5)
+
+
+def test_a_trial_starts_from_the_weights_of_its_recipe(tmp_path: Path, trained: list) -> None:
+    """Of a network too that mmengine would have draw its weights anew."""
+    torch.manual_seed(11)
+    start = build_classifier("resnet10t", num_classes=3, image_size=16).state_dict()
+    torch.save(start, tmp_path / "start.pth")
+    run(tmp_path / "trial", recipe=replace(RECIPE, model="resnet10t", epochs=1, weights=str(tmp_path / "start.pth"), lr=0.0))
+    assert all(torch.equal(trained[-1][f"network.{name}"], value) for name, value in start.items() if "weight" in name)
 
 
 def test_a_finished_trial_is_read_and_another_ones_folder_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,138 @@
+"""The tables of natural.py from its rows: means, paired differences, noise, the truth and a search's correlation with it."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from dada_det.report.measurements import Rows
+from dada_det.report.statistics import mean_interval, paired_difference, student_quantile
+
+WITH_TARGET, LEARNED, REFERENCE = "+t", "learned", "trivial"
+DETECTION = ("nuclei-stain",)  # in AP, which is averaged with no top-1
+Scores = dict[int, float]  # of an arm, by seed
+
+
+def by_arm(rows: Rows, problem: str) -> dict[str, Scores]:
+    """The scores of each arm of a problem."""
+    found: dict[str, Scores] = {}
+    for row in rows:
+        if row["problem"] == problem:
+            found.setdefault(row["arm"], {})[row["seed"]] = row["score"]
+    return found
+
+
+def table(rows: Rows, truth: Rows) -> list[str]:
+    """A line an arm of each problem, and what the learned ones are worth over all classification problems."""
+    lines = []
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        arms = by_arm(rows, problem)
+        for ending in ("", WITH_TARGET):
+            column = {arm: scores for arm, scores in arms.items() if arm.endswith(WITH_TARGET) == bool(ending)}
+            if not column:
+                continue
+            best = best_fixed(column)
+            for arm, scores in column.items():
+                differences = [f"minus {other} {difference}" for other in dict.fromkeys((f"{REFERENCE}{ending}", best))
+                               if other and other != arm and (difference := paired(scores, column.get(other, {})))]
+                lines.append(f"{problem:14}  {arm:10}  {with_interval(list(scores.values())):12}  (n = {len(scores)})  "
+                             + "  ".join(differences))
+        for row in rows:
+            if row["problem"] == problem and "use" in row and (effects := effects_of(truth, problem)):
+                lines.append(f"{problem:14}  {row['arm']}, seed {row['seed']}: rank correlation of the use with the truth "
+                             f"{rank_correlation(row['use'], effects):+.2f}")
+    return lines + overall(rows)
+
+
+def overall(rows: Rows) -> list[str]:
+    """`learned` minus the single fixed policy that is best in the mean of all classification problems."""
+    lines = []
+    for ending in ("", WITH_TARGET):
+        problems = {name: by_arm(rows, name) for name in dict.fromkeys(row["problem"] for row in rows)
+                    if name not in DETECTION}
+        problems = {name: arms for name, arms in problems.items() if LEARNED + ending in arms}
+        arms = [arm for arm in next(iter(problems.values()), {}) if arm.endswith(ending or arm) and arm != LEARNED + ending
+                and not (not ending and arm.endswith(WITH_TARGET)) and all(arm in found for found in problems.values())]
+        if len(problems) < 2 or not arms:
+            continue
+        best = max(arms, key=lambda arm: statistics.fmean(statistics.fmean(found[arm].values())
+                                                          for found in problems.values()))
+        pairs = [(found[LEARNED + ending][seed], found[best][seed]) for found in problems.values()
+                 for seed in found[LEARNED + ending] if seed in found[best]]
+        mean, half = paired_difference(*zip(*pairs, strict=True))
+        lines.append(f"all {len(problems)} classification problems: {LEARNED}{ending} minus {best}, the best single fixed "
+                     f"policy, {interval(mean, half, '+')} (n = {len(pairs)} pairs)")
+    return lines
+
+
+def best_fixed(column: Mapping[str, Scores]) -> str | None:
+    """The fixed arm with the highest mean."""
+    fixed = [arm for arm in column if not arm.startswith(LEARNED)]
+    return max(fixed, key=lambda arm: statistics.fmean(column[arm].values()), default=None)
+
+
+def paired(ours: Scores, reference: Scores) -> str:
+    """The mean difference over the seeds that both have, with its interval; nothing where they share none."""
+    seeds = [seed for seed in ours if seed in reference]
+    if not seeds:
+        return ""
+    return interval(*paired_difference([ours[seed] for seed in seeds], [reference[seed] for seed in seeds]), "+")
+
+
+def with_interval(values: Sequence[float]) -> str:
+    return interval(*mean_interval(values))
+
+
+def interval(mean: float, half: float, sign: str = "") -> str:
+    """A mean and its interval, which one run does not have."""
+    return f"{mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def noise_lines(rows: Rows) -> list[str]:
+    """The standard deviation over training seeds of each arm, and the difference that five pairs can tell from zero."""
+    lines = []
+    for problem, arm in dict.fromkeys((row["problem"], row["arm"]) for row in rows):
+        scores = [row["score"] for row in rows if (row["problem"], row["arm"]) == (problem, arm)]
+        if len(scores) < 2:
+            continue
+        deviation = statistics.stdev(scores)
+        told = student_quantile(0.95, 4) * deviation * math.sqrt(2 / 5)
+        lines.append(f"{problem:14}  {arm:10}  {statistics.fmean(scores):5.1f}, standard deviation {deviation:.2f} over "
+                     f"{len(scores)} trainings; five pairs of such trainings tell {told:.1f}")
+    return lines
+
+
+def truth_lines(rows: Rows) -> list[str]:
+    """Each operation alone minus none, the mean of its strengths, the best first."""
+    lines = []
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        arms = by_arm(rows, problem)
+        effects = effects_of(rows, problem)
+        lines.append(f"{problem:14}  none {with_interval(list(arms['none'].values()))} (n = {len(arms['none'])})")
+        for name in sorted(effects, key=lambda name: -effects[name]):
+            strengths = [f"{arm.partition('@')[2]}: {paired(scores, arms['none'])}" for arm, scores in arms.items()
+                         if arm.startswith(f"{name}@")]
+            lines.append(f"{problem:14}  {name:12}  {effects[name]:+5.1f}   {'   '.join(strengths)}")
+    return lines
+
+
+def effects_of(truth: Rows, problem: str) -> dict[str, float]:
+    """What each operation alone is worth: its mean over seeds and strengths minus that of none."""
+    arms = by_arm(truth, problem)
+    found: dict[str, list[float]] = {}
+    for arm, scores in arms.items():
+        if "@" in arm:
+            found.setdefault(arm.partition("@")[0], []).extend(scores[seed] - arms["none"][seed] for seed in scores
+                                                               if seed in arms["none"])
+    return {name: statistics.fmean(values) for name, values in found.items() if values}
+
+
+def rank_correlation(ours: Mapping[str, float], truth: Mapping[str, float]) -> float:
+    """Spearman's rank correlation over the names that both have; ties share their mean rank. NaN where all are equal."""
+    names = [name for name in truth if name in ours]
+    ranks = [mean_ranks([values[name] for name in names]) for values in (ours, truth)]
+    return statistics.correlation(*ranks) if all(len(set(one)) > 1 for one in ranks) else math.nan
+
+
+def mean_ranks(values: Sequence[float]) -> list[float]:
+    """The place of each value in their order, 1 for the smallest; equal ones share the mean of their places."""
+    return [sum(other < value for other in values) + (values.count(value) + 1) / 2 for value in values]
