@@ -67,7 +67,8 @@ def test_drawn_takes_the_same_number_of_each_class_and_leaves_the_others():
 
 
 def test_written_folders_keep_names_and_pixels(tmp_path):
-    from dada_det.data.imagenet import decode, scan_folder
+    from dada_det.data.folders import scan_folder
+    from dada_det.data.imagenet import decode
 
     few = images(2)
     write_folders(tmp_path, train=few)
