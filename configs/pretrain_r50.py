@@ -25,10 +25,14 @@ policy_on = "workers"  # "device": the preprocessor applies the policy, batch by
 color_jitter = dict()  # after the policy: torchvision's ColorJitter, dict(brightness=.., contrast=.., saturation=.., hue=..)
 lighting = 0  # after the jitter: standard deviation of the noise along ImageNet's principal colours (AlexNet: 0.1)
 cutout = None  # px: side of a square in each training image that is set to the mean colour, after everything else
+weights = None  # what the network starts from: a file, or "timm"; then the next three are those of the weights
 data_preprocessor = dict()  # mean and std of each channel, 0..255, where they are not ImageNet's
+interpolation = None  # "bilinear" where nothing says otherwise, or "nearest", "bicubic", "lanczos"
+crop_share = None  # of the side of a validation image that its central crop shows; 224 / 256 where nothing says otherwise
 workers = None  # loader processes of each training process; None: its share of the cores, at most 16; one on the CPU
 classifier = dict(name="resnet50")  # any of timm's; the detectors take those with feature maps at strides 4, 8, 16 and 32
 optimizer = dict(type="SGD", lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+layer_decay = None  # each layer learns so many times as fast as the one after it (timm's, for fine-tuning); None: all alike
 paramwise_cfg = dict()  # mmengine's: dict(norm_decay_mult=0.0) leaves normalisation layers without weight decay
 auto_scale_lr = dict(enable=True, base_batch_size=256)  # optimizer.lr is for this batch and scales with --batch-size
 warmup_epochs = 5  # at most a tenth of all

@@ -10,8 +10,11 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import EMAHook, ParamSchedulerHook
-from mmengine.registry import HOOKS, VISBACKENDS
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, VISBACKENDS
 from mmengine.runner import Runner
+from torch import nn
 
 from dada_det.engine.pretrain import classifier  # noqa: F401 (registers BFloat16OptimWrapper)
 from dada_det.engine.pretrain.data import parts_of
@@ -53,10 +56,32 @@ class AverageWeights(EMAHook):
         all_reduce_params(self.ema_model.module.buffers(), op="mean")
 
 
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecay:
+    """timm's groups for fine-tuning: each layer learns `layer_decay` times as fast as the one after it, the classifier at
+    optimizer.lr; biases and normalisation layers have no weight decay."""
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any]) -> None:
+        self.wrapper, self.layer_decay = optim_wrapper_cfg, paramwise_cfg["layer_decay"]
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        from timm.optim import param_groups_layer_decay
+
+        wrapper = dict(self.wrapper)
+        options = wrapper.pop("optimizer")
+        unwrapped: Any = model.module if is_model_wrapper(model) else model
+        network = unwrapped.network
+        kept = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
+        groups = param_groups_layer_decay(network, options.get("weight_decay", 0.0), kept, layer_decay=self.layer_decay)
+        for group in groups:
+            group["lr"] = options["lr"] * group.pop("lr_scale")
+        return OPTIM_WRAPPERS.build({**wrapper, "optimizer": OPTIMIZERS.build({**options, "params": groups})})
+
+
 def optimizer(config: Config) -> dict[str, Any]:
     """The optimiser wrapper: autocast to config.precision, one update for `accumulation` parts of a batch.
 
-    clip_grad: the norm that no update's gradient exceeds.
+    clip_grad: the norm that no update's gradient exceeds. layer_decay: see LayerDecay.
 
     precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU. UserError where the
     device cannot compute in it.
@@ -65,6 +90,11 @@ def optimizer(config: Config) -> dict[str, Any]:
                                "accumulative_counts": parts_of(config)}
     if config.get("paramwise_cfg"):
         wrapper["paramwise_cfg"] = dict(config.paramwise_cfg)
+    if config.get("layer_decay"):
+        if config.get("paramwise_cfg") or not 0 < config.layer_decay <= 1:
+            raise UserError(f"layer_decay is {config.layer_decay}; write a number in 0..1, and paramwise_cfg = dict(), as it "
+                            "takes the place of that")
+        wrapper |= {"constructor": "LayerDecay", "paramwise_cfg": {"layer_decay": config.layer_decay}}
     if config.get("clip_grad"):
         wrapper["clip_grad"] = {"max_norm": config.clip_grad}
     precision = precision_of(config)

@@ -10,11 +10,15 @@ import pytest
 import timm
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
 
 from dada_det.commands.common import ROOT
 from dada_det.commands.pretrain import main
+from dada_det.engine.pretrain import recipe
 from dada_det.engine.pretrain import run as pretrain
 from dada_det.engine.runtime.checkpoint import check_checkpoint
+from dada_det.engine.runtime.launch import read_config
+from dada_det.errors import UserError
 from dada_det.models.backbone import load_backbone
 from tests.conftest import write_noise
 
@@ -99,6 +103,35 @@ def test_the_learning_rate_scales_with_the_batch_unless_the_config_turns_it_off(
     assert recorded(flags(images, tmp_path / "a", options=fixed)).rates == pytest.approx([1, 1, 0.1, 0.1])
     scaled = recorded(flags(images, tmp_path / "b", "--auto-scale-lr", options=fixed))
     assert scaled.rates == pytest.approx([1 / 32, 1 / 32, 0.1 / 32, 0.1 / 32])
+
+
+def test_layers_learn_at_the_rates_of_timms_layer_wise_decay():
+    config = read_config(str(ROOT / "configs/finetune.py"), ["layer_decay=0.5"])
+    network = timm.create_model("resnet18", num_classes=3)
+    model = torch.nn.Module()
+    model.network = network
+    found = build_optim_wrapper(model, recipe.optimizer(config)).optimizer.param_groups
+    expected = timm.optim.param_groups_layer_decay(network, weight_decay=0.05, layer_decay=0.5)
+    assert len(found) == len(expected) > 10
+    for group, other in zip(found, expected, strict=True):
+        assert all(one is two for one, two in zip(group["params"], other["params"], strict=True))
+        assert group["lr"] == pytest.approx(5e-4 * other["lr_scale"]) and group["weight_decay"] == other["weight_decay"]
+    rate_of = {id(parameter): group["lr"] for group in found for parameter in group["params"]}
+    assert rate_of[id(network.fc.weight)] == 5e-4
+    assert rate_of[id(network.conv1.weight)] == min(rate_of.values()) < 1e-5
+    with pytest.raises(UserError, match=r"layer_decay is 2.0; write a number in 0..1"):
+        recipe.optimizer(read_config(str(ROOT / "configs/finetune.py"), ["layer_decay=2.0"]))
+
+
+def test_fine_tuning_from_a_file_ends_in_an_average(images, tmp_path, capsys):
+    torch.manual_seed(1)
+    torch.save(timm.create_model("resnet18", num_classes=5).state_dict(), tmp_path / "theirs.pth")
+    assert main(["--config", "configs/finetune.py", "--policy", "trivial", "--data", str(images), "--work-dir",
+                 str(tmp_path / "w"), "--image-size", "32", "--batch-size", "4", "--epochs", "1", "--weights",
+                 str(tmp_path / "theirs.pth"), "--cfg-options", "classifier.name=resnet18", "workers=0"]) == 0
+    assert "classifier of 5 classes was replaced by a new one of 2" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "w/resnet18.json").read_text())
+    assert (meta["weights"], meta["interpolation"], meta["crop_share"]) == ("ema", "bicubic", 0.95)
 
 
 def average_of(states, momentum, every=1):
