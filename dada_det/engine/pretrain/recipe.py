@@ -92,8 +92,8 @@ def optimizer(config: Config) -> dict[str, Any]:
         wrapper["paramwise_cfg"] = dict(config.paramwise_cfg)
     if config.get("layer_decay"):
         if config.get("paramwise_cfg") or not 0 < config.layer_decay <= 1:
-            raise UserError(f"layer_decay is {config.layer_decay}; write a number in 0..1, and paramwise_cfg = dict(), as it "
-                            "takes the place of that")
+            raise UserError(f"layer_decay is {config.layer_decay}; write a number in 0..1, and paramwise_cfg = dict(), as "
+                            "it takes the place of that")
         wrapper |= {"constructor": "LayerDecay", "paramwise_cfg": {"layer_decay": config.layer_decay}}
     if config.get("clip_grad"):
         wrapper["clip_grad"] = {"max_norm": config.clip_grad}
