@@ -190,7 +190,7 @@ def _grid(policy: Policy, images: list[Image.Image]) -> str:
     figures = []
     for label, pictures in rows:
         words = escape(" ".join(label.split()))
-        inside = "".join(f'<img src="{_data_uri(picture)}" width={SIDE} height={SIDE} alt="picture {number}, {words}">'
+        inside = "".join(f'<img src="{data_uri(picture)}" width={SIDE} height={SIDE} alt="picture {number}, {words}">'
                          for number, picture in enumerate(pictures, 1))
         figures.append(f"<figure><figcaption>{words}</figcaption><div>{inside}</div></figure>")
     return (f"<section>\n<h2>Before and after</h2>\n<p class=note>The {len(rows) - 1} heaviest sub-policies with every "
@@ -198,7 +198,7 @@ def _grid(policy: Policy, images: list[Image.Image]) -> str:
             "differ from picture to picture.</p>\n<div class=grid>\n" + "\n".join(figures) + "\n</div>\n</section>")
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
