@@ -1,6 +1,7 @@
 """What every command shares: its flags, its exit codes, and the start of several processes."""
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -25,6 +26,8 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     With --gpus N > 1 the command starts itself again as `python -m module` in N processes (torchrun).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = parser.parse_args(argv)
     try:
         if module is not None and getattr(args, "gpus", 1) > 1 and "LOCAL_RANK" not in os.environ:
@@ -85,13 +88,14 @@ def start(module: str, argv: Sequence[str], processes: int) -> int:
 
 
 def say(sentence: str) -> None:
-    """Prints a mistake; processes that `start_processes` has started hand it to their parent, which says it once."""
-    shared = os.environ.get(SENTENCES)
+    """Prints a mistake in one line; processes that `start_processes` has started hand it to their parent, which says it
+    once."""
+    shared, sentence = os.environ.get(SENTENCES), " ".join(sentence.splitlines())
     if shared is None:
         print(sentence, file=sys.stderr)
     else:
-        with open(shared, "a", encoding="utf-8") as file:
-            file.write(sentence.replace("\n", " ") + "\n")
+        with open(shared, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(sentence + "\n")
 
 
 def parser_for(prog: str, description: str, example: str) -> argparse.ArgumentParser:

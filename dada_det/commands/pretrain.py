@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dada_det.commands import common
 from dada_det.data.arrays import READERS, ArrayImages, read_arrays
-from dada_det.data.folders import ImageList
+from dada_det.data.folders import ImageList, say_passed_over
 from dada_det.data.splits import train_and_val
 from dada_det.errors import UserError
 from dada_det.files import make_folder
@@ -83,7 +83,10 @@ def images_of(config: Any) -> tuple[ImageList | ArrayImages, ImageList | ArrayIm
     """The images to train and to validate on; UserError where config.data does not hold those of config.kind."""
     data = config.data
     if config.kind == FOLDERS:
-        return train_and_val(data.root, data.get("val_root"))
+        parts = train_and_val(data.root, data.get("val_root"))
+        for images in parts:
+            say_passed_over(images, "pretrain")
+        return parts
     if config.kind not in READERS:
         raise UserError(f"the config's kind is {config.kind!r}; write {FOLDERS} (folders of images), or one of "
                         f"{', '.join(READERS)}")

@@ -6,6 +6,7 @@ by taking fewer coefficients of each block.
 """
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 Source = bytes | str | Path  # an image file: its bytes, or where it is
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 SCALES = (8, 4, 2)  # at which libjpeg decodes a part of the pixels
+BITS = (8, 10, 12, 14, 16)  # that cameras and scanners store in 16
 LYING = (5, 6, 7, 8)  # values of EXIF's orientation with which width and height change places
 
 # Several photographs of ImageNet carry damaged EXIF data; their pixels are fine.
@@ -25,7 +27,8 @@ warnings.filterwarnings("ignore", message="(?i).*corrupt EXIF", category=UserWar
 
 
 def load_image(source: Source, at_least: int | None = None) -> Image.Image:
-    """The image as RGB, upright by its EXIF rotation; grey, CMYK, palette and 16-bit images are converted.
+    """The image as RGB, upright by its EXIF rotation; grey, CMYK and palette images, and those of other than 8 bits, are
+    converted.
 
     With `at_least`, a JPEG may come back smaller, both sides >= `at_least` pixels: it decodes several times faster.
     Raises OSError where the file does not decode or is truncated.
@@ -74,11 +77,30 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # Pillow would clip the values at 255 instead of scaling them
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode in ("P", "LA", "PA"):  # a palette's transparency needs the detour
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _eight_bits(values_HW: np.ndarray) -> np.ndarray:
+    """Whole or real numbers of any range as uint8.
+
+    The range is the first of 0..1 (real numbers only), 8, 10, 12, 14 and 16 bits that holds all values; where they are
+    negative, or beyond it, or fill less than an eighth of it, the image's own. OSError where a value is not finite.
+    """
+    low, high = float(values_HW.min()), float(values_HW.max())
+    if not math.isfinite(high - low):
+        raise OSError("the image holds values that are not finite")
+    whole = bool(np.issubdtype(values_HW.dtype, np.integer) or ((values_HW == np.floor(values_HW)).all() and high > 1))
+    if whole and low >= 0:
+        bits = next((bits for bits in BITS if high < 2 ** bits), None)
+        if bits is not None and high >= 2 ** bits / 8:
+            return (values_HW.astype(np.int64) >> bits - 8).astype(np.uint8)
+    top = 1.0 if low >= 0 and 1 / 8 <= high <= 1 and not whole else high
+    bottom = min(low, 0.0)
+    return ((values_HW.astype(np.float64) - bottom) * (255 / ((top - bottom) or 1))).round().astype(np.uint8)
 
 
 @contextmanager

@@ -9,14 +9,16 @@ import os
 import random
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dada_det.data.tars import class_names, find_shards, read_shard
 from dada_det.errors import UserError
+from dada_det.untrusted import printable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGENET_CLASSES = 1000
 SUBSETS = ("imagenet120",)
 
@@ -27,7 +29,7 @@ class ImageList:
 
     Of images in tar shards `files` are <shard>/<name in it>, and `offsets` and `sizes` say where in the shard the bytes of
     each are; of images that are files of their own both are empty. (Arrays: a million pairs would copy themselves page by
-    page into every loader process that counts references to them.)
+    page into every loader process that counts references to them.) `passed_over` counts the files beside them by ending.
     """
 
     root: Path
@@ -36,6 +38,7 @@ class ImageList:
     labels: tuple[int, ...]
     offsets: array = field(default_factory=lambda: array("q"))
     sizes: array = field(default_factory=lambda: array("q"))
+    passed_over: Counter[str] = field(default_factory=Counter, compare=False)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,8 +58,11 @@ class ImageList:
         return data
 
     def size(self, index: int) -> int:
-        """The number of bytes of the image's file."""
-        return self.sizes[index] if self.offsets else self.path(index).stat().st_size
+        """The number of bytes of the image's file; -1 where it cannot be opened, such as a link to nothing."""
+        try:
+            return self.sizes[index] if self.offsets else self.path(index).stat().st_size
+        except OSError:
+            return -1
 
     def select(self, indices: Iterable[int]) -> "ImageList":
         """The images at `indices`, in that order, with the same classes."""
@@ -89,6 +95,8 @@ class ImageList:
 def scan_folder(root: str | Path, classes: Sequence[str] | None = None) -> ImageList:
     """All images of <root>/<class>/**; classes and files sorted by name, hidden files and folders left out.
 
+    Links are followed, to each folder once in a class. A link to nothing is an image that does not decode.
+
     Where `root` holds no folders but *.tar, they are taken for WebDataset's shards (data/tars.py), which must hold a label
     for each image; the list is then sorted by label and name, so that the same images train the same way. With `classes`
     the labels follow them: each folder's name must be one of them, and not all need to be there.
@@ -102,14 +110,31 @@ def scan_folder(root: str | Path, classes: Sequence[str] | None = None) -> Image
     label_of = _labels_of(root, names, classes)
     files: list[str] = []
     labels: list[int] = []
+    passed_over: Counter[str] = Counter()
     for name in names:
-        found = _images_below(root, name)
+        found, others = _images_below(root, name)
         if not found:
-            raise UserError(f"the class folder {root / name} holds no image ({', '.join(IMAGE_SUFFIXES)}); "
-                            "add images or remove the folder")
+            raise UserError(f"the class folder {root / name} holds no image ({', '.join(IMAGE_SUFFIXES)})"
+                            f"{', only ' + _counted(others) if others else ''}; add images or remove the folder")
         files += found
         labels += [label_of[name]] * len(found)
-    return ImageList(root, tuple(label_of), tuple(files), tuple(labels))
+        passed_over += others
+    return ImageList(root, tuple(label_of), tuple(files), tuple(labels), passed_over=passed_over)
+
+
+def say_passed_over(images: ImageList, stage: str) -> None:
+    """One line, headed by `stage`, about the files beside the images; of several processes the first prints it."""
+    if images.passed_over and is_first_process():
+        print(f"{stage}  {images.passed_over.total()} files in {images.root} are no images by their names and are passed "
+              f"over: {_counted(images.passed_over)}", flush=True)
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun's
+
+
+def _counted(endings: Counter[str]) -> str:
+    return ", ".join(f"{count} {printable(ending) or 'without an ending'}" for ending, count in endings.most_common(5))
 
 
 def _labels_of(root: Path, names: Sequence[str], classes: Sequence[str] | None) -> dict[str, int]:
@@ -128,7 +153,8 @@ def _scan_shards(root: Path, classes: Sequence[str] | None) -> ImageList:
         raise UserError(f"the image folder {root} has no class folders; put the images at {root}/<class>/<image>, or tar "
                         "shards of images and labels there")
     names = class_names(root)
-    images = [image for shard in shards for image in read_shard(shard, IMAGE_SUFFIXES)]
+    passed_over: Counter[str] = Counter()
+    images = [image for shard in shards for image in read_shard(shard, IMAGE_SUFFIXES, passed_over)]
     numbers = sorted({image.label for image in images})
     if names is not None and numbers[-1] >= len(names):
         raise UserError(f"the shards in {root} have the label {numbers[-1]}, and their classes.txt has {len(names)} lines; "
@@ -138,30 +164,54 @@ def _scan_shards(root: Path, classes: Sequence[str] | None) -> ImageList:
     images.sort(key=lambda image: (image.label, image.name, image.shard))
     return ImageList(root, tuple(label_of), tuple(f"{image.shard}/{image.name}" for image in images),
                      tuple(label_of[name_of[image.label]] for image in images),
-                     array("q", (image.offset for image in images)), array("q", (image.size for image in images)))
+                     array("q", (image.offset for image in images)), array("q", (image.size for image in images)),
+                     passed_over)
 
 
 def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise UserError(f"the image folder {root} does not exist; it should hold one folder of images for each class")
+    entries = _entries(root)
+    lost = next((entry for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)), None)
+    if lost is not None:
+        raise UserError(f"{lost.path} is a link to nothing; mount or restore the folder that it points to, or remove it")
+    above = {os.path.realpath(folder) for folder in (root, *root.absolute().parents)}
+    return sorted(entry.name for entry in entries if _is_folder(entry) and os.path.realpath(entry.path) not in above)
+
+
+def _images_below(root: Path, name: str) -> tuple[list[str], Counter[str]]:
+    """(the images of a class, relative to `root` and sorted; how many other files there are of each ending)."""
+    found: list[str] = []
+    others: Counter[str] = Counter()
+    seen = {os.path.realpath(root)}
+    inside = [name]
+    for folder in inside:  # which grows as it is walked through
+        place = os.path.realpath(root / folder)
+        if place in seen:
+            continue
+        seen.add(place)
+        for entry in sorted(_entries(root / folder), key=lambda entry: entry.name):
+            if _is_folder(entry):
+                inside.append(f"{folder}/{entry.name}")
+            elif not (entry.is_symlink() or entry.is_file()):
+                continue  # a pipe or a socket, which would keep a reader waiting
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                found.append(f"{folder}/{entry.name}")
+            else:
+                others[os.path.splitext(entry.name)[1].lower()] += 1
+    return sorted(found), others
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, without what is hidden."""
     try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
-        raise UserError(f"cannot read the image folder {root}: {error.strerror}; check its permissions") from error
-    return names
-
-
-def _images_below(root: Path, name: str) -> list[str]:
-    def fail(error: OSError) -> None:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
-
-    found = []
-    for folder, folders, files in os.walk(root / name, onerror=fail, followlinks=True):
-        folders[:] = [inner for inner in folders if not inner.startswith(".")]
-        inside = Path(folder).relative_to(root).as_posix()
-        found += [f"{inside}/{file}" for file in files
-                  if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")]
-    return sorted(found)
+        raise UserError(f"cannot read {folder}: {error.strerror}; check its permissions") from error
 
 
 def search_subset(images: ImageList, subset: str | None, per_class: int, seed: int) -> ImageList:

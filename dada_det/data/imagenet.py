@@ -20,10 +20,11 @@ from torch.utils.data import Dataset
 
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.decode import Box, load_image, load_part, resized
-from dada_det.data.folders import ImageList
+from dada_det.data.folders import ImageList, is_first_process, say_passed_over
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.errors import UserError
+from dada_det.untrusted import printable
 
 CROP_AREA = (0.08, 1.0)  # Inception's crop (arXiv 1409.4842): share of the image and aspect ratio
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -66,16 +67,18 @@ def decode(images: ImageList, size: int, workers: int, interpolation: str = "bil
     return torch.from_numpy(pixels_NCHW), [images.files[index] for index in broken]
 
 
-def decode_to_memory(images: ImageList, image_size: int, stage: str, quiet: bool = False, interpolation: str = "bilinear",
+def decode_to_memory(images: ImageList, image_size: int, stage: str, interpolation: str = "bilinear",
                      crop_share: float = VAL_SHARE) -> MemoryImages:
     """All images, so large that crops of `image_size` pixels have `crop_share` of their side, decoded on every core.
 
-    Prints one line, headed by `stage`, about the images that do not decode, unless `quiet`. Raises UserError as `decode`.
+    Prints a line each, headed by `stage`, about files that are passed over and images that do not decode; of several
+    processes the first does. Raises UserError as `decode`.
     """
+    say_passed_over(images, stage)
     pixels_NCHW, broken = decode(images, round(image_size / crop_share), len(os.sched_getaffinity(0)), interpolation)
-    if broken and not quiet:
+    if broken and is_first_process():
         print(f"{stage}  {len(broken)} of {len(images)} images in {images.root} did not decode and were replaced by the "
-              f"next of their class: {', '.join(broken[:3])}", flush=True)
+              f"next of their class: {', '.join(map(printable, broken[:3]))}", flush=True)
     return MemoryImages(pixels_NCHW, torch.tensor(images.labels))
 
 
@@ -83,7 +86,7 @@ def check_broken(broken: Sequence[str], total: int, root: Path | str) -> None:
     """Raises UserError where at least two of `total` images, and more than 1 % of them, are broken."""
     if len(broken) >= 2 and len(broken) > BROKEN_SHARE * total:
         raise UserError(f"{len(broken)} of {total} images in {root} do not decode, more than 1 %: "
-                        f"{', '.join(broken[:3])}{', ..' if len(broken) > 3 else ''}; repair or remove them")
+                        f"{', '.join(map(printable, broken[:3]))}{', ..' if len(broken) > 3 else ''}; repair or remove them")
 
 
 def _rest_of_class(images: ImageList, index: int) -> list[int]:
@@ -96,7 +99,7 @@ def _rest_of_class(images: ImageList, index: int) -> list[int]:
 
 def _class_is_broken(images: ImageList, index: int) -> UserError:
     name = images.classes[images.labels[index]]
-    return UserError(f"no image of the class {name!r} in {images.root} decodes, such as {images.files[index]}; "
+    return UserError(f"no image of the class {name!r} in {images.root} decodes, such as {printable(images.files[index])}; "
                      "repair them or remove the class")
 
 

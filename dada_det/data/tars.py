@@ -6,6 +6,7 @@ Names split as WebDataset's: the key goes up to the first dot of the last part. 
 """
 
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,19 +59,28 @@ def class_names(root: Path) -> list[str] | None:
     return None
 
 
-def read_shard(path: Path, suffixes: Sequence[str]) -> list[TarImage]:
+def read_shard(path: Path, suffixes: Sequence[str], passed_over: Counter[str] | None = None) -> list[TarImage]:
     """The images (`suffixes`: their endings, lower case with the dot) of a shard, in its order.
 
-    Folders, other endings and WebDataset's own entries (__name__) are passed over. Raises UserError where the shard cannot
-    be read or is cut off, holds no image, a link, or a file twice, or where an image has no label of its own.
+    Folders, hidden files, other endings and WebDataset's own entries (__name__) are passed over. An image whose key has dots
+    is read where there is a label with the same dots (a.v2.jpg, a.v2.cls), else counted in `passed_over` by its ending
+    (a.seg.png). Raises UserError where the shard cannot be read or is cut off, holds no image, a link, or a file twice, or
+    where an image has no label of its own.
     """
     images: dict[str, tuple[str, int, int]] = {}  # key -> name, offset, size
     labels: dict[str, int] = {}
+    dotted: set[str] = set()  # keys up to the last dot, of what WebDataset's rule gives an ending of several parts
+    known = (*suffixes, f".{LABEL}")
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
                 key, ending = split_name(entry.name)
-                if entry.isdir() or key.rpartition("/")[2].startswith("__") or f".{ending}" not in (*suffixes, f".{LABEL}"):
+                if entry.isdir() or entry.name.rpartition("/")[2].startswith((".", "__")):
+                    continue
+                if f".{ending}" not in known and f".{ending.rpartition('.')[2]}" in known and entry.isreg():
+                    key, ending = entry.name.rpartition(".")[0], ending.rpartition(".")[2]
+                    dotted.add(key)
+                if f".{ending}" not in known:
                     continue
                 if not entry.isreg() or entry.issparse():
                     raise UserError(f"{entry.name!r} in {path} is a link or no ordinary file; pack the file itself")
@@ -90,6 +100,10 @@ def read_shard(path: Path, suffixes: Sequence[str]) -> list[TarImage]:
                         "again") from error
     if not whole:
         raise UserError(f"the shard {path} is damaged or cut off at byte {tar.offset}; make or copy it again")
+    for key in [key for key in dotted if key not in images or key not in labels]:
+        labels.pop(key, None)
+        if (image := images.pop(key, None)) and passed_over is not None:
+            passed_over[f".{split_name(image[0])[1]}"] += 1
     if not images:
         raise UserError(f"the shard {path} holds no image ({', '.join(suffixes)}); remove it, or pack key.jpg and "
                         f"key.{LABEL}")

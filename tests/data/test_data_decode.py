@@ -109,3 +109,35 @@ def test_damage_is_an_oserror_and_a_mistake_of_the_caller_is_not() -> None:
             load_part(broken, 16, lambda width, height: (0, 0, 100, 100))
     with pytest.raises(ZeroDivisionError):
         load_part(data, 16, lambda width, height: (0, 0, 1 // 0, 0))
+
+
+@pytest.mark.parametrize(("factor", "kind"), [
+    (1, np.float32), (255, np.float32), (65535, np.float32), (1.3, np.float32), (0.001, np.float32),
+    (255, np.int32), (4095, np.int32), (70_000, np.int32), (3, np.int32),
+    (255, np.uint16), (1023, np.uint16), (4095, np.uint16), (16383, np.uint16), (65535, np.uint16)])
+def test_other_than_eight_bits_are_scaled_by_the_range_that_holds_them(factor: float, kind: type) -> None:
+    ramp = np.tile(np.linspace(0, 1, 160), (120, 1))
+    values = (factor * ramp).astype(kind) if kind == np.float32 else (factor * ramp).round().astype(kind)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    expected = Image.fromarray((values * (255 / factor)).round().astype(np.uint8)).convert("RGB")
+    assert difference(load_image(buffer.getvalue()), expected) <= 1
+
+
+def test_negative_values_are_scaled_by_their_own_range_and_others_refused() -> None:
+    ramp = np.tile(np.linspace(-1, 1, 160), (120, 1))
+    for values in ((1000 * ramp).astype(np.int32), ramp.astype(np.float32)):
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "TIFF")
+        pixels = np.asarray(load_image(buffer.getvalue()))
+        assert pixels.min() == 0 and pixels.max() == 255 and abs(int(pixels[0, 80, 0]) - 128) <= 2
+    for bad in (np.nan, np.inf):
+        values = ramp.astype(np.float32)
+        values[3, 4] = bad
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "TIFF")
+        with pytest.raises(OSError, match="not finite"):
+            load_image(buffer.getvalue())
+    black = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(black, "PNG")
+    assert not np.asarray(load_image(black.getvalue())).any()

@@ -1,11 +1,12 @@
 """Scanning, subsets and halves of image folders, and the sentence that each mistake gets."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from dada_det.data.folders import ImageList, scan_folder, search_subset
+from dada_det.data.folders import ImageList, say_passed_over, scan_folder, search_subset
 from dada_det.data.splits import halves
 from dada_det.errors import UserError
 
@@ -113,3 +114,51 @@ def test_real_folder(shared: Path) -> None:
     assert len(images) == 400 and len(images.classes) == 10 and images.classes[0] == "n01440764"
     val = scan_folder(shared / "data" / "imagenette-mini" / "val", images.classes)
     assert len(val) == 200 and set(val.labels) == set(range(10))
+
+
+def test_what_cannot_be_opened_is_an_image_that_does_not_decode(tmp_path: Path) -> None:
+    touch(tmp_path / "train", "a/1.jpg")
+    (tmp_path / "train/a/2.jpg").symlink_to("/nonexistent/2.jpg")
+    (tmp_path / "train/a/3.jpg").symlink_to("3.jpg")
+    images = scan_folder(tmp_path / "train")
+    assert images.files == ("a/1.jpg", "a/2.jpg", "a/3.jpg") and [images.size(row) for row in range(3)] == [7, -1, -1]
+    assert len(images.hash()) == 64
+    with pytest.raises(OSError, match="2"):
+        images.read(1)
+    (tmp_path / "train/b").symlink_to("/nonexistent/b")
+    with pytest.raises(UserError, match=r"/b is a link to nothing; mount or restore the folder that it points to"):
+        scan_folder(tmp_path / "train")
+
+
+def test_each_folder_of_a_class_is_read_once(tmp_path: Path) -> None:
+    touch(tmp_path, "root/cat/1.jpg", "root/cat/deep/2.jpg", "store/3.jpg")
+    for link, folder in (("root/cat/itself", "root/cat"), ("root/cat/deep/up", "root/cat"), ("root/cat/top", "root"),
+                         ("root/cat/one", "store"), ("root/cat/two", "store")):
+        (tmp_path / link).symlink_to(tmp_path / folder)
+    assert scan_folder(tmp_path / "root").files == ("cat/1.jpg", "cat/deep/2.jpg", "cat/one/3.jpg")
+
+
+def test_other_files_are_counted_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    touch(tmp_path, "a/1.jfif", "a/2.JPE", "a/3.gif", "a/4.heic", "a/5.HEIC", "a/notes", "a/.DS_Store", "b/1.png")
+    images = scan_folder(tmp_path)
+    assert len(images) == 4
+    say_passed_over(images, "search")
+    assert capsys.readouterr().out == (f"search  3 files in {tmp_path} are no images by their names and are passed over: "
+                                       "2 .heic, 1 without an ending\n")
+    say_passed_over(images.select([0, 1]), "search")  # the line is about the folder
+    assert "3 files" in capsys.readouterr().out
+    touch(tmp_path, "c/1.heic")
+    with pytest.raises(UserError, match=r"the class folder .*/c holds no image \(.*\), only 1 \.heic; add images"):
+        scan_folder(tmp_path)
+
+
+def test_names_need_not_be_utf8(tmp_path: Path) -> None:
+    for name in (b"caf\xe9", b"tee"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        for number in range(2):
+            with open(folder + b"/\xff%d.jpg" % number, "wb") as file:
+                file.write(b"x")
+    images = scan_folder(tmp_path)
+    train, val = halved(images, seed=0)
+    assert train.labels == val.labels == (0, 1) and len(train.hash()) == 64

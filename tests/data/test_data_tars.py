@@ -48,6 +48,18 @@ def test_names_split_as_webdatasets(name: str, parts: tuple[str, str]) -> None:
     assert split_name(name) == parts
 
 
+def test_images_whose_keys_have_dots_are_read_with_their_labels_and_else_counted(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {"x.v1.2.jpg": b"x", "x.v1.2.cls": b"3", "y.jpg": b"y", "y.cls": b"3",
+                                     "y.seg.png": b"?", "z.seg.png": b"?", "._y.jpg": b"?", "._y.cls": b"?",
+                                     "y.fine.cls": b"5"})
+    images = scan_folder(tmp_path)
+    assert images.files == ("0.tar/x.v1.2.jpg", "0.tar/y.jpg") and images.read(0) == b"x" and images.labels == (0, 0)
+    assert images.passed_over == {".seg.png": 2}
+    write_shard(tmp_path / "0.tar", {"x.v1.jpg": b"x", "x.cls": b"3"})
+    with pytest.raises(UserError, match="holds no image"):
+        scan_folder(tmp_path)
+
+
 def test_classes_have_the_names_of_classes_txt_beside_or_above(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_shard(tmp_path / split / "0.tar", entries(4))

@@ -27,6 +27,7 @@ from dada_det.engine.pretrain.preprocessor import DrawnImages, TrainImages
 from dada_det.errors import UserError
 from dada_det.models.classifiers import has_fixed_size
 from dada_det.models.weights import Preprocessing, of_meta, preprocessing_of
+from dada_det.untrusted import printable
 
 MAX_WORKERS = 16  # loader processes a training process starts where the config does not say
 SIZE_STEP = 32  # pixels between the sizes of progressive training: the stride of most networks' last feature map
@@ -227,6 +228,7 @@ class WatchImages(Hook):
         new = [name for name in everywhere if (images.root, name) not in self.named]
         check_broken(everywhere, len(images), images.root)
         if new and is_main_process():
-            print(f"pretrain  {len(everywhere)} of {len(images)} images in {images.root} did not decode and were "
-                  f"replaced by the next of their class: {', '.join(new[:3])}{', ..' if len(new) > 3 else ''}", flush=True)
+            print(f"pretrain  {len(everywhere)} of {len(images)} images in {images.root} did not decode and were replaced "
+                  f"by the next of their class: {', '.join(map(printable, new[:3]))}{', ..' if len(new) > 3 else ''}",
+                  flush=True)
         self.named.update((images.root, name) for name in new)

@@ -17,7 +17,6 @@ from dada_det.engine.search.loop import SearchBatches
 from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
 from dada_det.models.classifiers import build_classifier
 from dada_det.models.weights import identity_of, preprocessing_of
-from dada_det.search.ranks import world
 from dada_det.search.step import Algorithm
 
 
@@ -44,13 +43,13 @@ def classification_batches(config: Config, train: MemoryImages, val: MemoryImage
 
 def load_imagenet(config: Config) -> Problem:
     """A folder of images in ImageNet's layout, decoded once to uint8; data.groups says how it is halved."""
-    data, quiet = config.data, world()[0] > 0
+    data = config.data
     rule = data.get("groups", AUTO)
     images, val_images = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, rule)
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
-    memory = decode_to_memory(images, config.image_size, "search", quiet, prepared.interpolation)
+    memory = decode_to_memory(images, config.image_size, "search", prepared.interpolation)
     if val_images is not None:
-        val_memory = decode_to_memory(val_images, config.image_size, "search", quiet, prepared.interpolation,
+        val_memory = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation,
                                       prepared.crop_share)
         return classification(config, memory, val_memory, len(images.classes), hash_of(images.hash(), val_images.hash()))
     train, val, said = halves(images, rule, config.seed, memory.images_NCHW)
