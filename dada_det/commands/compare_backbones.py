@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+import hashlib
+import json
 import math
 import os
 import sys
@@ -137,7 +139,8 @@ def report(args: Namespace, trials: Sequence["Trial"], work_dir: Path) -> None:
                          "seed": trial.seed,
                          **{name: math.nan if figures[name] is None else figures[name] for name in SIZES},
                          "val_images": scores[-1].images,
-                         **{f"{name}_hash": found["identity"][name] for name in ("config", "backbone", "train", "val")},
+                         "config_hash": hash_of_config(found["identity"]["config"]),
+                         **{f"{name}_hash": found["identity"][name] for name in ("backbone", "train", "val")},
                          "hardware": found["hardware"], **found["versions"]})
         if number % 10 == 0:
             print(f"compare  resampled the images of {number} of {len(trials)} runs", flush=True)
@@ -149,6 +152,10 @@ def report(args: Namespace, trials: Sequence["Trial"], work_dir: Path) -> None:
                     f"{Path(args.data).name}: {args.seeds} seeds, {args.resamples} resamples of {scores[0].images} images")
     print(comparison.table(summary, reference))
     print(f"compare  done: comparison.csv, comparison.png, runs.csv ({len(rows)} rows) and runs/ in {work_dir}")
+
+
+def hash_of_config(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def ordered(trials: Sequence["Trial"]) -> list["Trial"]:

@@ -12,7 +12,7 @@ path that is drawn more is trained more, and would be preferred for that alone. 
 architecture learns from are drawn apart from it.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -85,8 +85,8 @@ class Daas(Algorithm):
         self.distribution = PolicyDistribution(space, shared="preferences", spread=settings.spread)
         self.architecture_2EO = nn.Parameter(torch.zeros(2, network.edges, len(self.operations)))
         self.provenance = {"method": "daas"}
-        self.identity = (f"daas, {settings}, {network.size}, {'/'.join(self.operations)}, "
-                         f"{len(space.operations)} operations {'/'.join(space.operations)}")
+        self.identity = {"method": "daas", "search": asdict(settings), "supernet": network.size,
+                         "edges": list(self.operations), "operations": list(space.operations)}
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         return {"policy": [{"params": self.distribution.parameters()}],

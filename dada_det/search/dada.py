@@ -5,6 +5,7 @@ Upper problem: minimise L_val(w - zeta grad_w E_q[L_train(w, q)]); its gradient 
 (dada_det.search.alignment) is made large. The paper's step takes grad L_val at the virtual weights, ours at w itself.
 """
 
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -55,7 +56,7 @@ class Dada(Algorithm):
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None
         self.provenance = {"method": "dada", "mode": settings.mode}
-        self.identity = f"dada, {settings}, {len(space.operations)} operations {'/'.join(space.operations)}"
+        self.identity = {"method": "dada", "search": asdict(settings), "operations": list(space.operations)}
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         return {"policy": [*rates(self.distribution),

@@ -16,7 +16,7 @@ take two forward passes a copy). In the paper Blur, Smooth and two flips are ato
 (Sharpness at its low end is Smooth, and the crop mirrors); its level 0 is the image as it is, one atom here.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -105,8 +105,8 @@ class Ddas(Algorithm):
         self.past_EA: Tensor  # sigma(t) and pi at the end of each epoch
         self.register_buffer("past_EA", torch.zeros(epochs, 1 + len(space)))
         self.provenance = {"method": "ddas"}
-        self.identity = f"ddas, {settings}, {len(space)} atoms of " + \
-            "/".join(dict.fromkeys(atom.name for atom in space.atoms if atom.name is not None))
+        self.identity = {"method": "ddas", "search": asdict(settings),
+                         "operations": list(dict.fromkeys(atom.name for atom in space.atoms if atom.name is not None))}
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         return {"policy": [{"params": [self.alpha_A]}, {"params": [self.t], "lr": self.settings.probability_lr}]}

@@ -97,12 +97,12 @@ class Algorithm(nn.Module):
     Its parameters and buffers are part of the search's checkpoints; it does not own the network. What it has to say:
 
     settings: its own, StepSettings among them; provenance: {"method": .., ..}, the head of that in what it writes;
-    identity: one line, what a search that --resume goes on with must share.
+    identity: what a search that --resume goes on with must share, plain values by name.
     """
 
     settings: Any
     provenance: dict[str, Any]
-    identity: str
+    identity: dict[str, Any]
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options. A group

@@ -159,7 +159,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(back
     capsys.readouterr()
     assert compare(backbone, data, tmp_path, "--seeds", "1", "--image-size", "48") == 2
     error = capsys.readouterr().err
-    assert "runs/retinanet-good-100-s0/identity.json is of another trial (config " in error and error.count("\n") == 1
+    assert "runs/retinanet-good-100-s0/identity.json is of another run (config." in error and error.count("\n") == 1
     assert len(trained) == 2
 
 

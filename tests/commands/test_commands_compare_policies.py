@@ -171,7 +171,7 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(data
     capsys.readouterr()
     assert compare(data, tmp_path, "trivial", "none", epochs=2) == 2
     captured = capsys.readouterr()
-    assert "runs/none-s0/metrics.json is of another trial (epochs 1 instead of 2); give" in captured.err
+    assert "runs/none-s0/metrics.json is of another run (epochs 1 instead of 2); resume" in captured.err
     assert captured.err.count("\n") == 1 and "ETA" not in captured.out and not (tmp_path / "runs/trivial-s0").exists()
     assert (tmp_path / "runs/none-s0/metrics.json").read_bytes() == written
 

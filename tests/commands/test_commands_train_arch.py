@@ -11,6 +11,8 @@ import torch
 from dada_det.commands.train_arch import main
 from dada_det.data.cifar import write_cifar10
 from dada_det.engine.compare import trial
+from dada_det.engine.compare.trial import UNFINISHED, begin
+from dada_det.files import make_folder
 from dada_det.models.genotype import Genotype
 from tests.conftest import write_noise
 
@@ -82,17 +84,17 @@ def test_a_resumed_training_ends_in_the_same_figures(folder: Path, tmp_path: Pat
 
     monkeypatch.setattr(trial.TrialRunner, "train", train_and_keep)
     kept = tmp_path / "kept"
-    kept.mkdir()
+    begin(make_folder(kept) / UNFINISHED)
     after = trial.TimedCheckpoint.after_train_epoch
 
     def copied(self: Any, runner: Any) -> None:
         after(self, runner)
-        if (Path(runner.work_dir) / "epoch_2.pth").exists() and Path(runner.work_dir) != kept:
-            shutil.copy(Path(runner.work_dir) / "epoch_2.pth", kept)
+        if (Path(runner.work_dir) / "epoch_2.pth").exists() and Path(runner.work_dir).parent != kept:
+            shutil.copy(Path(runner.work_dir) / "epoch_2.pth", kept / UNFINISHED)
 
     monkeypatch.setattr(trial.TimedCheckpoint, "after_train_epoch", copied)
     assert train(folder, tmp_path / "whole", "--policy", "random") == 0
-    assert [path.name for path in kept.iterdir()] == ["epoch_2.pth"]
+    assert [path.name for path in kept.rglob("*.pth")] == ["epoch_2.pth"]
     assert train(folder, kept, "--policy", "random", "--resume") == 0
     whole, resumed = weights
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -100,7 +102,7 @@ def test_a_resumed_training_ends_in_the_same_figures(folder: Path, tmp_path: Pat
     assert train(folder, kept, "--policy", "random", "--resume") == 0 and len(weights) == 2  # a finished one is read
     capsys.readouterr()
     assert train(folder, kept, "--policy", "none", "--resume") == 2
-    assert "is of another trial (policy " in capsys.readouterr().err
+    assert "is of another run (policy " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [

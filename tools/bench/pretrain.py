@@ -162,7 +162,7 @@ def measure(model: str, args: argparse.Namespace) -> tuple[list[dict[str, Any]],
     hook = Rounds(args.rounds, args.steps, settle, args.samples, progress)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         config.work_dir = folder
-        runner = build_runner(config, loaders(config, chosen, chosen, policy), "", None, False)
+        runner = build_runner(config, loaders(config, chosen, chosen, policy), {}, None, False)
         runner.register_hook(hook)
         runner.train()
     batch, cores = config.batch_size, len(os.sched_getaffinity(0))

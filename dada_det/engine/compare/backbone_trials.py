@@ -5,7 +5,6 @@ Runs with equal seeds share the first weights of their heads, their batches and 
 
 import contextlib
 import datetime
-import hashlib
 import io
 import json
 import math
@@ -21,13 +20,13 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 
 from dada_det.data.checks import CocoLayout, check_coco
-from dada_det.engine.compare.trial import demand_same
 from dada_det.engine.detect.config import use_results_of_validation
 from dada_det.engine.detect.run import run_training
 from dada_det.engine.evaluate.figures import evaluation_of
 from dada_det.engine.evaluate.results_stream import read_array
 from dada_det.engine.evaluate.submission import KINDS
 from dada_det.engine.runtime.checkpoint import find_checkpoint
+from dada_det.engine.runtime.identity import demand_same, plain
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, sha256_of, write_json, write_text
@@ -148,24 +147,29 @@ def part_of(layout: CocoLayout, fraction: float, seed: int, work_dir: Path) -> C
 
 
 def identity_of(trial: Trial, layout: CocoLayout, hashes: dict[Path, str]) -> dict[str, Any]:
-    """What makes a run this one and no other, as JSON values."""
-    content = trial.config.to_dict()
+    """What makes a run this one and no other."""
+    content = plain(trial.config.to_dict())
     content.pop("work_dir")
     content["model"]["backbone"]["init_cfg"].pop("checkpoint")
     for name in ("backbone", "backbone_command", "data_root"):  # the config's defaults, which the flags have replaced
         content.pop(name, None)
-    return {"detector": trial.detector, "fraction": trial.fraction, "seed": trial.seed,
-            "config": hashlib.sha256(repr(content).encode()).hexdigest()[:16],
+    return {"detector": trial.detector, "fraction": trial.fraction, "seed": trial.seed, "config": content,
             "backbone": hashes[Path(_backbone(trial.config))], "train": hashes[layout.part("train")[0]],
             "val": hashes[layout.part("val")[0]]}
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Notes in `folder` which run it is for; UserError where it is another's."""
+    """Notes in `folder` which run it is for; UserError where it is another's, or holds what no run has written.
+
+    Only a folder with that note is ever cleared (keep_result).
+    """
     path = make_folder(folder) / IDENTITY
     if path.exists():
         demand_same(path, read_json(path, "run's identity"), identity)
-    else:
+    elif is_main_process():
+        if strangers := sorted(found.name for found in folder.iterdir() if IDENTITY not in found.name):
+            raise UserError(f"{folder} holds {strangers[0]}, which no run of a comparison has written; give another "
+                            "--work-dir")
         write_json(path, identity)
 
 

@@ -26,15 +26,19 @@ from dada_det.augment.policy import Policy
 from dada_det.data.memory import MemoryImages, center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.engine.pretrain import classifier, preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
-from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
+from dada_det.engine.runtime.checkpoint import checkpoints, forbid_unsafe_loading
 from dada_det.engine.runtime.hooks import AtomicCheckpoint, ProgressLine
+from dada_det.engine.runtime.identity import demand_same, resume_point
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, write_json
 from dada_det.models import weights
+from dada_det.models.classifiers import build_classifier
 from dada_det.report.measurements import hardware
 
 METRICS = "metrics.json"
+UNFINISHED = "unfinished"  # the folder of a trial that runs or was cut short: checkpoints and mmengine's log
+MARKER = "trial.json"  # in it: says that a trial has made the folder, and may remove it
 CHECKPOINT_SECONDS = 60.0  # a trial that is cut short loses this much; most trials end before their first checkpoint
 CROPS, DRAWS, NETWORK = 1, 2, 3  # the random streams of a trial beside epoch_order's, keyed (seed, stream, step)
 
@@ -69,22 +73,29 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
     """{"top1", "top5"} in percent on `test`, of recipe.model trained on `train` with `policy`.
 
     A random crop and mirror of the stored images, then the policy, image by image; the central crop for the test.
-    Writes work_dir/metrics.json at the very end: the figures, what was run (`identity`), hardware and versions.
+    Writes work_dir/metrics.json at the very end: the figures, what was run (`identity`), hardware and versions. Until then
+    everything stands in work_dir/unfinished, which goes with it; nothing else in work_dir is touched.
     resume: a finished trial is read and not run again, one cut short goes on from its checkpoint. quiet: no progress.
-    Raises UserError where the folder is another trial's, recipe and images do not fit, or the loss becomes infinite.
+    Raises UserError where the folder is another trial's, or has files of these names that no trial wrote, where recipe and
+    images do not fit, or the loss becomes infinite.
     """
     forbid_unsafe_loading()
     check_sizes(train, test, recipe)
     work_dir = make_folder(work_dir)
     own = identity_of(data_hash(train, test), policy, recipe, seed)
-    if not resume:
-        clear(work_dir)
-    elif (figures := finished(work_dir, own)) is not None:
+    demand_own(work_dir)
+    if resume and (figures := finished(work_dir, own)) is not None:
         return figures
-    checkpoint = resume_point(work_dir, own)
+    folder = work_dir / UNFINISHED
+    checkpoint = resume_point(folder, own, "trial") if resume and checkpoints(folder) else None
+    if checkpoint is None:
+        # It says what is wrong before anything is removed.
+        build_classifier(recipe.model, recipe.classes, recipe.image_size, recipe.weights)
+        (work_dir / METRICS).unlink(missing_ok=True)
+        begin(folder)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     train, test = (MemoryImages(images.images_NCHW.to(device), images.labels_N.to(device)) for images in (train, test))
-    runner = build_runner(TrainBatches(train, recipe, policy, seed), CentralCrops(test, recipe), recipe, seed, work_dir,
+    runner = build_runner(TrainBatches(train, recipe, policy, seed), CentralCrops(test, recipe), recipe, seed, folder,
                           own, checkpoint, quiet)
     runner.model.to(memory_format=torch.channels_last)  # convolutions take 1.2 (CPU) to 2 times (GPU) as long without
     runner.train()
@@ -94,7 +105,7 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
         runner.logger.removeHandler(handler)  # mmengine would write to it as long as this logger is the current one
     write_json(work_dir / METRICS, {**figures, "identity": own, "hardware": hardware(),
                                     "versions": {name: version(name) for name in ("torch", "dada_det")}})
-    clear(work_dir, but_metrics=True)
+    shutil.rmtree(folder)
     return figures
 
 
@@ -137,29 +148,25 @@ def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float]
     return {name: found[name] for name in ("top1", "top5")}
 
 
-def resume_point(work_dir: Path, identity: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint in `work_dir`, or None; UserError where it is of another trial."""
-    checkpoint = find_checkpoint(work_dir)
-    if checkpoint is not None:
-        demand_same(checkpoint, check_checkpoint(checkpoint).get("meta", {}).get("identity"), identity)
-    return checkpoint
+def demand_own(work_dir: Path) -> None:
+    """UserError where `work_dir` has what a trial would replace and no trial has written: so nothing of it is removed."""
+    folder, path = work_dir / UNFINISHED, work_dir / METRICS
+    empty = folder.is_dir() and not any(folder.iterdir())  # a kill before the marker was there
+    if folder.is_symlink() or (folder.exists() and not empty and not (folder / MARKER).is_file()):
+        raise UserError(f"{folder} is not a trial's, which would write there; move it away, or give another --work-dir")
+    if path.exists():
+        found = read_json(path, "trial's result")
+        if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):
+            raise UserError(f"{path} is not a trial's result, which would take its place; move it away, or give another "
+                            "--work-dir")
 
 
-def demand_same(path: Path, found: Any, wanted: dict[str, Any]) -> None:
-    if found != wanted:
-        known = found if isinstance(found, dict) else {}
-        differing = ", ".join(f"{key} {known.get(key)} instead of {value}" for key, value in wanted.items()
-                              if known.get(key) != value)
-        raise UserError(f"{path} is of another trial ({differing}); give its own settings, or another --work-dir")
-
-
-def clear(work_dir: Path, but_metrics: bool = False) -> None:
-    """Removes what trials leave in `work_dir`: checkpoints, mmengine's log and, unless but_metrics, the result."""
-    for path in [*work_dir.glob("epoch_*.pth"), work_dir / "last_checkpoint", work_dir / METRICS]:
-        if not (but_metrics and path.name == METRICS):
-            path.unlink(missing_ok=True)
-    for log in work_dir.glob("[0-9]*_[0-9]*"):
-        shutil.rmtree(log) if log.is_dir() else log.unlink()
+def begin(folder: Path) -> None:
+    """Makes `folder` anew, with the marker by which a later trial knows it; demand_own has looked at it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / MARKER).touch()
 
 
 class TrainBatches:
@@ -270,7 +277,7 @@ class TrialProgress(ProgressLine):
         return super().due(False)
 
 
-def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: int, work_dir: Path,
+def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: int, folder: Path,
                  identity: dict[str, Any], checkpoint: Path | None, quiet: bool) -> Runner:
     steps = recipe.epochs * len(train)
     network = {"name": recipe.model, "num_classes": recipe.classes, "image_size": recipe.image_size,
@@ -283,11 +290,11 @@ def build_runner(train: TrainBatches, test: CentralCrops, recipe: Recipe, seed: 
         hooks.append({"type": "MeanWeights", "ema_type": "StochasticWeightAverage", "update_buffers": True,
                       "begin_iter": min(steps, steps - round(recipe.average * steps) + 1)})
     if not quiet:
-        hooks.append({"type": "TrialProgress", "stage": f"trial  {work_dir.name}"})
+        hooks.append({"type": "TrialProgress", "stage": f"trial  {folder.parent.name}"})
     return TrialRunner(
         model={"type": "Classifier", "classifier": network,
                "data_preprocessor": {"type": "ImagePreprocessor", "mean": prepared.mean, "std": prepared.std}},
-        work_dir=str(work_dir),
+        work_dir=str(folder),
         train_dataloader=train, train_cfg={"by_epoch": True, "max_epochs": recipe.epochs},
         test_dataloader=test, test_cfg={}, test_evaluator={"type": "TopK"},
         optim_wrapper={"type": "BFloat16OptimWrapper" if recipe.precision == "bfloat16" else "OptimWrapper",

@@ -1,6 +1,7 @@
 """Pretraining as a stage: a config's plain keys become a Runner, and the trained network a backbone file."""
 
 import datetime
+import hashlib
 import os
 import shutil
 import sys
@@ -23,9 +24,18 @@ from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.engine.pretrain import classifier  # noqa: F401 (registers Classifier, TopK)
 from dada_det.engine.pretrain.data import WatchImages, loaders, parts_of, preprocessing
-from dada_det.engine.pretrain.recipe import AverageWeights, averaging, optimizer, scale_lr, schedule, visualizer
+from dada_det.engine.pretrain.recipe import (
+    AverageWeights,
+    averaging,
+    optimizer,
+    precision_of,
+    scale_lr,
+    schedule,
+    visualizer,
+)
 from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers ExactResume)
-from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading, resume_point
+from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
+from dada_det.engine.runtime.identity import Identity, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes, without_layout
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
@@ -33,6 +43,10 @@ from dada_det.files import make_folder, write_json
 from dada_det.models import weights
 from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, verify_export
 from dada_det.models.classifiers import OWN
+
+# Of the config what may change on the way: where things are, the loaders, and where or how fast the same is computed.
+FREE = ("data", "work_dir", "workers", "checkpoint", "vis_backends", "policy_on", "channels_last", "compile")
+MOST_HASHED = 10_000  # images whose sizes are asked for, one by one: of a million on a network disk that takes many minutes
 
 
 def run_pretraining(config: Config, policy: Replayable, train: ImageList | ArrayImages, val: ImageList | ArrayImages,
@@ -47,7 +61,7 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     forbid_unsafe_loading()
     distributed = join_processes()
     began = time.monotonic()
-    identity = identity_of(config, policy, len(train), len(train.classes))
+    identity = identity_of(config, policy, train)
     checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
     if config.get("mirror") is False and is_main_process():
         print("pretrain  no image is flipped (--mirror flips)", flush=True)
@@ -65,7 +79,7 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     barrier()
 
 
-def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], identity: str, checkpoint: Path | None,
+def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], identity: Identity, checkpoint: Path | None,
                  distributed: bool) -> Runner:
     """The Runner of the whole recipe; `compile` is mmengine's own key and reads as it stands in the config."""
     train, val = data
@@ -100,17 +114,25 @@ def policy_hash(policy: Replayable) -> str | None:
     return policy.sha256 if isinstance(policy, Policy | Schedule) else None
 
 
-def identity_of(config: Config, policy: Replayable, images: int, classes: int) -> str:
-    """What a run must share with the one whose checkpoint it goes on from; not policy_on: both give the same images."""
+def identity_of(config: Config, policy: Replayable, images: ImageList | ArrayImages) -> Identity:
+    """What a run must share with the one whose checkpoint it goes on from: all of its config that the weights depend on."""
+    entries = {name: value for name, value in config.to_dict().items() if name not in FREE}
     hashed = policy_hash(policy)
-    extras = ["no flips"] if config.get("mirror") is False else []
-    extras += [f"{key} {config[key]}" for key in ("progressive_size", "color_jitter", "lighting", "padding", "cutout", "ema")
-               if config.get(key)] + ([f"accumulation {parts_of(config)}"] if parts_of(config) > 1 else [])
-    if config.get("weights"):
-        extras.append(f"weights {weights.identity_of(config.weights, config.classifier.name)}")
-    return ", ".join([f"{config.classifier.name}, {images} images, {classes} classes, {config.image_size} px, batch "
-                      f"{config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
-                      f"policy {hashed[:12] if hashed else config.policy}", *extras])
+    started = weights.identity_of(config.get("weights"), config.classifier.name)
+    return plain({**entries, "weights": started, "policy": hashed[:12] if hashed else config.policy,
+                  "precision": precision_of(config), "accumulation": parts_of(config), "images": len(images), "classes": len(images.classes),
+                  "data": hash_of(images)[:12]})
+
+
+def hash_of(images: ImageList | ArrayImages) -> str:
+    """SHA-256 of the images' names, sizes in bytes and labels, of more than MOST_HASHED every so manieth; arrays whole."""
+    if isinstance(images, ArrayImages):
+        digest = hashlib.sha256(images.images_NCHW.numpy().data)
+    else:
+        images = images.select(range(0, len(images), -(-len(images) // MOST_HASHED)))
+        digest = hashlib.sha256(images.hash().encode())
+    digest.update(repr(images.labels).encode())
+    return digest.hexdigest()
 
 
 def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | ArrayImages, began: float) -> None:

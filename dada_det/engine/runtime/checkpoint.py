@@ -6,6 +6,7 @@ four are shut here.
 """
 
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -73,22 +74,31 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def checkpoints(work_dir: str | Path) -> list[Path]:
-    """epoch_*.pth and iter_*.pth in `work_dir`, the one to resume first: the last written, unless `last_checkpoint`,
-    written later than all of them, names another."""
-    work_dir = Path(work_dir)
-    found = sorted([*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")], key=age, reverse=True)
-    pointer = work_dir / "last_checkpoint"
-    # A checkpoint newer than the pointer was written by a run that ended before it could name it.
-    if found and pointer.is_file() and age(found[0])[0] <= pointer.stat().st_mtime_ns:
-        # The folder may have been moved since: only the name counts.
-        named = work_dir / Path(pointer.read_text(encoding="utf-8").strip()).name
-        found = [path for path in found if path == named] + [path for path in found if path != named]
-    return found
+    """epoch_*.pth and iter_*.pth in `work_dir`."""
+    return sorted([*Path(work_dir).glob("epoch_*.pth"), *Path(work_dir).glob("iter_*.pth")])
+
+
+def last_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint of `work_dir` that the file last_checkpoint in it names, or None."""
+    try:
+        text = Path(work_dir, "last_checkpoint").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    # The folder may have been moved or copied since: only the name counts.
+    return next((path for path in checkpoints(work_dir) if path.name == Path(text).name), None)
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """The first of checkpoints(work_dir) that is whole."""
-    return next((path for path in checkpoints(work_dir) if is_whole(path)), None)
+    """The newest checkpoint: the one that last_checkpoint names where it is whole, else the furthest of the whole ones."""
+    named = last_checkpoint(work_dir)
+    if named is not None and is_whole(named):
+        return named
+    furthest: dict[Path, tuple[int, int]] = {}
+    for path in checkpoints(work_dir):
+        with suppress(UserError):  # find_checkpoint only names a checkpoint; who resumes reads it and says what is wrong
+            if is_whole(path):
+                furthest[path] = progress(path, check_checkpoint(path))
+    return max(furthest, key=furthest.__getitem__, default=None)
 
 
 def newest_that_loads(work_dir: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
@@ -100,41 +110,31 @@ def newest_that_loads(work_dir: str | Path, stage: str) -> tuple[Path, dict[str,
         if is_main_process():
             print(f"{stage}  --resume: {sentence}", flush=True)
 
-    for path in checkpoints(work_dir):
-        try:
-            content = check_checkpoint(path) if is_whole(path) else None
-        except DamagedCheckpoint:
-            content = None
-        if content is not None:
-            say(f"going on from {path}")
-            return path, content
+    def loaded(path: Path) -> dict[str, Any] | None:
+        with suppress(DamagedCheckpoint):
+            if is_whole(path):
+                return check_checkpoint(path)
         say(f"skipped {path}, which is truncated or damaged")
-    say(f"no checkpoint in {work_dir} yet, starting afresh")
-    return None
-
-
-def resume_point(work_dir: str | Path, identity: str, stage: str) -> Path | None:
-    """The checkpoint that --resume goes on from; None, after one line, where there is none yet.
-
-    identity: what StampIdentity has written into it. Raises UserError where the checkpoint is of another run.
-    """
-    found = newest_that_loads(work_dir, stage)
-    if found is None:
         return None
-    checkpoint, meta = found[0], found[1].get("meta", {})
-    if meta.get("identity") != identity:
-        theirs, ours = (str(text).split(", ") for text in (meta.get("identity") or "none of ours", identity))
-        only_theirs, only_ours = (", ".join(entry for entry in own if entry not in other) or "without"
-                                  for own, other in ((theirs, ours), (ours, theirs)))
-        raise UserError(f"{checkpoint} is of another run ({only_theirs} instead of {only_ours}); resume with the flags of "
-                        "that run, or give another --work-dir")
-    return checkpoint
+
+    named = last_checkpoint(work_dir)
+    newest = named if named is not None and (content := loaded(named)) is not None else None
+    if newest is None:
+        furthest = {path: progress(path, content) for path in checkpoints(work_dir)
+                    if path != named and (content := loaded(path)) is not None}
+        newest = max(furthest, key=furthest.__getitem__, default=None)
+        content = None if newest is None else check_checkpoint(newest)
+    if newest is None or content is None:
+        say(f"no checkpoint in {work_dir} yet, starting afresh")
+        return None
+    say(f"going on from {newest}")
+    return newest, content
 
 
-def age(path: Path) -> tuple[int, int]:
-    """Sorts checkpoints by the time they were written, then by the number in their names (epoch_12.pth: 12)."""
-    number = path.stem.rpartition("_")[2]
-    return path.stat().st_mtime_ns, int(number) if number.isdigit() else -1
+def progress(path: Path, content: dict[str, Any]) -> tuple[int, int]:
+    """Sorts checkpoints by how far their run had come: its steps, then the number in the name (epoch_12.pth: 12)."""
+    steps, number = (content.get("meta") or {}).get("iter"), path.stem.rpartition("_")[2]
+    return steps if isinstance(steps, int) else -1, int(number) if number.isdigit() else -1
 
 
 def is_whole(path: Path) -> bool:

@@ -54,8 +54,8 @@ def load_detection(config: Config) -> Problem:
         train, val = halves(train, rule, config.seed)
     return Problem(network=lambda: DetectorLosses(build_detector(config.model, len(summary.categories))),
                    batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
-                   identity=f"{model_identity(config)}, {config.image_size} px, masks {config.masks}, mirror "
-                            f"{config.mirror}", groups=rule,
+                   identity={"model": model_identity(config), "image_size": config.image_size, "masks": config.masks,
+                             "mirror": config.mirror}, groups=rule,
                    data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std, apply=apply_with_instances)
 
 
@@ -91,13 +91,13 @@ def build_detector(model: dict[str, Any], classes: int) -> nn.Module:
     return detector
 
 
-def model_identity(config: Config) -> str:
-    """The detector's kind, and a hash of its config and its backbone's file."""
-    text = repr(config.model.to_dict())
-    init = config.model.backbone.get("init_cfg")
+def model_identity(config: Config) -> dict[str, Any]:
+    """The detector's config, with a hash in the place of its backbone's file."""
+    model = config.model.to_dict()
+    init = model["backbone"].get("init_cfg")
     if isinstance(init, dict) and Path(str(init.get("checkpoint"))).is_file():
-        text += sha256_of(init["checkpoint"])
-    return f"{config.model.type} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        init["checkpoint"] = sha256_of(init["checkpoint"])[:16]
+    return model
 
 
 def hash_of(*memories: MemoryDetection) -> str:

@@ -26,7 +26,7 @@ class Problem:
 
     network: Callable[[], nn.Module]
     batches: Callable[[Algorithm], Any]
-    identity: str
+    identity: dict[str, Any]
     data_hash: str
     groups: str | None = None
     mean: Sequence[float] = tuple(IMAGENET["mean"])

@@ -30,8 +30,8 @@ def classification(config: Config, train: MemoryImages, val: MemoryImages, class
     return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
                                                     image_size=config.image_size, weights=config.get("weights")),
                    batches=partial(classification_batches, config, train, val), data_hash=data_hash,
-                   identity=f"{dict(config.classifier)}, {config.image_size} px, padding {config.get('padding', 0)}, "
-                            f"mirror {config.mirror}" + (f", weights {started}" if started else ""),
+                   identity={"classifier": config.classifier, "image_size": config.image_size,
+                             "padding": config.get("padding", 0), "mirror": config.mirror, "weights": started},
                    mean=prepared.mean, std=prepared.std, groups=groups)
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.space import AtomSpace, SearchSpace
-from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading, resume_point
+from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
+from dada_det.engine.runtime.identity import Identity, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
@@ -103,13 +104,12 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
 
 
-def identity(config: Config, problem: Problem, algorithm: Algorithm) -> str:
+def identity(config: Config, problem: Problem, algorithm: Algorithm) -> Identity:
     """What a resumed search must share with the one that wrote the checkpoint."""
-    adams = ", ".join(f"{name} {dict(config[f'{name}_optimizer'])}" for name in algorithm.groups())
-    return (f"{problem.identity}, batch {config.batch_size}, {config.epochs} epochs, seed {config.seed}, "
-            f"{config.precision}, weights {dict(config.weights_optimizer)} at batch {config.base_batch_size}, clipped at "
-            f"{config.clip_grad}, {adams}, {algorithm.identity}, "
-            f"groups {problem.groups}, data {problem.data_hash[:12]}")
+    entries = ("batch_size", "epochs", "seed", "precision", "weights_optimizer", "base_batch_size", "clip_grad",
+               *(f"{name}_optimizer" for name in algorithm.groups()))
+    return plain({**problem.identity, **{name: config[name] for name in entries}, **algorithm.identity,
+                  "groups": problem.groups, "data": problem.data_hash[:12]})
 
 
 def dada(config: Config) -> Callable[[nn.Module], Dada]:

@@ -139,8 +139,8 @@ def test_a_trial_cut_short_goes_on_to_the_same_result(tmp_path: Path, trained: l
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         run(cut, recipe=recipe)
-    assert [path.name for path in cut.glob("*.pth")] == ["epoch_2.pth"] and not (cut / METRICS).exists()
-    with pytest.raises(UserError, match=r"epoch_2.pth is of another trial \(lr 0.05 instead of 0.1\); give"):
+    assert [path.name for path in cut.rglob("*.pth")] == ["epoch_2.pth"] and not (cut / METRICS).exists()
+    with pytest.raises(UserError, match=r"epoch_2.pth is of another run \(lr 0.05 instead of 0.1\); resume with"):
         run(cut, recipe=replace(recipe, lr=0.1), resume=True)
     assert run(cut, recipe=recipe, resume=True) == whole
     assert epochs[3:] == [2, 3]
@@ -180,9 +180,9 @@ def test_a_finished_trial_is_read_and_another_ones_folder_refused(tmp_path: Path
         patched.delattr(trial, "build_runner")
         assert run(tmp_path, "uniform", resume=True) == figures
         for changes in ({"policy": "none"}, {"seed": 1}, {"recipe": replace(RECIPE, epochs=9)}):
-            with pytest.raises(UserError, match="is of another trial"):
+            with pytest.raises(UserError, match="is of another run"):
                 run(tmp_path, resume=True, **{"policy": "uniform", **changes})
-        with pytest.raises(UserError, match=r"of another trial \(data \w+ instead of \w+\)"):
+        with pytest.raises(UserError, match=r"of another run \(data \w+ instead of \w+\)"):
             run_trial(TRAIN, TRAIN, policy=resolve_policy("uniform"), recipe=RECIPE, seed=0, work_dir=tmp_path, resume=True)
     assert run(tmp_path, "none", recipe=replace(RECIPE, epochs=1)) is not None  # without resume the folder is its own
 
@@ -194,6 +194,41 @@ def test_what_does_not_fit_is_said_before_anything_is_removed(tmp_path: Path) ->
     with pytest.raises(UserError, match="a crop of 20 px does not fit into images of 18 px"):
         run(tmp_path, "none", recipe=replace(RECIPE, image_size=20, padding=4))
     assert json.loads((tmp_path / METRICS).read_text())["top1"] == figures["top1"]
+
+
+def test_nothing_that_a_trial_has_not_written_is_removed(tmp_path: Path) -> None:
+    """Files and folders that look as if: checkpoints, a log, a date."""
+    names = ("epoch_1.pth", "last_checkpoint", "20240101_120000.log", "20240101_2/notes.txt", "2023_holiday/1.jpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    short = replace(RECIPE, epochs=1)
+    run(tmp_path, "none", recipe=short)
+    for resume in (False, True):
+        run(tmp_path, "none", recipe=short, resume=resume)
+    assert all((tmp_path / name).read_text() == name for name in names)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(names) + 1
+
+
+def test_what_stands_in_a_trials_place_and_is_not_its_own_is_refused(tmp_path: Path) -> None:
+    for name in (METRICS, f"{trial.UNFINISHED}/mine.txt"):
+        folder = tmp_path / name.replace("/", "-")
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text('{"top1": 76.0}')
+        for resume in (False, True):
+            with pytest.raises(UserError, match=rf"{name.partition('/')[0]} is not a trial's.*another --work-dir"):
+                run(folder, "none", recipe=replace(RECIPE, epochs=1), resume=resume)
+        assert (folder / name).read_text() == '{"top1": 76.0}'
+
+
+def test_an_unfinished_trial_is_begun_again_without_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0.0)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trial.TrialRunner, "test", lambda runner: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(tmp_path)
+    assert list(tmp_path.rglob("*.pth"))
+    run(tmp_path, "none")  # another trial: without --resume the folder is its own
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
 def test_a_loss_that_becomes_infinite_is_a_sentence_and_no_result(tmp_path: Path) -> None:

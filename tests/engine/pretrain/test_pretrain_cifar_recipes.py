@@ -183,7 +183,7 @@ def test_a_resume_draws_the_same_squares_and_the_same_branches(roots, tmp_path, 
     whole, resumed = (check_checkpoint(tmp_path / name / "epoch_2.pth")["state_dict"] for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert main(["--resume", *two_epochs("parts", "cutout=8")]) == 2
-    assert "(cutout 16 instead of cutout 8)" in capsys.readouterr().err
+    assert "(cutout 16 instead of 8)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp
     assert (tmp_path / "parts" / "metrics.json").read_text() == expected
 
     assert main(flags(images, tmp_path / "parts", "--resume", policy="none")) == 2
-    assert re.search(r"epoch_2.pth is of another run \(policy \w{12} instead of policy none\); resume with the flags",
+    assert re.search(r"epoch_2.pth is of another run \(policy \w{12} instead of none\); resume with the settings",
                      capsys.readouterr().err)
 
 

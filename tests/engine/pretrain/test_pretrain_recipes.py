@@ -219,7 +219,7 @@ def test_a_resume_with_everything_on_ends_as_an_uninterrupted_run(images, tmp_pa
 def test_a_run_is_not_resumed_with_another_recipe(images, tmp_path, capsys):
     assert main(flags(images, tmp_path / "w", epochs=1)) == 0
     assert main(flags(images, tmp_path / "w", "--resume", epochs=1, options=EMA)) == 2
-    assert re.search(r"epoch_1.pth is of another run \(without instead of ema \{'momentum': 0.3, .*\}\); resume",
+    assert re.search(r"epoch_1.pth is of another run \(ema.momentum nothing instead of 0.3, .*\); resume",
                      capsys.readouterr().err)
 
 

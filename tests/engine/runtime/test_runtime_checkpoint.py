@@ -85,17 +85,11 @@ def test_truncated_missing_and_foreign_files_are_named(tmp_path):
         check_checkpoint(tmp_path / "plain.pth")
 
 
-def aged(folder, *names):
-    """Checkpoints that were written one second after the other."""
-    for second, name in enumerate(names):
-        save(folder / name)
-        os.utime(folder / name, (second, second))
-
-
-def test_the_newest_whole_checkpoint_is_found(tmp_path):
+def test_the_newest_checkpoint_is_the_one_that_is_named_then_the_furthest(tmp_path):
     assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "none") is None
-    aged(tmp_path, "epoch_9.pth", "epoch_10.pth", "iter_99.pth", "epoch_11.pth")
-    assert find_checkpoint(tmp_path) == tmp_path / "epoch_11.pth"
+    for name, steps in (("epoch_9.pth", 90), ("epoch_10.pth", 100), ("iter_99.pth", 99), ("epoch_2.pth", 20)):
+        save(tmp_path / name, meta={"iter": steps})  # the youngest file is that of a run that had come least far
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
     (tmp_path / "last_checkpoint").write_text("/moved/from/elsewhere/epoch_9.pth")
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_9.pth"
 
@@ -103,19 +97,36 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path):
         start = archive.infolist()[-1].header_offset
     damaged = bytearray((tmp_path / "epoch_9.pth").read_bytes())
     (tmp_path / "epoch_9.pth").write_bytes(damaged[:start])
-    assert find_checkpoint(tmp_path) == tmp_path / "epoch_11.pth"
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_10.pth"
+    (tmp_path / "epoch_10.pth").unlink()
+    assert find_checkpoint(tmp_path) == tmp_path / "iter_99.pth"
 
 
-def test_a_checkpoint_that_nobody_could_name_any_more_is_the_newest(tmp_path):
-    """A kill between the checkpoint and `last_checkpoint`, which still names the one before."""
-    aged(tmp_path, "epoch_1.pth", "epoch_2.pth")
-    (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
-    os.utime(tmp_path / "last_checkpoint", (0.5, 0.5))
-    assert find_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"
+@pytest.mark.parametrize("order", [("epoch_1.pth", "epoch_2.pth", "last_checkpoint"),
+                                   ("last_checkpoint", "epoch_2.pth", "epoch_1.pth")])
+def test_a_copied_folder_goes_on_from_the_same_checkpoint(order, tmp_path):
+    """A copy gives every file a new time, in any order."""
+    (tmp_path / "from").mkdir()
+    for name in ("epoch_1.pth", "epoch_2.pth"):
+        save(tmp_path / "from" / name, meta={"iter": int(name[6])})
+    for named in ("epoch_2.pth", None):
+        if named:
+            (tmp_path / "from/last_checkpoint").write_text(str(tmp_path / "from" / named))
+        else:
+            (tmp_path / "from/last_checkpoint").unlink()
+        to = tmp_path / f"to-{named}"
+        to.mkdir()
+        for second, name in enumerate(order):
+            if (tmp_path / "from" / name).exists():
+                (to / name).write_bytes((tmp_path / "from" / name).read_bytes())
+                os.utime(to / name, (second, second))
+        found = newest_that_loads(to, "search")
+        assert found is not None and found[0] == find_checkpoint(to) == to / "epoch_2.pth"
 
 
 def test_damaged_checkpoints_are_skipped_by_name(tmp_path, capsys):
-    aged(tmp_path, "epoch_1.pth", "epoch_2.pth", "iter_5.pth", "epoch_3.pth")
+    for name in ("epoch_1.pth", "epoch_2.pth", "iter_5.pth", "epoch_3.pth"):
+        save(tmp_path / name)
     content = (tmp_path / "epoch_3.pth").read_bytes()
     (tmp_path / "epoch_3.pth").write_bytes(content[:-100])
     with zipfile.ZipFile(tmp_path / "iter_5.pth", "w") as archive:  # whole, and still no checkpoint
@@ -133,7 +144,7 @@ def test_damaged_checkpoints_are_skipped_by_name(tmp_path, capsys):
 
 
 def test_a_checkpoint_with_code_stops_and_is_not_skipped(tmp_path):
-    aged(tmp_path, "epoch_1.pth")
+    save(tmp_path / "epoch_1.pth")
     save(tmp_path / "epoch_2.pth", payload=Call(os.system, f"touch {tmp_path}/ran"))
     with pytest.raises(UserError, match=r"epoch_2.pth carries code"):
         newest_that_loads(tmp_path, "search")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
@@ -144,8 +145,44 @@ def test_an_interrupted_save_leaves_the_old_checkpoints(tmp_path, monkeypatch):
 def test_a_new_run_keeps_its_checkpoints_beside_an_older_longer_one(tmp_path):
     runner_for(tmp_path, [], epochs=5).train()
     runner_for(tmp_path, [], epochs=1).train()
-    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["epoch_1.pth", "epoch_5.pth"]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["epoch_1.pth", "epoch_4.pth", "epoch_5.pth"]
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_1.pth"
+
+
+def test_a_run_removes_only_the_checkpoints_that_it_has_written_itself_before_a_resume_too(tmp_path):
+    """Of an older run, and of whoever else: their names tell nothing."""
+    theirs = {name: name.encode() for name in ("epoch_7.pth", "epoch_8.pth", "epoch_9.pth", "iter_3.pth")}
+    for name, content in theirs.items():
+        (tmp_path / name).write_bytes(content)
+
+    class Broken(Exception):
+        pass
+
+    class Break(Hook):
+        def before_train_epoch(self, runner):
+            if runner.epoch == 2:
+                raise Broken
+
+    options = {"keep": 1, "steps": 2}
+    with pytest.raises(Broken):
+        runner_for(tmp_path, [{"type": "ExactResume"}, Break()], epochs=4, **options).train()
+    assert {path.name for path in tmp_path.glob("*.pth")} == {*theirs, "epoch_2.pth"}
+    resumed = runner_for(tmp_path, [{"type": "ExactResume"}], epochs=4, **options)
+    resumed._load_from, resumed._resume = str(tmp_path / "epoch_2.pth"), True
+    resumed.train()
+    assert {path.name for path in tmp_path.glob("*.pth")} == {*theirs, "epoch_4.pth"}
+    assert all((tmp_path / name).read_bytes() == content for name, content in theirs.items())
+
+
+def test_a_run_that_goes_on_in_another_folder_removes_nothing_there(tmp_path):
+    runner_for(tmp_path / "one", [], epochs=2).train()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/epoch_1.pth").write_bytes(b"of somebody else")
+    resumed = runner_for(tmp_path / "two", [], epochs=4, keep=1)
+    resumed._load_from, resumed._resume = str(tmp_path / "one/epoch_2.pth"), True
+    resumed.train()
+    assert sorted(path.name for path in (tmp_path / "two").glob("*.pth")) == ["epoch_1.pth", "epoch_4.pth"]
+    assert sorted(path.name for path in (tmp_path / "one").glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])

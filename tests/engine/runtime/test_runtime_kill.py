@@ -149,18 +149,19 @@ MOMENTS = {
     "pretrain": [
         (("during", "step", 1), None),
         (("during", "iter_2.pth", 1), None),  # half of the first is written
-        (("after", "iter_2.pth", 1), "iter_2.pth"),  # and not yet named in last_checkpoint
+        (("after", "iter_2.pth", 1), "iter_2.pth"),  # no last_checkpoint names it yet, nor another
         (("during", "epoch_1.pth", 1), "iter_2.pth"),  # behind the rest of the epoch that was broken off
-        (("after", "epoch_1.pth", 1), "epoch_1.pth"),  # before its validation, and beside iter_2.pth
+        (("after", "epoch_1.pth", 1), "iter_2.pth"),  # which last_checkpoint still names: an epoch's end once more
+        (("after", "last_checkpoint", 1), "epoch_1.pth"),  # before its validation
         (("during", "step", 2), "iter_4.pth"),
         (("during", "step", 4), "epoch_2.pth"),
-        (("after", "epoch_3.pth", 1), "epoch_3.pth"),  # all is done but the last validation
+        (("after", "last_checkpoint", 2), "epoch_3.pth"),  # all is done but the last validation
         (("before", "metrics.json", 1), "epoch_3.pth"),
     ],
     "train_det": [
         (("during", "step", 3), "iter_2.pth"),
         (("during", "step", 5), "iter_6.pth"),
-        (("after", "epoch_2.pth", 1), "epoch_2.pth"),  # all is done but the last validation
+        (("after", "last_checkpoint", 1), "epoch_2.pth"),  # all is done but the last validation
     ],
 }
 

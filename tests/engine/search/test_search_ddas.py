@@ -129,7 +129,7 @@ def test_pretraining_replays_a_schedule_and_resumes_into_the_same_weights(data: 
     assert pretrain([*flags("resumed")[:-3], "--resume", *flags("resumed")[-3:]]) == 0
     first, second = (torch.load(tmp_path / name / "epoch_3.pth", weights_only=False) for name in ("whole", "resumed"))
     assert all(torch.equal(tensor, second["state_dict"][name]) for name, tensor in first["state_dict"].items())
-    assert f"policy {Schedule.load(found / 'schedule.json').sha256[:12]}" in first["meta"]["identity"]
+    assert first["meta"]["identity"]["policy"] == Schedule.load(found / 'schedule.json').sha256[:12]
     shutil.copy(tmp_path / "whole/epoch_2.pth", tmp_path / "resumed")
     capsys.readouterr()
     assert pretrain([*flags("resumed", "policy.json")[:-3], "--resume", *flags("resumed")[-3:]]) == 2

@@ -267,7 +267,7 @@ def test_resume_into_another_search_is_refused(data: Path, tmp_path: Path, capsy
         error = capsys.readouterr().err
         assert "is of another run" in error and len(error) < 500
         if "padding=2" in change:
-            assert "(padding 0 instead of padding 2); resume with the flags of that run" in error
+            assert "(padding 0 instead of 2); resume with the settings of that run" in error
 
 
 @pytest.mark.parametrize("flags", [["--epochs", "1"], ["--epochs", "2", "--batch-size", "12"]])

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from mmengine.hooks import CheckpointHook, EMAHook, SyncBuffersHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dada_det.engine.runtime.checkpoint import age
 from dada_det.engine.runtime.exact_resume import ExactResume
 from dada_det.errors import UserError
 from dada_det.files import whole_file, write_text
+
+WRITTEN = "checkpoints_written"  # what the message hub, which mmengine saves and restores, calls AtomicCheckpoint.written
 
 
 def save_whole(save: Callable[..., None], folder: str | Path, filename: str, **options: Any) -> None:
@@ -48,8 +50,9 @@ class LateRemoval(LocalBackend):
 class AtomicCheckpoint(CheckpointHook):
     """mmengine's CheckpointHook (its options), with files written under a temporary name, flushed to the disk and renamed.
 
-    Only then do older ones go, so that a kill at any moment leaves a whole one. `last_checkpoint` beside them holds the path
-    of the newest, where mmengine looks for it.
+    Only then do older ones go, so that a kill at any moment leaves a whole one, and only those that this run has written,
+    before a resume too: each checkpoint holds the names of those that stand beside it. `last_checkpoint` holds the path of
+    the newest, where mmengine looks for it.
 
     Args:
         keep: how many stay of those written every `interval` (1), epoch_N.pth or, with by_epoch=False, iter_N.pth; -1: all.
@@ -62,10 +65,14 @@ class AtomicCheckpoint(CheckpointHook):
         self.keep = options.pop("max_keep_ckpts", keep)
         super().__init__(**{"interval": 1, **options})
         self.steps, self.late = steps, False
+        self.written: list[str] = []  # names of the checkpoints of this run that are there, the newest last
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         self.file_backend = LateRemoval()
+        here = Path(runner._load_from or "").parent.resolve() == Path(self.out_dir).resolve()  # None: nothing was loaded
+        if runner._resume and here and WRITTEN in runner.message_hub.runtime_info:
+            self.written = list(runner.message_hub.get_info(WRITTEN))
         if self.steps and self.by_epoch and not any(isinstance(hook, ExactResume) for hook in runner.hooks):
             raise UserError(f"checkpoints within an epoch (steps={self.steps}) need the hook ExactResume, as mmengine would "
                             "begin the epoch again; add dict(type='ExactResume') to custom_hooks, or set steps=0")
@@ -103,15 +110,17 @@ class AtomicCheckpoint(CheckpointHook):
 
     def _write(self, runner: Runner, path: Path, meta: dict[str, Any]) -> None:
         self.last_ckpt = str(path)
-        if not is_main_process():
-            return
-        save_whole(runner.save_checkpoint, path.parent, path.name, save_optimizer=self.save_optimizer,
-                   save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch)
-        write_text(path.with_name("last_checkpoint"), str(path))
-        # By time and not by number: a run that starts anew must not lose its first epochs to an older, longer run.
-        written = sorted(path.parent.glob(self.filename_tmpl.format("*")), key=age)
-        old = written[:-self.keep] if self.keep > 0 else []
+        self.written = [*(name for name in self.written if name != path.name), path.name]
+        runner.message_hub.update_info(WRITTEN, list(self.written))
+        if is_main_process():
+            save_whole(runner.save_checkpoint, path.parent, path.name, save_optimizer=self.save_optimizer,
+                       save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch)
+            write_text(path.with_name("last_checkpoint"), str(path))
+        regular = [name for name in self.written if fnmatch(name, self.filename_tmpl.format("*"))]
+        old = regular[:-self.keep] if self.keep > 0 else []
         if self.by_epoch:
-            old += [other for other in path.parent.glob("iter_*.pth") if other != path]
-        for other in old:
-            other.unlink()
+            old += [name for name in self.written if fnmatch(name, "iter_*.pth") and name != path.name]
+        for name in old:
+            self.written.remove(name)
+            if is_main_process():
+                path.with_name(name).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 class StampIdentity(Hook):
     """Writes into every checkpoint which run it belongs to, so that --resume refuses another run's."""
 
-    def __init__(self, identity: str | dict[str, Any]) -> None:
+    def __init__(self, identity: dict[str, Any]) -> None:
         self.identity = identity
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,65 @@
+"""The one rule of what may go on from what: a run's identity, plain values by name, compared one by one.
+
+Each stage says what its run is, StampIdentity writes that into every checkpoint, and `resume_point` refuses another run's.
+An entry that is None, {} or [] counts as not there, so that a stage may get a new one whose default is None.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dada_det.engine.runtime.checkpoint import check_checkpoint, newest_that_loads
+from dada_det.errors import UserError
+
+Identity = dict[str, Any]
+MOST_NAMED = 6  # entries that a refusal names
+LONGEST = 60  # characters of a value in it
+
+
+def plain(value: Any) -> Any:
+    """`value` as dicts, lists, numbers, texts, booleans and None, which JSON and a weights-only pickle keep."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value if value is None or type(value) in (bool, int, float, str) else str(value)
+
+
+def demand_same(path: Path, found: Any, wanted: Identity) -> None:
+    """UserError, with what differs, unless `found`, which stands in `path`, is the identity `wanted`."""
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not say of which run it is, so it cannot go on as this one; give one that this stage "
+                        "wrote, or another --work-dir")
+    theirs, ours = _leaves(found), _leaves(wanted)
+    differing = [name for name in dict.fromkeys([*ours, *theirs]) if theirs.get(name) != ours.get(name)]
+    if differing:
+        said = [f"{name} {_short(theirs.get(name))} instead of {_short(ours.get(name))}" for name in differing[:MOST_NAMED]]
+        more = f", and {len(differing) - MOST_NAMED} entries more" if len(differing) > MOST_NAMED else ""
+        raise UserError(f"{path} is of another run ({', '.join(said)}{more}); resume with the settings of that run, or give "
+                        "another --work-dir")
+
+
+def resume_point(work_dir: str | Path, identity: Identity, stage: str, checkpoint: str | None = None) -> Path | None:
+    """The checkpoint that --resume goes on from: `checkpoint`, else the newest in `work_dir`; None, after one line, where
+    there is none yet. UserError where it is of another run."""
+    found = (Path(checkpoint), check_checkpoint(checkpoint)) if checkpoint else newest_that_loads(work_dir, stage)
+    if found is None:
+        return None
+    demand_same(found[0], (found[1].get("meta") or {}).get("identity"), identity)
+    return found[0]
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """The values inside `value` by their dotted names, without those that count as not there."""
+    if value in ({}, []):
+        return {}
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(entry, dict | list) for entry in value)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        inner = (_leaves(entry, f"{name}.{key}" if name else str(key)) for key, entry in entries)
+        return {place: leaf for leaves in inner for place, leaf in leaves.items()}
+    return {} if value is None else {name: value}
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}.."
