@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dada_det.engine.detect import mmcv_ops
 from dada_det.errors import UserError
+from dada_det.files import sha256_of
 from dada_det.models.backbone import load_backbone, timm_features
 
 mmcv_ops.install()  # before mmdet.models, which imports mmcv.ops
@@ -44,6 +45,7 @@ class Guarded(BaseModule):
     """
 
     meta: dict[str, Any] | None = None  # what belongs to the weights (models/backbone.py), once they are loaded
+    sha256 = ""  # of their file
     preprocessing_checked = False
 
     def init_weights(self) -> None:
@@ -53,7 +55,7 @@ class Guarded(BaseModule):
                             "backbone that tools/pretrain_r50.sh exported")
         weights, meta = load_backbone(path)
         self.fill(weights, meta, path)
-        self.meta = meta
+        self.meta, self.sha256 = meta, sha256_of(path)
         self._is_init = True
 
     def fill(self, weights: dict[str, Tensor], meta: dict[str, Any], path: str) -> None:
@@ -183,12 +185,30 @@ def feature_maps(architecture: str) -> Any:
 
 @HOOKS.register_module()
 class BackboneGuardHook(Hook):
-    """Lets training start only with a Guarded backbone whose file's preprocessing equals the detector's."""
+    """Lets training start only with a Guarded backbone whose file's preprocessing equals the detector's.
+
+    Every checkpoint tells the hash of that file: one that is resumed, or loaded by load_from, replaces all weights, and has
+    to be of a detector that began with the same.
+    """
 
     priority = "VERY_HIGH"
 
     def before_train(self, runner: Runner) -> None:
-        check_preprocessing(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+        check_preprocessing(_detector(runner))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"]["backbone_sha256"] = getattr(_detector(runner).backbone, "sha256", "")
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        backbone = _detector(runner).backbone
+        if not isinstance(backbone, Guarded) or backbone.meta is None:  # a test, which takes all weights from the checkpoint
+            return
+        tensors = checkpoint.get("state_dict", checkpoint)
+        replaced = any(name.removeprefix("module.").startswith("backbone.") for name in tensors)
+        if replaced and (checkpoint.get("meta") or {}).get("backbone_sha256") != backbone.sha256:
+            raise UserError(f"the checkpoint {runner._load_from} would replace the weights of the backbone "
+                            f"{backbone.init_cfg['checkpoint']} by those of a detector that did not begin with them; "
+                            "leave it out, or give the backbone that it began with")
 
 
 @HOOKS.register_module()
@@ -205,10 +225,15 @@ class LearningRateNote(Hook):
         scaling = runner.auto_scale_lr or {}
         batch = runner.world_size * runner.cfg.train_dataloader.batch_size
         if scaling.get("enable") and batch != scaling["base_batch_size"] and is_main_process():
-            given = runner.cfg.optim_wrapper.optimizer.lr
-            print(f"{self.stage}  learning rate {given * batch / scaling['base_batch_size']:.4g}: the config's {given:g} is "
+            group = runner.optim_wrapper.param_groups[0]  # as the optimiser has it: after a resume that of the checkpoint
+            rate = group["lr"] if runner.iter else group.get("initial_lr", group["lr"])  # a warm-up begins far below
+            print(f"{self.stage}  learning rate {rate:.4g}: the config's {runner.cfg.optim_wrapper.optimizer.lr:g} is "
                   f"for {scaling['base_batch_size']} images a step and this run has {batch} "
                   "(--cfg-options auto_scale_lr.enable=False keeps it)", flush=True)
+
+
+def _detector(runner: Runner) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def check_preprocessing(detector: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
@@ -20,12 +20,14 @@ from torch import nn
 from dada_det.data.checks import CocoLayout, CocoSummary
 from dada_det.engine.detect import config as change
 from dada_det.engine.detect import guard  # noqa: F401  registers DADAResNet and hands mmcv its operators
+from dada_det.engine.detect.identity import identity_of
 from dada_det.engine.detect.whole_images import demand_whole, leave_out_broken
 from dada_det.engine.evaluate.figures import FIGURES, evaluate_results
 from dada_det.engine.evaluate.results_stream import read_array
 from dada_det.engine.evaluate.submission import KINDS, check_submission, submission_stem, write_submission
-from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading, newest_that_loads
-from dada_det.engine.runtime.hooks import ProgressLine
+from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
+from dada_det.engine.runtime.hooks import ProgressLine, StampIdentity
+from dada_det.engine.runtime.identity import Identity, resume_point
 from dada_det.engine.runtime.launch import join_processes
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
@@ -59,18 +61,22 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     change.use_data(config, layout, summary.categories)
     broken = leave_out_broken(annotations, images)
     demand_whole(*layout.part("val"))
-    change.leave_out(config, broken)
-    change.use_training_hooks(config, Path(config.filename).stem)
     if amp:
         if not torch.cuda.is_available():
             raise UserError("--amp trains in float16 and needs a GPU, of which there is none here; leave it out")
         config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     config.auto_scale_lr.enable = auto_scale_lr
-    if found := _resume_point(config, resume):
-        config.load_from, config.resume = str(found[0]), True
-    runner = _runner(config)
+    identity = identity_of(config, get_world_size())
+    found = _resume_point(config, resume, identity)
+    config.resume = found is not None
     if found:
-        matching_weights(found[1], runner.model, found[0], config)
+        config.load_from = str(found)
+    change.leave_out(config, broken)
+    change.use_training_hooks(config, Path(config.filename).stem)
+    runner = _runner(config)
+    runner.register_hook(StampIdentity(identity))
+    if found:
+        matching_weights(check_checkpoint(found), runner.model, found, config)
     if is_main_process() and summary.note:
         print(f"{annotations}: {summary.note}")
     if is_main_process() and broken:
@@ -180,10 +186,13 @@ def _unwrapped(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _resume_point(config: Config, resume: str | None) -> tuple[Path, dict[str, Any]] | None:
-    if resume not in (None, "auto"):
-        return Path(resume), check_checkpoint(resume)
-    return newest_that_loads(config.work_dir, Path(config.filename).stem) if resume else None
+def _resume_point(config: Config, resume: str | None, identity: Identity) -> Path | None:
+    """Of --resume, or of the config's own resume and load_from."""
+    if resume is None and config.get("resume"):
+        resume = config.get("load_from") or "auto"
+    if resume is None:
+        return None
+    return resume_point(config.work_dir, identity, Path(config.filename).stem, None if resume == "auto" else resume)
 
 
 def _last_scores(runner: Runner) -> str:

@@ -1,0 +1,123 @@
+"""What a detector's training may go on from: its own checkpoints, and nobody else's, by --resume and by load_from."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from dada_det.augment.named import resolve_policy
+from dada_det.commands import train_det
+from dada_det.data.checks import CocoLayout
+from dada_det.engine.detect import config as change
+from dada_det.engine.detect.guard import BackboneGuardHook, Guarded, LearningRateNote
+from dada_det.engine.detect.identity import identity_of
+from dada_det.engine.detect.policy_transform import use_policy
+from dada_det.engine.runtime.identity import demand_same
+from dada_det.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+FASTER_RCNN = str(ROOT / "configs/debug/faster_rcnn.py")
+
+
+def make(folder: Path, name: str = "one", policy: str = "none", weights: str = "weights",
+         options: dict[str, Any] | None = None, processes: int = 1) -> dict[str, Any]:
+    """The identity of a training on folder/<name>.json, with backbone file folder/<weights>.pth."""
+    for path in (folder / f"{name}.json", folder / f"{weights}.pth"):
+        path.write_text(path.stem)
+    config = Config.fromfile(FASTER_RCNN, import_custom_modules=False, format_python_code=False)
+    config.merge_from_dict({"model.backbone.init_cfg.checkpoint": str(folder / f"{weights}.pth"), **(options or {})})
+    use_policy(config, policy)
+    change.use_data(config, CocoLayout(folder / f"{name}.json", folder, None, None, None, None), ("cell",))
+    return identity_of(config, processes)
+
+
+@pytest.mark.parametrize(("other", "named"), [
+    ({"name": "two"}, "annotations "), ({"policy": "dada-imagenet"}, "policy nothing instead of ['"),
+    ({"weights": "others"}, "backbone "), ({"processes": 2}, "batch_size 4 instead of 8"),
+    ({"options": {"optim_wrapper.optimizer.lr": 0.1}}, "optim_wrapper.optimizer.lr 0.0005 instead of 0.1"),
+    ({"options": {"model.neck.out_channels": 32}}, "model.neck.out_channels 64 instead of 32"),
+    ({"options": {"train_dataloader.dataset.pipeline.2.scale": (64, 64)}}, "train_dataloader.dataset.pipeline.2.scale"),
+    ({"options": {"auto_scale_lr.enable": True}}, "scaled_from nothing instead of 4"),
+    ({"options": {"param_scheduler.1.end": 90}}, "param_scheduler.1.end 50 instead of 90"),
+    ({"options": {"randomness.seed": 3}}, "randomness.seed 0 instead of 3")])
+def test_what_the_weights_depend_on_is_compared(other: dict[str, Any], named: str, tmp_path: Path) -> None:
+    first = make(tmp_path)
+    with pytest.raises(UserError) as caught:
+        demand_same(Path("epoch_1.pth"), first, make(tmp_path, **other))
+    assert f"epoch_1.pth is of another run ({named}" in str(caught.value) and str(caught.value).count(" instead of ") == 1
+
+
+def test_what_may_change_on_the_way_is_not(tmp_path: Path) -> None:
+    first = make(tmp_path, policy="random")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/policy.json").write_text(json.dumps(resolve_policy("random", 0).to_dict()))
+    (tmp_path / "moved/one.json").write_text("one")
+    free = {"train_cfg.max_iters": 99, "train_cfg.val_interval": 3, "train_dataloader.num_workers": 2, "model.test_cfg.x": 1,
+            "default_hooks.checkpoint.interval": 7}
+    demand_same(Path("epoch_1.pth"), first, make(tmp_path, policy=str(tmp_path / "moved/policy.json"), options=free))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    from tests.engine.detect.test_detect_detection_commands import write_coco
+
+    return write_coco(tmp_path / "coco", [{"id": 3, "name": "cell"}])
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    from torchvision.models import resnet50
+
+    path = tmp_path / "r50.pth"
+    torch.save(resnet50(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("how", [["--resume"], ["--resume", "w/iter_1.pth"], ["--cfg-options", "resume=True"],
+                                 ["--cfg-options", "resume=True", "load_from=w/iter_1.pth"]])
+def test_a_checkpoint_of_another_run_is_refused_before_the_detector_is_built(
+        how: list[str], data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("w").mkdir()
+    command = [FASTER_RCNN, "--backbone", str(backbone), "--data", str(data), "--work-dir", "w", *how]
+    for identity, sentence in (({"backbone": "another"}, "w/iter_1.pth is of another run (backbone another instead of "),
+                               (None, "w/iter_1.pth does not say of which run it is, so it cannot go on as this one")):
+        torch.save({"state_dict": {}, "meta": {"iter": 1, "epoch": 0, "identity": identity}}, "w/iter_1.pth")
+        assert train_det.main(command) == 2
+        assert sentence in capsys.readouterr().err
+
+
+class Loaded(Guarded):
+    meta, sha256 = {"mean": []}, "ours"
+
+
+def runner_with(backbone: Any) -> Any:
+    return SimpleNamespace(model=SimpleNamespace(backbone=backbone), _load_from="detector.pth")
+
+
+@pytest.mark.parametrize("meta", [{}, {"backbone_sha256": "theirs"}])
+def test_a_checkpoint_that_would_replace_the_checked_backbone_is_refused(meta: dict[str, Any]) -> None:
+    """Under MMDetection's own tools too, where a hook is all that looks."""
+    hook, runner = BackboneGuardHook(), runner_with(Loaded({"type": "Pretrained", "checkpoint": "r50.pth"}))
+    checkpoint: dict[str, Any] = {"state_dict": {"module.backbone.conv1.weight": torch.zeros(1)}, "meta": meta}
+    with pytest.raises(UserError, match=r"detector.pth would replace the weights of the backbone r50.pth"):
+        hook.after_load_checkpoint(runner, checkpoint)
+    hook.before_save_checkpoint(runner, checkpoint)
+    hook.after_load_checkpoint(runner, checkpoint)  # of a detector that began with r50.pth
+    hook.after_load_checkpoint(runner, {"state_dict": {"bbox_head.weight": torch.zeros(1)}})  # heads alone
+    hook.after_load_checkpoint(runner_with(Guarded()), {"state_dict": {"backbone.conv1.weight": torch.zeros(1)}})  # a test
+
+
+@pytest.mark.parametrize(("steps", "stated"), [(0, "0.02"), (7, "0.003")])
+def test_the_rate_in_the_first_line_is_the_optimisers(steps: int, stated: str, capsys: pytest.CaptureFixture) -> None:
+    """At the start that which the warm-up leads to; after a resume the checkpoint's, not what this config would give."""
+    cfg = Config({"train_dataloader": {"batch_size": 2}, "optim_wrapper": {"optimizer": {"lr": 0.04}}})
+    runner: Any = SimpleNamespace(auto_scale_lr={"enable": True, "base_batch_size": 4}, world_size=1, cfg=cfg, iter=steps,
+                                  optim_wrapper=SimpleNamespace(param_groups=[{"lr": 0.003, "initial_lr": 0.02}]))
+    LearningRateNote("faster_rcnn").before_train(runner)
+    assert capsys.readouterr().out.startswith(f"faster_rcnn  learning rate {stated}: the config's 0.04 is for 4 images")
