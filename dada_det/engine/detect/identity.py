@@ -32,7 +32,8 @@ def identity_of(config: Config, processes: int) -> Identity:
         "annotations": [sha256_of(file)[:12] for file in files],
         "batch_size": (loader.get("batch_size") or 1) * processes,
         "scaled_from": scaling.get("base_batch_size") if scaling.get("enable") else None,
-        **{name: config.get(name) for name in ("optim_wrapper", "param_scheduler", "randomness", "custom_hooks")},
+        **{name: config.get(name) for name in ("optim_wrapper", "param_scheduler", "randomness")},
+        "custom_hooks": [hook for hook in config.get("custom_hooks", []) if hook["type"] != "PolicyEpochHook"],
         "loop": config.train_cfg.get("type") or config.train_cfg.get("by_epoch"),
         "train_dataloader": _kept(loader),
         "model": model})
