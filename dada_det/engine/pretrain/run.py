@@ -120,8 +120,8 @@ def identity_of(config: Config, policy: Replayable, images: ImageList | ArrayIma
     hashed = policy_hash(policy)
     started = weights.identity_of(config.get("weights"), config.classifier.name)
     return plain({**entries, "weights": started, "policy": hashed[:12] if hashed else config.policy,
-                  "precision": precision_of(config), "accumulation": parts_of(config), "images": len(images), "classes": len(images.classes),
-                  "data": hash_of(images)[:12]})
+                  "precision": precision_of(config), "accumulation": parts_of(config), "images": len(images),
+                  "classes": len(images.classes), "data": hash_of(images)[:12]})
 
 
 def hash_of(images: ImageList | ArrayImages) -> str:
