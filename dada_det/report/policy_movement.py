@@ -52,7 +52,7 @@ class Search:
     """search.json: all candidates as one Policy (weight: the preference), and how they were learned.
 
     logits: whether probabilities and magnitudes were learned as logits (start 0), or as numbers (start 0.5).
-    share: the saved probabilities over the learned ones (PolicyDistribution).
+    share: the saved probabilities over the learned ones, in older files; 1 since.
     optimizer: None in files that do not tell.
     """
 
@@ -78,7 +78,7 @@ def load_search(path: str | Path) -> Search:
                 {"weight": entry["preference"], "operations": entry["operations"]} for entry in data["sub_policies"]]},
             str(path))
         optimizer = _optimizer(data["optimizer"]) if "optimizer" in data else None
-        share = float(data.get("share", 1))  # older files save what was learned
+        share = float(data.get("share", 1))  # some older files halve what was learned
         if not 0 < share <= 1:
             raise ValueError("share is out of range")
         return Search(candidates, candidates.provenance.get("mode") != "paper", data.get("spread"), optimizer, share)

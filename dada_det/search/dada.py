@@ -42,16 +42,13 @@ def rates(distribution: PolicyDistribution) -> list[dict[str, Any]]:
 
 
 class Dada(Algorithm):
-    """A PolicyDistribution over the space's sub-policies, and the control variate of its RELAX estimate.
+    """A PolicyDistribution over the space's sub-policies, and the control variate of its RELAX estimate."""
 
-    share: the saved probabilities over the learned ones.
-    """
-
-    def __init__(self, space: SearchSpace, settings: Settings, share: float = 1.0) -> None:
+    def __init__(self, space: SearchSpace, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
         self.distribution = PolicyDistribution(space, unconstrained=settings.unconstrained, shared=settings.shared,
-                                               spread=settings.spread, share=share)
+                                               spread=settings.spread)
         self.control_variate = ControlVariate(len(space))
         # A copy of the distribution and a count of steps.
         self.averaged = AveragedModel(self.distribution) if settings.average else None

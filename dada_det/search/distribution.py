@@ -86,14 +86,13 @@ class PolicyDistribution(nn.Module):
         a_s + u_{op 1} + u_{op 2}, u shared by all that hold the operation; "all": probabilities and magnitudes have such a
         part too, b_{s,k} + w_{op k}; "none".
     spread: standard deviation of the magnitude's normal on the logit; None draws the mean itself.
-    share: what is saved has its probabilities times this, so that the other images stay as they are.
     """
 
     def __init__(self, space: SearchSpace, *, unconstrained: bool = True, shared: str = "all",
-                 spread: float | None = 1.5, share: float = 1.0) -> None:
+                 spread: float | None = 1.5) -> None:
         super().__init__()
         n, o = len(space), len(OPERATION_NAMES)
-        self.space, self.unconstrained, self.shared, self.spread, self.share = space, unconstrained, shared, spread, share
+        self.space, self.unconstrained, self.shared, self.spread = space, unconstrained, shared, spread
         start = 0.0 if unconstrained else 0.5
         self.preferences_N = nn.Parameter(torch.full((n,), 0.0 if unconstrained else 1e-3))
         self.flags_N2 = nn.Parameter(torch.full((n, 2), start))
@@ -176,7 +175,7 @@ class PolicyDistribution(nn.Module):
         probabilities = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()
         magnitudes = self.magnitude_logits_N2().double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()
         return [{"preference": preference, "operations": [
-            {"name": OPERATION_NAMES[o], "probability": self.share * probabilities[s, k].item(),
+            {"name": OPERATION_NAMES[o], "probability": probabilities[s, k].item(),
              "magnitude": magnitudes[s, k].item()}
             for k, o in enumerate(pair)]} for s, (preference, pair) in enumerate(zip(preferences, self.space.pairs,
                                                                                      strict=True))]

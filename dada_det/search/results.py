@@ -25,7 +25,7 @@ def search_result(found: PolicyDistribution, learned: PolicyDistribution, adam: 
     if learned.operation_flags_O is not None:
         optimizer["shared_lr"] = rate(learned.operation_flags_O)
     table = found.table()
-    return {"schema": 1, "ranges": found.space.ranges, "spread": found.spread, "share": found.share,
+    return {"schema": 1, "ranges": found.space.ranges, "spread": found.spread,
             "operations": [{"name": name, "use": value} for name, value in usage(table).items()],
             "optimizer": optimizer, "sub_policies": table, "provenance": provenance}
 

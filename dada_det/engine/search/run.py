@@ -29,10 +29,6 @@ from dada_det.search.ranks import world
 from dada_det.search.settings import settings_for
 from dada_det.search.step import Algorithm
 
-# Where the validation images are like the training images, what is learned beside images as they are is worth most beside
-# them: a saved operation acts half as often as a learned one. Against --val-data, images as they are miss the target.
-SHARE_WITHOUT_SHIFT = 0.5
-
 
 def run_search(config: Config, resume: bool) -> None:
     """Searches as `config` says, into config.work_dir: the algorithm's files and checkpoints; prints a closing line.
@@ -118,8 +114,7 @@ def dada(config: Config) -> Callable[[nn.Module], Dada]:
         settings = replace(settings, warmup_epochs=config.epochs - 1)
     space = SearchSpace(operations=config.operations, ranges=settings.ranges) if config.get("operations") \
         else SearchSpace(ranges=settings.ranges)
-    share = 1.0 if config.data.get("val_root") or not settings.clean else SHARE_WITHOUT_SHIFT
-    return lambda network: Dada(space, settings, share)
+    return lambda network: Dada(space, settings)
 
 
 def joint(config: Config) -> Callable[[nn.Module], Daas]:
