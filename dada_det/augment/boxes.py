@@ -109,14 +109,18 @@ def mask_extents(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
     return boxes_N4, set_NHW.flatten(1).any(1)
 
 
-def transform_instances(boxes_N4: Tensor, masks_NHW: Tensor, operations_NK: Tensor, values_NK: Tensor,
-                        tight: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes and their masks together: boxes [N,4], masks [N,H,W] and keep, bool [N], after K operations.
+def transform_instances(boxes_N4: Tensor, masks_NHW: Tensor | None, operations_NK: Tensor, values_NK: Tensor,
+                        size: tuple[int, int], tight: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Instances of an image of `size` (height, width): boxes [N,4], masks [N,H,W] and keep, bool [N], after K operations.
 
-    An instance is dropped by its box's rule, and when no pixel of its mask is left; one whose mask was empty before
-    (mmdet's stand-in for a missing one) goes by its box. tight: boxes come from the masks that are left.
+    The search on a detector and ApplyPolicy both go through here. An instance is dropped by its box's rule, and when no
+    pixel of its mask is left; one whose mask was empty before (mmdet's stand-in for a missing one) goes by its box. tight:
+    boxes come from the masks that are left. Without masks (None) there are boxes alone.
     """
-    height, width = masks_NHW.shape[1:]
+    height, width = size
+    if masks_NHW is None:
+        boxes_N4, keep_N = transform_boxes(boxes_N4, operations_NK, values_NK, width, height)
+        return boxes_N4, None, keep_N
     moved_NHW = transform_masks(masks_NHW, operations_NK, values_NK)
     projected_N4, box_left_N = transform_boxes(boxes_N4, operations_NK, values_NK, width, height)
     extents_N4, mask_left_N = mask_extents(moved_NHW)

@@ -1,6 +1,8 @@
 """Detection images kept as uint8 in memory, their instances beside them, and policies applied to both.
 
-N images, B of a batch, C = 3 channels (RGB), S x S pixels (all images have one size), M instances of one image.
+N images, B of a batch, C = 3 channels (RGB), S x S pixels, M instances of one image. All images stand in squares of one
+side; an image is as large as its `sizes` entry says, in the upper left corner, and what is beside it is padding, which no
+flip and no policy moves, as MMDetection pads after both.
 Boxes are (x1, y1, x2, y2) in pixels, float32, their corners on the edges of pixels. Targets stay on the CPU.
 """
 
@@ -16,8 +18,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
+from torch.nn import functional as F
 
-from dada_det.augment.boxes import geometry_of, transform_boxes, transform_instances
+from dada_det.augment.boxes import geometry_of, transform_instances
 from dada_det.augment.transform import Draws, apply_draws
 from dada_det.data.decode import load_image
 from dada_det.data.imagenet import check_broken
@@ -34,13 +37,15 @@ class DetectionTargets:
 
     boxes_M4: of each image, [M,4]. labels_M: long [M]. masks_MSS: uint8 [M,S,S] of 0 and 1; None where none are learned.
     proposals_P4: of each image, where a two-stage detector has made its own for these very images (DetectorLosses); they
-    stay with the object, so a slice of everything is the object itself.
+    stay with the object, so a slice of everything is the object itself. sizes: (height, width) of each image within its
+    square, None where all fill it.
     """
 
     boxes_M4: list[Tensor]
     labels_M: list[Tensor]
     masks_MSS: list[Tensor] | None = None
     proposals_P4: list[Tensor] | None = None
+    sizes: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes_M4)
@@ -50,18 +55,25 @@ class DetectionTargets:
         if chosen == range(len(self)):
             return self
         return DetectionTargets([self.boxes_M4[row] for row in chosen], [self.labels_M[row] for row in chosen],
-                                None if self.masks_MSS is None else [self.masks_MSS[row] for row in chosen])
+                                None if self.masks_MSS is None else [self.masks_MSS[row] for row in chosen],
+                                sizes=None if self.sizes is None else [self.sizes[row] for row in chosen])
 
     def repeat(self, times: int) -> "DetectionTargets":
         masks = None if self.masks_MSS is None else self.masks_MSS * times
-        return DetectionTargets(self.boxes_M4 * times, self.labels_M * times, masks)
+        sizes = None if self.sizes is None else self.sizes * times
+        return DetectionTargets(self.boxes_M4 * times, self.labels_M * times, masks, sizes=sizes)
+
+    def size(self, row: int, images_BCHW: Tensor) -> tuple[int, int]:
+        """(height, width) of image `row` of `images_BCHW`, without its padding."""
+        return self.sizes[row] if self.sizes is not None else (images_BCHW.shape[2], images_BCHW.shape[3])
 
 
 @dataclass(frozen=True, eq=False)
 class MemoryDetection:
     """uint8 images [N,3,S,S] and the instances of each; masks as run lengths, which take a few hundred bytes each.
 
-    names: the file_name of each image, where they come from a file.
+    names: the file_name of each image, where they come from a file. sizes: (height, width) of each image within its square,
+    None where all fill it.
     """
 
     images_NCHW: Tensor
@@ -69,6 +81,7 @@ class MemoryDetection:
     labels_M: list[Tensor]
     masks: list[list[Mask]] | None
     names: Sequence[str] = ()
+    sizes: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.images_NCHW)
@@ -78,45 +91,54 @@ class MemoryDetection:
         return MemoryDetection(self.images_NCHW[rows], [self.boxes_M4[row] for row in chosen],
                                [self.labels_M[row] for row in chosen],
                                None if self.masks is None else [self.masks[row] for row in chosen],
-                               [self.names[row] for row in chosen] if self.names else ())
+                               [self.names[row] for row in chosen] if self.names else (),
+                               None if self.sizes is None else [self.sizes[row] for row in chosen])
 
     def batch(self, rows: Tensor, flips_B: Tensor | None = None) -> tuple[Tensor, DetectionTargets]:
         """(images [B,3,S,S], their targets); those of `flips_B` (bool) are mirrored left to right."""
         side, chosen = self.images_NCHW.shape[-1], rows.tolist()
         targets = DetectionTargets(
             [self.boxes_M4[row] for row in chosen], [self.labels_M[row] for row in chosen],
-            None if self.masks is None else [_decoded(self.masks[row], side) for row in chosen])
+            None if self.masks is None else [_decoded(self.masks[row], side) for row in chosen],
+            sizes=None if self.sizes is None else [self.sizes[row] for row in chosen])
         images_BCHW = self.images_NCHW[rows]
-        if flips_B is None:
-            return images_BCHW, targets
-        for row in flips_B.nonzero().flatten().tolist():
+        for row in [] if flips_B is None else flips_B.nonzero().flatten().tolist():
+            width = targets.size(row, images_BCHW)[1]
             targets.boxes_M4[row] = (targets.boxes_M4[row] * torch.tensor([-1, 1, -1, 1])
-                                     + torch.tensor([side, 0, side, 0]))[:, [2, 1, 0, 3]]
+                                     + torch.tensor([width, 0, width, 0]))[:, [2, 1, 0, 3]]
+            images_BCHW[row, :, :, :width] = images_BCHW[row, :, :, :width].flip(2)
             if targets.masks_MSS is not None:
-                targets.masks_MSS[row] = targets.masks_MSS[row].flip(2)
-        return torch.where(flips_B[:, None, None, None], images_BCHW.flip(3), images_BCHW), targets
+                targets.masks_MSS[row][:, :, :width] = targets.masks_MSS[row][:, :, :width].flip(2)
+        return images_BCHW, targets
 
 
 def apply_with_instances(images_BCHW: Tensor, targets: DetectionTargets, draws: Draws,
                          ranges: str) -> tuple[Tensor, DetectionTargets]:
     """uint8 images and their targets after `draws`: new ones, what nothing has moved shared with the old.
 
-    Instances follow and leave by the rule of `dada_det.augment.boxes`; where there are masks, a box is that of the pixels
-    that are left of its mask. An image left without instances stays, as background.
+    A policy sees an image as ApplyPolicy does: without its padding, which stays as it is. Instances follow and leave by the
+    rule of `dada_det.augment.boxes`; where there are masks, a box is that of the pixels that are left of its mask. An image
+    left without instances stays, as background.
     """
-    images_BCHW = apply_draws(images_BCHW, draws, ranges)
-    height, width = images_BCHW.shape[2:]
+    rows_of: dict[tuple[int, int], list[int]] = {}
+    for row in range(len(targets)):
+        rows_of.setdefault(targets.size(row, images_BCHW), []).append(row)
+    augmented_BCHW = images_BCHW.clone()
+    for (height, width), rows in rows_of.items():
+        augmented_BCHW[rows, :, :height, :width] = apply_draws(images_BCHW[rows, :, :height, :width],
+                                                               draws[torch.tensor(rows)], ranges)
     operations_BK, values_BK = geometry_of(draws.to("cpu"), ranges)
     moved = targets.repeat(1)
     for row in (operations_BK >= 0).any(1).nonzero().flatten().tolist():
-        boxes_M4, geometry_1K = moved.boxes_M4[row], (operations_BK[row:row + 1], values_BK[row:row + 1])
-        if moved.masks_MSS is None:
-            boxes_M4, keep_M = transform_boxes(boxes_M4, *geometry_1K, width, height)
-        else:
-            boxes_M4, masks_MSS, keep_M = transform_instances(boxes_M4, moved.masks_MSS[row], *geometry_1K, tight=True)
-            moved.masks_MSS[row] = masks_MSS[keep_M]
+        height, width = targets.size(row, images_BCHW)
+        masks_MHW = None if moved.masks_MSS is None else moved.masks_MSS[row][:, :height, :width]
+        boxes_M4, masks_MHW, keep_M = transform_instances(moved.boxes_M4[row], masks_MHW, operations_BK[row:row + 1],
+                                                          values_BK[row:row + 1], (height, width), tight=True)
+        if moved.masks_MSS is not None and masks_MHW is not None:
+            beside = (0, images_BCHW.shape[3] - width, 0, images_BCHW.shape[2] - height)
+            moved.masks_MSS[row] = F.pad(masks_MHW[keep_M], beside)
         moved.boxes_M4[row], moved.labels_M[row] = boxes_M4[keep_M], moved.labels_M[row][keep_M]
-    return images_BCHW, moved
+    return augmented_BCHW, moved
 
 
 def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int | None,
@@ -163,7 +185,7 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
         run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
     everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None,
-                                 [info["file_name"] for info in infos])
+                                 [info["file_name"] for info in infos], [_scaled(info, side)[::-1] for info in infos])
     return everything[fine.nonzero().flatten()] if broken else everything, broken
 
 

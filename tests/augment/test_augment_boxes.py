@@ -263,8 +263,8 @@ def test_an_instance_goes_with_its_mask_and_its_box_may_come_from_it(generator):
     masks = random_polygons(80, generator)[1]
     extents, _ = mask_extents(masks)
     operations, values, *_ = operations_and_values(["TranslateX", "Rotate"], generator, count=80)
-    loose, moved, keep = transform_instances(extents, masks, operations, values, tight=False)
-    tight, _, keep_too = transform_instances(extents, masks, operations, values, tight=True)
+    loose, moved, keep = transform_instances(extents, masks, operations, values, masks.shape[1:], tight=False)
+    tight, _, keep_too = transform_instances(extents, masks, operations, values, masks.shape[1:], tight=True)
     rendered, visible = mask_extents(moved)
     had_mask = masks.flatten(1).any(1)
     assert torch.equal(keep, keep_too)
@@ -279,7 +279,7 @@ def test_an_instance_without_a_mask_goes_by_its_box():
     boxes = torch.tensor([[40.0, 40, 60, 60], [0, 0, 8, 8]])
     masks = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.uint8)
     operation, value = torch.tensor([[INDEX["TranslateX"]]]), torch.tensor([[10 / WIDTH]], dtype=torch.float64)
-    moved, _, keep = transform_instances(boxes, masks, operation, value, tight=True)
+    moved, _, keep = transform_instances(boxes, masks, operation, value, masks.shape[1:], tight=True)
     assert keep.tolist() == [True, False]
     torch.testing.assert_close(moved[0], torch.tensor([30.0, 40, 50, 60]))
 
@@ -291,7 +291,7 @@ def test_no_instances_and_images_one_pixel_wide(names, generator):
     assert moved.shape == (0, 4)
     assert keep.shape == (0,)
     assert transform_masks(torch.zeros(0, 5, 4, dtype=torch.bool), operations, values).shape == (0, 5, 4)
-    boxes, masks, keep = transform_instances(torch.zeros(0, 4), torch.zeros(0, 5, 4), operations, values, tight=True)
+    boxes, masks, keep = transform_instances(torch.zeros(0, 4), torch.zeros(0, 5, 4), operations, values, (5, 4), tight=True)
     assert (len(boxes), len(masks), len(keep)) == (0, 0, 0)
     thin = torch.tensor([[0.0, 0, 1, 9]])
     moved, _ = transform_boxes(thin, torch.tensor([[INDEX["TranslateY"]]]), torch.tensor([[1 / 9]]).double(), 1, 9)

@@ -198,18 +198,16 @@ def _carry(results: dict[str, Any], operations_1K: Tensor, values_1K: Tensor, re
     if results.get("gt_bboxes") is None:
         return
     boxes_N4, masks = results["gt_bboxes"].tensor, results.get("gt_masks")
-    if isinstance(masks, BitmapMasks):
-        masks_NHW = torch.from_numpy(np.ascontiguousarray(masks.masks))
-        boxes_N4, masks_NHW, keep_N = geometry.transform_instances(boxes_N4, masks_NHW, operations_1K, values_1K,
-                                                                   tight=recompute_bbox)
+    masks_NHW = torch.from_numpy(np.ascontiguousarray(masks.masks)) if isinstance(masks, BitmapMasks) else None
+    boxes_N4, masks_NHW, keep_N = geometry.transform_instances(boxes_N4, masks_NHW, operations_1K, values_1K,
+                                                               (height, width), tight=recompute_bbox)
+    if masks_NHW is not None:
         masks = BitmapMasks(masks_NHW.numpy(), height, width)
-    else:
-        boxes_N4, keep_N = geometry.transform_boxes(boxes_N4, operations_1K, values_1K, width, height)
-        if isinstance(masks, PolygonMasks) and len(masks):
-            masks, extents_N4, whole_N = _carry_polygons(masks, operations_1K, values_1K)
-            keep_N &= whole_N
-            if recompute_bbox:
-                boxes_N4 = torch.where(extents_N4[:, 2:3] > 0, extents_N4.to(boxes_N4), boxes_N4)
+    elif isinstance(masks, PolygonMasks) and len(masks):
+        masks, extents_N4, whole_N = _carry_polygons(masks, operations_1K, values_1K)
+        keep_N &= whole_N
+        if recompute_bbox:
+            boxes_N4 = torch.where(extents_N4[:, 2:3] > 0, extents_N4.to(boxes_N4), boxes_N4)
     results["gt_bboxes"] = HorizontalBoxes(boxes_N4[keep_N], clone=False)
     keep = keep_N.numpy()
     results.update({key: results[key][keep] for key in ONE_AN_INSTANCE if key in results})

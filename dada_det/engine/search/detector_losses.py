@@ -31,6 +31,8 @@ from mmdet.models import AnchorHead, RPNHead, SingleStageDetector, StandardRoIHe
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.structures.mask import BitmapMasks  # noqa: E402
 
+PAD_DIVISOR = 32  # pixels; MMDetection's configs pad each image to a multiple of it, and anchors beside that do not count
+
 
 class DetectorLosses(LossNetwork):
     """A detector as a network whose output is the loss of each image.
@@ -99,14 +101,15 @@ class DetectorLosses(LossNetwork):
 
 
 def data_sample(targets: DetectionTargets, row: int, images_BCHW: Tensor) -> Any:
-    """The instances of image `row` as MMDetection wants them; padding counts as image, for a policy moves both."""
-    size = tuple(images_BCHW.shape[2:])
+    """The instances of image `row` as MMDetection wants them, its size without padding, and padded as for training."""
+    size, square = targets.size(row, images_BCHW), tuple(images_BCHW.shape[2:])
+    padded = tuple(min(-(-side // PAD_DIVISOR) * PAD_DIVISOR, most) for side, most in zip(size, square, strict=True))
     instances = InstanceData(bboxes=targets.boxes_M4[row].to(images_BCHW),
                              labels=targets.labels_M[row].to(images_BCHW.device))
     if targets.masks_MSS is not None:
-        instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *size)
+        instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *square)
     return DetDataSample(gt_instances=instances,
-                         metainfo={"img_shape": size, "pad_shape": size, "batch_input_shape": size})
+                         metainfo={"img_shape": size, "pad_shape": padded, "batch_input_shape": square})
 
 
 @contextmanager
