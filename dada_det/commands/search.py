@@ -23,14 +23,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the search; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for(
         "search_imagenet.sh", "Searches an augmentation policy on images in ImageNet's layout, CIFAR's or SVHN's files, or, "
-        "with configs/search_det_*.py, on a detector and images in COCO's layout; by DADA it writes W/policy.json (25 "
-        "sub-policies) and W/search.json (all preferences), by DDAS (configs/search_ddas_imagenet.py) "
+        "with configs/search_det_*.py, on a detector and images in COCO's layout; by DADA it writes W/policy.json, the "
+        "policy that short trainings have found best among what was found and the fixed ones, W/verdict.json and "
+        "W/forks.json, what they measured, and W/search.json (all preferences); by DDAS (configs/search_ddas_imagenet.py) "
         "W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)
     parser.add_argument("--groups", metavar="RULE", help="which images stay in one half: auto (near copies, and names that "
                         "differ in their last number alone), none, or a regular expression over the path below the image "
                         "folder, whose match is the group (default: auto)")
+    parser.add_argument("--target-trains", action="store_true", help="the images of --val-data will be part of the training "
+                        "with the policy: forks train on half of them and are judged by the other half, both ways round")
+    parser.add_argument("--no-trial", action="store_true", help="hand over what alignment proposes, without short trainings "
+                        "that hold it against the fixed policies")
     return common.run(body, parser, argv, module="dada_det.commands.search")
 
 
@@ -42,6 +47,13 @@ def body(args: Namespace) -> None:
         if config.data.get("val_root"):
             raise UserError(f"--groups {args.groups} says how images are halved, and {config.data.val_root} is given to "
                             "validate on; leave one of them out")
+    if args.no_trial:
+        config.trial = False
+    if args.target_trains:
+        if not config.data.get("val_root"):
+            raise UserError("--target-trains says that the images of --val-data will train too, and there are none; give "
+                            "--val-data, or leave it out")
+        config.data.target_trains = True
     if config.kind not in CHECKS:
         raise UserError(f"the config's kind is {config.kind!r}; give one of {', '.join(CHECKS)}")
     network = "model" if config.kind == "coco" else "classifier"

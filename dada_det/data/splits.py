@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dada_det.data.fine_grained import scan_aircraft, scan_cars
 from dada_det.data.folders import ImageList, offered_to_validate, scan_folder, search_subset
-from dada_det.data.groups import AUTO, group_halves, groups_of
+from dada_det.data.groups import AUTO, Groups, group_halves, groups_of
 from dada_det.errors import UserError
 
 
@@ -31,13 +31,13 @@ def search_lists(root: str | Path, val_root: str | Path | None, subset: str | No
 
 
 def halves(images: ImageList, rule: str, seed: int,
-           images_NCHW: Tensor | None = None) -> tuple[list[int], list[int], str | None]:
-    """(indices that train, indices that validate, what made the groups): halves of each class, of whole groups.
+           images_NCHW: Tensor | None = None) -> tuple[list[int], list[int], Groups]:
+    """(indices that train, indices that validate, the groups): halves of each class, of whole groups.
 
     rule, images_NCHW: see groups_of. Raises UserError as it does, and where a class does not make two halves.
     """
     groups = groups_of(images.names(), images.labels, rule, images_NCHW)
-    return *group_halves(offered_to_validate(images, seed), groups.ids, images.classes), groups.said
+    return *group_halves(offered_to_validate(images, seed), groups.ids, images.classes), groups
 
 
 def scan_split(root: str | Path, split: str, classes: Sequence[str] | None = None) -> ImageList:

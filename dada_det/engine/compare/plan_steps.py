@@ -22,6 +22,7 @@ from dada_det.engine.compare.step_cost import TrainingStep, build_optimizer, cla
 from dada_det.engine.pretrain.classifier import Classifier
 from dada_det.engine.pretrain.data import image_sizes, parts_of, training_images
 from dada_det.engine.pretrain.recipe import precision_of
+from dada_det.engine.search.forks import Fold
 from dada_det.engine.search.problems import classification
 from dada_det.engine.search.run import METHODS, optimizers
 from dada_det.engine.search.searcher import Searcher
@@ -135,7 +136,7 @@ def search_stage(config: Config, data: str | None) -> Stage:
         wanted = Config({**config, "batch_size": batch})
         train, val = (MemoryImages(torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8),
                                    torch.arange(count) % classes) for count in (batch, VAL_BATCHES * batch))
-        problem = classification(wanted, train, val, classes, "")
+        problem = classification(wanted, [Fold(train, val, torch.arange(len(val)))], len(train), classes, "")
         network = problem.network()
         algorithm = METHODS[config.get("method", "dada")](wanted)(network)
         batches = problem.batches(algorithm)

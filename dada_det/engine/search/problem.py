@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dada_det.models.backbone import IMAGENET
 from dada_det.search.ranks import world
@@ -21,7 +21,7 @@ class Problem:
     algorithm, with `batch(epoch, index)` -> step.Batch, a length (batches an epoch), `dataset` and `metainfo`; mean, std:
     of the RGB channels in 0..255, by which the Searcher normalises; identity: what a search that --resume goes on with
     must share; data_hash: of all images and labels; groups: the rule by which the images were halved, None where the user
-    gives what validates.
+    gives what validates; forks: makes what the trial's forks train on, given what normalises uint8 images; None: no trial.
     """
 
     network: Callable[[], nn.Module]
@@ -29,6 +29,7 @@ class Problem:
     identity: dict[str, Any]
     data_hash: str
     groups: str | None = None
+    forks: Callable[[Callable[[Tensor], Tensor]], Any] | None = None
     mean: Sequence[float] = tuple(IMAGENET["mean"])
     std: Sequence[float] = tuple(IMAGENET["std"])
     apply: Apply = apply_to_images

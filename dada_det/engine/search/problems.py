@@ -1,7 +1,7 @@
 """What a search is on: a config's `kind` becomes a network, its batches, and the way a policy acts on them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,48 +13,86 @@ from dada_det.data.imagenet import decode_to_memory
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.data.splits import halves, search_lists
+from dada_det.engine.search.forks import Fold, ImageForks
 from dada_det.engine.search.loop import SearchBatches
 from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
 from dada_det.models.classifiers import build_classifier
 from dada_det.models.weights import identity_of, preprocessing_of
 from dada_det.search.step import Algorithm
 
+TARGET_HALVES = 4  # the random stream of the target's halves
 
-def classification(config: Config, train: MemoryImages, val: MemoryImages, classes: int, data_hash: str,
+
+def classification(config: Config, folds: Sequence[Fold], whole: int, classes: int, data_hash: str,
                    groups: str | None = None) -> Problem:
-    """Two halves of images, which move to the device whole, and config.classifier."""
-    train, val = (MemoryImages(half.images_NCHW.to(search_device()), half.labels_N.to(search_device()))
-                  for half in (train, val))
+    """Images in one or two folds, which move to the device whole, and config.classifier.
+
+    The search by alignment trains and validates on the first fold, forks on each in turn; whole: images of a training with
+    the policy, by which the costs are counted.
+    """
+    folds = [Fold(on_device(fold.train), on_device(fold.val), fold.groups_V) for fold in folds]
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
     started = identity_of(config.get("weights"), config.classifier.name)
     return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
                                                     image_size=config.image_size, weights=config.get("weights")),
-                   batches=partial(classification_batches, config, train, val), data_hash=data_hash,
+                   batches=partial(classification_batches, config, folds[0].train, folds[0].val),
+                   forks=lambda normalise: ImageForks(
+                       folds, whole=whole, image_size=config.image_size, padding=config.get("padding", 0),
+                       mirror=config.mirror, batch_size=config.batch_size, seed=config.seed, normalise=normalise),
+                   data_hash=data_hash, groups=groups, mean=prepared.mean, std=prepared.std,
                    identity={"classifier": config.classifier, "image_size": config.image_size,
-                             "padding": config.get("padding", 0), "mirror": config.mirror, "weights": started},
-                   mean=prepared.mean, std=prepared.std, groups=groups)
+                             "padding": config.get("padding", 0), "mirror": config.mirror, "weights": started,
+                             "target_trains": config.data.get("target_trains")})
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
-    """The batches of both halves, for the algorithm."""
+    """The batches of one fold, for the algorithm."""
     return SearchBatches(train, val, image_size=config.image_size, padding=config.get("padding", 0), mirror=config.mirror,
                          batch_size=config.batch_size, algorithm=algorithm, seed=config.seed)
+
+
+def on_device(images: MemoryImages) -> MemoryImages:
+    return MemoryImages(images.images_NCHW.to(search_device()), images.labels_N.to(search_device()))
+
+
+def halves_in_turn(images: MemoryImages, train: Sequence[int], val: Sequence[int], group_ids: Sequence[int]) -> list[Fold]:
+    """Two folds: what trains in the one validates in the other."""
+    groups_N = torch.tensor(group_ids)
+    return [Fold(images[ours], images[theirs], groups_N[list(theirs)]) for ours, theirs in ((train, val), (val, train))]
+
+
+def against_target(images: MemoryImages, target: MemoryImages, training: MemoryImages | None, seed: int) -> list[Fold]:
+    """One fold that validates on the target; or, with `training`, the same images as a training crops them, two folds: half
+    of each class of them trains beside the others, and the other half validates."""
+    each = torch.arange(len(target))
+    if training is None:
+        return [Fold(images, target, each)]
+    order = torch.randperm(len(target), generator=generator_for(seed, TARGET_HALVES))
+    by_class = order[target.labels_N[order].argsort(stable=True)]
+    parts = [by_class[side::2].sort().values for side in (0, 1)]
+    return [Fold(joined(images, training[ours]), target[theirs], each[theirs]) for ours, theirs in (parts, parts[::-1])]
+
+
+def joined(first: MemoryImages, second: MemoryImages) -> MemoryImages:
+    return MemoryImages(torch.cat([first.images_NCHW, second.images_NCHW]), torch.cat([first.labels_N, second.labels_N]))
 
 
 def load_imagenet(config: Config) -> Problem:
     """A folder of images in ImageNet's layout, decoded once to uint8; data.groups says how it is halved."""
     data = config.data
-    rule = data.get("groups", AUTO)
+    rule, trains = data.get("groups", AUTO), bool(data.get("target_trains"))
     images, val_images = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, rule)
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
     memory = decode_to_memory(images, config.image_size, "search", prepared.interpolation)
     if val_images is not None:
-        val_memory = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation,
-                                      prepared.crop_share)
-        return classification(config, memory, val_memory, len(images.classes), hash_of(images.hash(), val_images.hash()))
-    train, val, said = halves(images, rule, config.seed, memory.images_NCHW)
-    say_groups(said)
-    return classification(config, memory[train], memory[val], len(images.classes),
+        target = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation, prepared.crop_share)
+        training = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation) if trains else None
+        folds = against_target(memory, target, training, config.seed)
+        return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
+                              hash_of(images.hash(), val_images.hash()))
+    train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)
+    say_groups(groups.said)
+    return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(images.classes),
                           hash_of(images.select(train).hash(), images.select(val).hash()), rule)
 
 
@@ -68,10 +106,11 @@ def load_arrays(config: Config) -> Problem:
     rule = config.data.get("groups", AUTO)
     groups = groups_of(None, memory.labels_N.tolist(), rule, memory.images_NCHW)
     offered = [torch.searchsorted(drawn, torch.cat([of_class[1::2], of_class[::2]])).tolist() for of_class in chosen]
-    parts = [memory[rows] for rows in group_halves(offered, groups.ids, classes)]
+    train, val = group_halves(offered, groups.ids, classes)
     say_groups(groups.said)
-    hashes = [hashlib.sha256(part.images_NCHW.numpy().tobytes()).hexdigest() for part in parts]
-    return classification(config, parts[0], parts[1], len(classes), hash_of(*hashes), rule)
+    hashes = [hashlib.sha256(memory[part].images_NCHW.numpy().tobytes()).hexdigest() for part in (train, val)]
+    return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(classes),
+                          hash_of(*hashes), rule)
 
 
 def load_detection(config: Config) -> Problem:

@@ -13,9 +13,11 @@ from torch import nn
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.space import AtomSpace, SearchSpace
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
+from dada_det.engine.runtime.faults import explained
 from dada_det.engine.runtime.identity import Identity, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes
 from dada_det.engine.runtime.runner import QuietRunner
+from dada_det.engine.search.handover import decide
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
 from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError
@@ -26,6 +28,7 @@ from dada_det.search.daas import Daas
 from dada_det.search.dada import Dada
 from dada_det.search.ddas import Ddas, ddas_settings
 from dada_det.search.ranks import world
+from dada_det.search.results import POLICY_SIZE
 from dada_det.search.settings import settings_for
 from dada_det.search.step import Algorithm
 
@@ -51,11 +54,13 @@ def run_search(config: Config, resume: bool) -> None:
     own = identity(config, problem, algorithm)
     checkpoint = resume_point(config.work_dir, own, "search") if resume else None
     batches = problem.batches(algorithm)
+    untried = why_no_trial(config, method, algorithm, problem)
     device = search_device()
     low = torch.bfloat16 if config.precision == "bfloat16" and device.type == "cuda" else None
     # TF32 keeps ten bits, too few for the difference of two nearly equal losses.
     torch.backends.cudnn.allow_tf32 = False
     searcher = Searcher(network, algorithm, problem.mean, problem.std, low, problem.apply)
+    forks = None if untried or problem.forks is None else problem.forks(searcher.normalise)
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
     wrappers = optimizers(searcher, config)
@@ -67,7 +72,8 @@ def run_search(config: Config, resume: bool) -> None:
                          "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
         default_hooks={"logger": None, "sampler_seed": None,
                        "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
-        custom_hooks=[{"type": "StopAtNaN"}, {"type": "WritePolicy", "provenance": provenance},
+        custom_hooks=[{"type": "StopAtNaN"},
+                      {"type": "WritePolicy", "provenance": provenance, "proposal": forks is not None},
                       {"type": "StampIdentity", "identity": own},
                       {"type": "ProgressLine", "stage": "search"}],
         launcher="pytorch" if distributed else "none",
@@ -75,8 +81,27 @@ def run_search(config: Config, resume: bool) -> None:
         load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None,
         experiment_name="search", cfg=config)
     runner.train()
+    closing = algorithm.closing(config.work_dir)
+    if forks is not None:
+        with explained(runner):
+            assert isinstance(algorithm, Dada)
+            closing = decide(config, forks, problem.network, algorithm.found.policy(POLICY_SIZE), low,
+                             checkpoint is not None, provenance)
+    elif world()[0] == 0:
+        print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
     if world()[0] == 0:
-        print(f"search  done: {algorithm.closing(config.work_dir)}")
+        print(f"search  done: {closing}")
+
+
+def why_no_trial(config: Config, method: str, algorithm: Algorithm, problem: Problem) -> str | None:
+    """Why a search hands over what it found without a trial, as a clause; None where there is one."""
+    if not config.get("trial", True):
+        return "--no-trial says"
+    if not isinstance(algorithm, Dada):
+        return f"{method.upper()} does without one"
+    if algorithm.settings.mode == "paper":
+        return "the paper does without one"
+    return None if problem.forks else f"the kind {config.kind} has none"
 
 
 class SearchRunner(QuietRunner):

@@ -88,10 +88,13 @@ def share_buffers(network: nn.Module) -> None:
 
 @HOOKS.register_module()
 class WritePolicy(Hook):
-    """After every epoch: the files of the algorithm's results, each whole; after every step tells it how far it has come."""
+    """After every epoch: the files of the algorithm's results, each whole; after every step tells it how far it has come.
 
-    def __init__(self, provenance: dict) -> None:
-        self.provenance = provenance
+    proposal: policy.json is called proposal.json, since a trial decides later what is handed over.
+    """
+
+    def __init__(self, provenance: dict, proposal: bool = False) -> None:
+        self.provenance, self.proposal = provenance, proposal
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch | None = None,
                          outputs: dict | None = None) -> None:
@@ -105,4 +108,5 @@ class WritePolicy(Hook):
         provenance = {**self.provenance, "epoch": runner.epoch + 1, "version": __version__}
         optimizers = {name: wrapper.optimizer for name, wrapper in runner.optim_wrapper.items()}
         for name, content in algorithm.results(provenance, optimizers).items():
+            name = "proposal.json" if self.proposal and name == "policy.json" else name
             write_json(f"{runner.work_dir}/{name}", content)

@@ -99,7 +99,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def search(data: Path, work_dir: Path) -> list[str]:
     """Four epochs of three steps."""
     return ["--config", "configs/debug/search.py", "--data", str(data), "--work-dir", str(work_dir), "--resume",
-            "--image-size", "16", "--batch-size", "4", "--epochs", "4"]
+            "--image-size", "16", "--batch-size", "4", "--epochs", "4", "--no-trial"]
 
 
 def pretraining(data: Path, work_dir: Path) -> list[str]:

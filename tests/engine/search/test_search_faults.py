@@ -39,8 +39,8 @@ MODES = {"default": [], "paper": ["search.mode=paper"]}
 def flags(data: Path, work_dir: Path, epochs: int, *options: str, size: int = 16) -> list[str]:
     """A search of three steps an epoch, which goes on from a checkpoint where there is one."""
     return ["--config", "configs/debug/search.py", "--data", str(data), "--work-dir", str(work_dir), "--resume",
-            "--image-size", str(size), "--batch-size", "4", "--epochs", str(epochs), *(["--cfg-options", *options] if options
-                                                                                     else [])]
+            "--no-trial", "--image-size", str(size), "--batch-size", "4", "--epochs", str(epochs),
+            *(["--cfg-options", *options] if options else [])]
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def search(data: Path, work_dir: Path, *flags: str, config: str = CONFIG) -> int:
+    """Two epochs, without a trial (test_search_trial_command.py has it)."""
     return main(["--config", config, "--data", str(data), "--work-dir", str(work_dir), "--image-size", "16",
-                 "--batch-size", "4", "--epochs", "2", *flags])
+                 "--batch-size", "4", "--epochs", "2", "--no-trial", *flags])
 
 
 def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -180,7 +181,7 @@ def test_cifar10_in_its_binary_files(config: str, tmp_path: Path) -> None:
     labels = torch.arange(80) % 10
     write_cifar10(tmp_path / "cifar", (images, labels), (images[:10], labels[:10]))
     assert main(["--config", config, "--data", str(tmp_path / "cifar"), "--work-dir", str(tmp_path / "w"), "--epochs", "2",
-                 "--batch-size", "20", "--cfg-options", "classifier.name=convnet"]) == 0
+                 "--no-trial", "--batch-size", "20", "--cfg-options", "classifier.name=convnet"]) == 0
     assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
 
 
@@ -189,8 +190,8 @@ def test_cifar10_in_its_binary_files(config: str, tmp_path: Path) -> None:
     (CONFIG, write_cars), (CONFIG, write_aircraft)])
 def test_other_published_files(config: str, write: Callable[[Path], Path], tmp_path: Path) -> None:
     assert main(["--config", config, "--data", str(write(tmp_path / "data")), "--work-dir", str(tmp_path / "w"),
-                 "--epochs", "2", "--batch-size", "4", "--image-size", "16", "--cfg-options", "classifier.name=convnet",
-                 "data.images_per_class=40"]) == 0
+                 "--no-trial", "--epochs", "2", "--batch-size", "4", "--image-size", "16", "--cfg-options",
+                 "classifier.name=convnet", "data.images_per_class=40"]) == 0
     assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
 
 

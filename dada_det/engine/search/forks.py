@@ -1,0 +1,132 @@
+"""The forks of a search on images: what they train on, how they are judged, and their results on disk.
+
+N images, B of a batch, V validation images, H x W pixels. A result is a function of the search's seed and of the fork's
+name, fold and number alone, so forks can be shared out over processes, and a search that was cut short skips those it has.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dada_det.augment.named import AnyPolicy, image_transform
+from dada_det.data.memory import MemoryImages, center_crop, random_crop
+from dada_det.data.random import epoch_order, generator_for
+from dada_det.files import make_folder, whole_file
+from dada_det.search.forks import Batches, image_scores
+from dada_det.search.ranks import world
+
+CROPS, DRAWS = 11, 12  # random streams of a fork's step
+JUDGED_AT_ONCE = 256  # validation images of a pass
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One way to part the images: those that train and those that judge, and the group of each of the latter [V]."""
+
+    train: MemoryImages
+    val: MemoryImages
+    groups_V: Tensor
+
+
+class ImageForks:
+    """Batches and scores of forks on one or two folds.
+
+    normalise: uint8 images -> what the network takes; whole: images of a whole training, by which costs are counted. The
+    crops are those of the search (SearchBatches).
+    """
+
+    def __init__(self, folds: Sequence[Fold], *, whole: int, image_size: int, padding: int, mirror: bool,
+                 batch_size: int, seed: int, normalise: Callable[[Tensor], Tensor]) -> None:
+        self.folds, self.whole, self.normalise, self.seed = folds, whole, normalise, seed
+        self.image_size, self.padding, self.mirror, self.batch_size = image_size, padding, mirror, batch_size
+
+    def steps(self, fold: int, epochs: float) -> int:
+        """Steps that make `epochs` of the fold's training images."""
+        return max(1, round(epochs * len(self.folds[fold].train) / self.batch_size))
+
+    def batches(self, fold: int, number: int, policy: AnyPolicy) -> Batches:
+        """The batches of fork `number`; of one fold and number all policies see the same images and crops."""
+        train, transform = self.folds[fold].train, image_transform(policy)
+        per_epoch = max(1, len(train) // self.batch_size)
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            epoch, index = divmod(step, per_epoch)
+            rows = epoch_order(len(train), generator_for(self.seed, fold, number).initial_seed(), epoch)
+            rows = rows[index * self.batch_size:][:self.batch_size]
+            keys = (self.seed, fold, number, step)
+            crops_BCHW = random_crop(train.images_NCHW[rows], self.image_size, self.padding, self.mirror,
+                                     generator_for(*keys, CROPS))
+            images_BCHW: Any = transform(crops_BCHW, generator=generator_for(*keys, DRAWS))
+            return self.for_network(images_BCHW), train.labels_N[rows]
+
+        return batch
+
+    def for_network(self, images_BCHW: Tensor) -> Tensor:
+        return self.normalise(images_BCHW).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def judge(self, network: nn.Module, fold: int) -> Tensor:
+        """image_scores of the fold's validation images, by their central crops; float64 [2,V] on the CPU."""
+        val = self.folds[fold].val
+        network.eval()
+        logits = [network(self.for_network(center_crop(chunk, self.image_size))).float().cpu()
+                  for chunk in val.images_NCHW.split(JUDGED_AT_ONCE)]
+        return image_scores(torch.cat(logits), val.labels_N.cpu())
+
+
+class Results:
+    """A folder of tensors by name, each written whole; every process sees all of them after `share`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_folder(folder)
+        self.known: dict[str, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """What is stored under `name`, or None."""
+        path = self.path(name)
+        if name not in self.known and path.exists():
+            self.known[name] = torch.load(path, map_location="cpu", weights_only=True)
+        return self.known.get(name)
+
+    def put(self, name: str, value: Any) -> None:
+        with whole_file(self.path(name)) as temporary:
+            torch.save(value, temporary)
+        self.known[name] = value
+
+    def clear(self) -> None:
+        """Removes the results of an earlier search in this work folder."""
+        for path in self.folder.glob("*.pth"):
+            path.unlink()
+        self.known.clear()
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.pth"
+
+
+def shared_out(tasks: Sequence[str], results: Results, work: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+    """(name, result) of every task in their order; those without a result are shared out over the processes.
+
+    A generator, so that one process alone can say how far it is; several give their results when all are there.
+    """
+    rank, size = world()
+    if size == 1:
+        for name in tasks:
+            if results.get(name) is None:
+                results.put(name, work(name))
+            yield name, results.get(name)
+        return
+    everyone: list[Any] = [None] * size
+    dist.all_gather_object(everyone, [name for name in tasks if results.get(name) is not None])
+    done = {name for names in everyone for name in names}
+    for name in [name for name in tasks if name not in done][rank::size]:
+        results.put(name, work(name))
+    dist.all_gather_object(everyone, {name: results.get(name) for name in tasks if results.get(name) is not None})
+    merged = {name: value for found in everyone for name, value in found.items()}
+    for name in tasks:
+        results.known[name] = merged[name]
+        yield name, merged[name]

@@ -1,0 +1,110 @@
+"""What a search's trial hands over: policy.json, verdict.json and forks.json, and what is said of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from dada_det import __version__
+from dada_det.augment.named import AnyPolicy
+from dada_det.augment.policy import NamedPolicy, Policy
+from dada_det.engine.search.forks import ImageForks
+from dada_det.engine.search.trial import REFERENCE, Trial
+from dada_det.files import write_json
+from dada_det.search.forks import ForkRecipe
+from dada_det.search.ranks import world
+from dada_det.search.verdict import Standing, Verdict
+
+UNIT = "nats of calibrated cross-entropy less than the mean operation"
+
+
+def decide(config: Config, forks: ImageForks, network: Callable[[], nn.Module], proposed: Policy,
+           low: torch.dtype | None, resume: bool, provenance: dict[str, Any]) -> str:
+    """Holds what alignment has proposed, and what forks find, against the fixed policies; returns the closing line.
+
+    The forks' recipe is that of the search's weights. Without `resume` an earlier search's forks in the work folder go.
+    """
+    torch.manual_seed(config.seed)
+    weights, device = config.weights_optimizer, forks.folds[0].train.labels_N.device
+    recipe = ForkRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
+                        momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
+                        clip_grad=config.clip_grad)
+    trial = Trial(forks, channels_last(network().to(device)), recipe, config.epochs, config.seed,
+                  Path(config.work_dir, "forks"), low)
+    if not resume:
+        trial.results.clear()
+    found, policies, effects = trial.run({"aligned": proposed})
+    if world()[0] == 0:
+        said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
+                         {**provenance, "version": __version__})
+        print(f"{table_of(found)}\nsearch  {said}; {trial.trainings} short trainings, {trial.cost:.1f} times the images of "
+              "one whole training")
+    return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and forks.json of the trial, and "
+            "proposal.json and search.json of the alignment")
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effects: Sequence[Standing],
+              work_dir: str | Path, mirror: bool, provenance: dict[str, Any]) -> str:
+    """Writes the three files into `work_dir`; returns the sentence of the verdict."""
+    images = sum(len(fold.val) for fold in trial.forks.folds)
+    said = sentence(found, images)
+    winner = found.of(found.winner)
+    provenance = {**provenance, "winner": winner.name}
+    policy = policies[winner.name]
+    chosen: Policy | NamedPolicy = replace(policy, provenance=provenance, mirror=mirror) \
+        if winner.kind == "found" and isinstance(policy, Policy) else \
+        NamedPolicy(winner.name, trial.seed if winner.name == "random" else None, mirror, provenance)
+    write_json(Path(work_dir, "forks.json"),
+               {"schema": 1, "unit": UNIT, "operations": [row_of_effect(effect) for effect in effects]})
+    write_json(Path(work_dir, "verdict.json"), {
+        "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
+        "reference": REFERENCE, "sentence": said, "validation_images": images,
+        "trainings": trial.trainings, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
+    write_json(Path(work_dir, "policy.json"), chosen.to_dict())
+    return said
+
+
+def sentence(found: Verdict, images: int) -> str:
+    """What the verdict says, with the difference in accuracy and its standard error in points."""
+    winner = found.of(found.winner)
+    against = found.best_fixed if found.told_apart else REFERENCE
+    points = f"{winner.points.mean:+.1f} ± {winner.points.error:.1f} points to {REFERENCE}"
+    if found.told_apart:
+        return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {against}, on your {images} "
+                f"validation images ({points})")
+    return (f"nothing that the search found is told from the best fixed policy on your {images} validation images; "
+            f"`{winner.name}` is handed over ({points})")
+
+
+def row_of(standing: Standing) -> dict[str, Any]:
+    """A candidate's row: accuracy in percent, difference to the reference in points, score in nats."""
+    return {"name": standing.name, "kind": standing.kind, "trainings": standing.forks,
+            "accuracy": round(standing.accuracy, 2), "difference": round(standing.points.mean, 2),
+            "standard_error": round(standing.points.error, 2), "score": round(standing.score.mean, 4),
+            "score_error": round(standing.score.error, 4), "shrunken": round(standing.shrunken.mean, 4),
+            "shrunken_error": round(standing.shrunken.error, 4)}
+
+
+def row_of_effect(effect: Standing) -> dict[str, Any]:
+    return {"name": effect.name, "effect": round(effect.shrunken.mean, 4), "standard_error": round(effect.shrunken.error, 4),
+            "measured": round(effect.score.mean, 4), "measured_error": round(effect.score.error, 4)}
+
+
+def table_of(found: Verdict) -> str:
+    """The verdict's table for the screen, the best first."""
+    width = max(len(standing.name) for standing in found.table)
+    lines = [f"{'policy':{width}}  trainings  top-1 %  points to {REFERENCE}    score to {REFERENCE}"]
+    for standing in found.table:
+        mark = "  <- handed over" if standing.name == found.winner else ""
+        points, score = standing.points, standing.score
+        lines.append(f"{standing.name:{width}}  {standing.forks:9}  {standing.accuracy:7.1f}  {points.mean:+6.1f} ± "
+                     f"{points.error:4.1f}      {score.mean:+.3f} ± {score.error:.3f}{mark}")
+    return "\n".join(lines)

@@ -1,0 +1,103 @@
+"""Forks: short trainings from the same weights. They tell what a policy is worth to a training that goes on.
+
+One step's alignment proposes policies in no time, and is a weak witness; forks decide (as the late trainings of
+augmentation-wise weight sharing do, Tian et al., NeurIPS 2020).
+
+B images of a batch, V validation images, K classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dada_det.search import alignment
+
+State = dict[str, Tensor]
+Batches = Callable[[int], tuple[Tensor, Any]]  # step from 0 -> (images as the network takes them [B,3,H,W], targets)
+HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an infinite one
+
+
+@dataclass(frozen=True)
+class ForkRecipe:
+    """SGD with Nesterov momentum, the learning rate falling from `lr` to `last` * `lr` by a cosine.
+
+    averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise away
+    (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
+    """
+
+    steps: int
+    lr: float
+    last: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip_grad: float = 5.0
+    averaged: float = 0.5
+
+
+def train(network: nn.Module, batches: Batches, recipe: ForkRecipe, seed: int, low: torch.dtype | None = None) -> None:
+    """Trains `network` (a classifier or an alignment.LossNetwork) in place and leaves the averaged weights in it.
+
+    seed: of the dropout and the like in a step; the batches bring their own randomness. low: dtype of autocast.
+    """
+    parameters = alignment.learned(network)
+    optimizer = torch.optim.SGD(parameters.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
+                                weight_decay=recipe.weight_decay)
+    first_averaged = recipe.steps - max(1, round(recipe.averaged * recipe.steps))
+    mean: State = {}
+    network.train()
+    for step in range(recipe.steps):
+        images_BCHW, targets_B = batches(step)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * (recipe.last + (1 - recipe.last) * (1 + math.cos(math.pi * step / recipe.steps)) / 2)
+        torch.manual_seed(seed * 1_000_003 + step)
+        gradient, _ = alignment.training_gradient(network, images_BCHW, targets_B, low)
+        for name, parameter in parameters.items():
+            parameter.grad = gradient[name]
+        torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_grad)
+        optimizer.step()
+        if step >= first_averaged and recipe.averaged:
+            add_to_mean(mean, network, step - first_averaged + 1)
+    if mean:
+        network.load_state_dict(mean)
+
+
+@torch.no_grad()
+def add_to_mean(mean: State, network: nn.Module, count: int) -> None:
+    """Makes `mean` that of `count` states of the network, of which this is the last; whole numbers are the last state's."""
+    for name, tensor in network.state_dict().items():
+        if name in mean and tensor.is_floating_point():
+            mean[name].lerp_(tensor, 1 / count)
+        else:
+            mean[name] = tensor.clone()
+
+
+def temperature_of(logits_VK: Tensor, labels_V: Tensor) -> float:
+    """The temperature by which cross-entropy on these images is smallest (Guo et al., ICML 2017), in 1/HOTTEST..HOTTEST.
+
+    Found by golden sections on its logarithm; the loss is convex in its inverse.
+    """
+    logits_VK = logits_VK.double()
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits_VK / math.exp(log_t), labels_V))
+
+    low, high, golden = -math.log(HOTTEST), math.log(HOTTEST), (math.sqrt(5) - 1) / 2
+    for _ in range(40):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right) if loss(left) <= loss(right) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def image_scores(logits_VK: Tensor, labels_V: Tensor) -> Tensor:
+    """What each validation image says of a network, float64 [2,V]: its score, and 1 where its label comes first, else 0.
+
+    The score is minus the cross-entropy at the temperature that fits these images best, so that doubt cannot buy it. It
+    tells policies apart from far fewer images than the accuracy does (docs/method.md).
+    """
+    losses_V = F.cross_entropy(logits_VK.double() / temperature_of(logits_VK, labels_V), labels_V, reduction="none")
+    return torch.stack([-losses_V, (logits_VK.argmax(1) == labels_V).double()])

@@ -1,0 +1,121 @@
+"""The verdict: errors that hold what they promise, shrinkage, and a winner that is told apart or the best fixed policy."""
+
+import itertools
+
+import pytest
+import torch
+
+from dada_det.search.verdict import (
+    CORRECT,
+    SCORE,
+    Comparison,
+    Estimate,
+    clustered_variance,
+    random_effects,
+    standings,
+    verdict,
+)
+
+IMAGES, GROUPS = 120, 30
+GROUP_V = torch.arange(IMAGES) // (IMAGES // GROUPS)
+
+
+def simulated(generator: torch.Generator, effects: dict[str, float], folds: int = 2, noise: float = 0.5,
+              seeds: int = 1) -> dict[tuple[str, int, int], torch.Tensor]:
+    """Scores of candidates with true effects: each group has its own difference, each image a little more."""
+    scores = {}
+    for (name, effect), fold in itertools.product(effects.items(), range(folds)):
+        groups = noise * torch.randn(GROUPS, generator=generator, dtype=torch.float64)
+        for seed in range(seeds):
+            values = effect + groups[GROUP_V] + 0.1 * torch.randn(IMAGES, generator=generator, dtype=torch.float64)
+            scores[name, fold, seed] = torch.stack([values, (values > 0).double()])
+    return scores
+
+
+def test_the_error_of_a_mean_counts_groups_and_not_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means, variances = [], []
+    for _ in range(2000):
+        values = torch.randn(GROUPS, generator=generator, dtype=torch.float64)[GROUP_V]
+        means.append(values.mean())
+        variances.append(clustered_variance(values, GROUP_V))
+    true = float(torch.stack(means).var())
+    assert true == pytest.approx(1 / GROUPS, rel=0.1)
+    assert sum(variances) / len(variances) == pytest.approx(true, rel=0.1)
+    by_image = clustered_variance(values, torch.arange(IMAGES))
+    assert by_image < true / 2  # as if four pictures of a sign were four signs
+
+
+def test_a_difference_and_its_interval() -> None:
+    generator = torch.Generator().manual_seed(1)
+    held = 0
+    for _ in range(300):
+        scores = simulated(generator, {"a": 0.2, "b": 0.0})
+        found = Comparison(scores, [GROUP_V, GROUP_V], SCORE).difference("a", "b")
+        held += abs(found.mean - 0.2) < 1.96 * found.error
+    assert 0.9 < held / 300 < 0.99
+    by_hand = sum(float((scores["a", fold, 0] - scores["b", fold, 0])[SCORE].mean()) for fold in (0, 1)) / 2
+    assert found.mean == pytest.approx(by_hand)
+    assert Comparison(scores, [GROUP_V] * 2, CORRECT).difference("a", "a") == Estimate(0.0, 0.0)
+
+
+def test_candidates_that_never_met_in_a_second_block_are_on_one_scale() -> None:
+    """A block that is easy for all, with the leaders alone, does not make them better."""
+    names = ("a", "b", "c")
+    scores = {(name, 0, 0): torch.full((2, IMAGES), value, dtype=torch.float64)
+              for name, value in zip(names, (3, 2, 1), strict=True)}
+    scores |= {(name, 0, 1): scores[name, 0, 0] + 10 for name in ("a", "b")}
+    found = Comparison(scores, [GROUP_V], SCORE)
+    assert found.contrast({"a": 1.0}).mean == pytest.approx(1) and found.contrast({"c": 1.0}).mean == pytest.approx(-1)
+    assert found.difference("b", "c").mean == pytest.approx(1)
+
+
+def test_forks_that_differ_as_a_whole_from_seed_to_seed_widen_the_error() -> None:
+    scores = {(name, 0, seed): torch.full((2, IMAGES), value, dtype=torch.float64)
+              for (name, seed), value in {("a", 0): 1.0, ("a", 1): 0.0, ("b", 0): 0.0, ("b", 1): 1.0}.items()}
+    assert Comparison(scores, [GROUP_V], SCORE).difference("a", "b").error == pytest.approx(1.0)
+    del scores["a", 0, 1], scores["b", 0, 1]
+    assert Comparison(scores, [GROUP_V], SCORE).difference("a", "b").error == pytest.approx(0, abs=1e-12)
+
+
+def test_effects_that_are_noise_are_shrunken_to_their_mean() -> None:
+    centre, variance = random_effects([Estimate(x, 1.0) for x in (-0.5, 0.1, 0.4)])
+    assert centre.mean == pytest.approx(0, abs=1e-9) and centre.error == pytest.approx(3**-0.5) and variance == 0
+    centre, variance = random_effects([Estimate(x, 0.1) for x in (-2.0, 0.0, 2.0)])
+    assert centre.mean == pytest.approx(0, abs=1e-9) and variance == pytest.approx(4.0 - 0.01)
+
+
+def test_shrinkage_takes_the_luck_out_of_the_best_of_many() -> None:
+    generator = torch.Generator().manual_seed(2)
+    raw, shrunken = [], []
+    for _ in range(100):
+        truth = {f"c{k}": 0.1 * float(torch.randn((), generator=generator)) for k in range(12)}
+        scores = simulated(generator, {"reference": 0.0, **truth})
+        kinds = {"reference": "fixed", **dict.fromkeys(truth, "found")}
+        rows = [row for row in standings(scores, [GROUP_V] * 2, kinds, "reference") if row.kind == "found"]
+        lead = truth[rows[0].name] - sum(truth.values()) / 12
+        raw.append(rows[0].score.mean - sum(row.score.mean for row in rows) / 12 - lead)
+        shrunken.append(rows[0].shrunken.mean - sum(row.shrunken.mean for row in rows) / 12 - lead)
+    assert sum(raw) / 100 > 0.03
+    assert abs(sum(shrunken)) < 0.6 * sum(raw)
+
+
+KINDS = {"none": "fixed", "trivial": "fixed", "few": "found", "tilted": "found"}
+
+
+def test_a_found_policy_wins_where_it_is_told_apart_and_else_the_best_fixed_one() -> None:
+    generator = torch.Generator().manual_seed(3)
+    clear = verdict(simulated(generator, {"none": -0.5, "trivial": 0.0, "few": 1.0, "tilted": 0.9}), [GROUP_V] * 2, KINDS,
+                    "trivial")
+    assert clear.told_apart and clear.winner in ("few", "tilted") and clear.best_fixed == "trivial"
+    worse = verdict(simulated(generator, {"none": 0.9, "trivial": 0.0, "few": -1.0, "tilted": 0.1}), [GROUP_V] * 2, KINDS,
+                    "trivial")
+    assert not worse.told_apart and worse.winner == worse.best_fixed == "none"
+    assert worse.of("few").points.mean < 0
+
+
+def test_equal_policies_are_seldom_told_apart() -> None:
+    generator = torch.Generator().manual_seed(4)
+    effects = dict.fromkeys(KINDS, 0.0)
+    told = sum(verdict(simulated(generator, effects), [GROUP_V] * 2, KINDS, "trivial").told_apart for _ in range(100))
+    assert told < 40
