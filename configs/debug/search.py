@@ -7,7 +7,7 @@ _base_ = "../search_imagenet.py"
 data = dict(root="data/demo/imagenet", demo=True)
 image_size = 32
 batch_size = 48
-epochs = 6
+epochs = 3
 classifier = dict(name="convnet")
 base_batch_size = 48
 weights_optimizer = dict(lr=0.05)

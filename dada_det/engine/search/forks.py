@@ -40,6 +40,9 @@ class ImageForks:
     crops are those of the search (SearchBatches).
     """
 
+    fixed = ("none", "random", "uniform", "one-op", "trivial", "rand")  # what a user would otherwise take
+    reference = "trivial"
+
     def __init__(self, folds: Sequence[Fold], *, whole: int, image_size: int, padding: int, mirror: bool,
                  batch_size: int, seed: int, normalise: Callable[[Tensor], Tensor]) -> None:
         self.folds, self.whole, self.normalise, self.seed = folds, whole, normalise, seed

@@ -13,7 +13,7 @@ from dada_det import __version__
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import NamedPolicy, Policy
 from dada_det.engine.search.forks import ImageForks
-from dada_det.engine.search.trial import REFERENCE, Trial
+from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
 from dada_det.search.forks import ForkRecipe
 from dada_det.search.ranks import world
@@ -41,8 +41,8 @@ def decide(config: Config, forks: ImageForks, network: Callable[[], nn.Module], 
     if world()[0] == 0:
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})
-        print(f"{table_of(found)}\nsearch  {said}; {trial.trainings} short trainings, {trial.cost:.1f} times the images of "
-              "one whole training")
+        print(table_of(found, forks.reference))
+        print(f"search  {said}; {trial.trainings} short trainings, {trial.cost:.1f} times the images of one whole training")
     return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and forks.json of the trial, and "
             "proposal.json and search.json of the alignment")
 
@@ -55,7 +55,7 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
               work_dir: str | Path, mirror: bool, provenance: dict[str, Any]) -> str:
     """Writes the three files into `work_dir`; returns the sentence of the verdict."""
     images = sum(len(fold.val) for fold in trial.forks.folds)
-    said = sentence(found, images)
+    said = sentence(found, trial.forks.reference, images)
     winner = found.of(found.winner)
     provenance = {**provenance, "winner": winner.name}
     policy = policies[winner.name]
@@ -66,20 +66,19 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
                {"schema": 1, "unit": UNIT, "operations": [row_of_effect(effect) for effect in effects]})
     write_json(Path(work_dir, "verdict.json"), {
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
-        "reference": REFERENCE, "sentence": said, "validation_images": images,
+        "reference": trial.forks.reference, "sentence": said, "validation_images": images,
         "trainings": trial.trainings, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
     write_json(Path(work_dir, "policy.json"), chosen.to_dict())
     return said
 
 
-def sentence(found: Verdict, images: int) -> str:
+def sentence(found: Verdict, reference: str, images: int) -> str:
     """What the verdict says, with the difference in accuracy and its standard error in points."""
     winner = found.of(found.winner)
-    against = found.best_fixed if found.told_apart else REFERENCE
-    points = f"{winner.points.mean:+.1f} ± {winner.points.error:.1f} points to {REFERENCE}"
+    points = f"{winner.points.mean:+.1f} ± {winner.points.error:.1f} points to {reference}"
     if found.told_apart:
-        return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {against}, on your {images} "
-                f"validation images ({points})")
+        return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {found.best_fixed}, on your "
+                f"{images} validation images ({points})")
     return (f"nothing that the search found is told from the best fixed policy on your {images} validation images; "
             f"`{winner.name}` is handed over ({points})")
 
@@ -98,10 +97,10 @@ def row_of_effect(effect: Standing) -> dict[str, Any]:
             "measured": round(effect.score.mean, 4), "measured_error": round(effect.score.error, 4)}
 
 
-def table_of(found: Verdict) -> str:
+def table_of(found: Verdict, reference: str) -> str:
     """The verdict's table for the screen, the best first."""
     width = max(len(standing.name) for standing in found.table)
-    lines = [f"{'policy':{width}}  trainings  top-1 %  points to {REFERENCE}    score to {REFERENCE}"]
+    lines = [f"{'policy':{width}}  trainings  top-1 %  points to {reference}    score to {reference}"]
     for standing in found.table:
         mark = "  <- handed over" if standing.name == found.winner else ""
         points, score = standing.points, standing.score

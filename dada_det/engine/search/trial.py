@@ -22,8 +22,6 @@ from dada_det.search.forks import ForkRecipe, train
 from dada_det.search.ranks import world
 from dada_det.search.verdict import Standing, Verdict, standings, verdict
 
-FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand")  # what a user would otherwise take, the simplest first
-REFERENCE = "trivial"
 FORK_SHARE = 0.25  # epochs of a fork over those of a training
 WARM_END = 0.3  # learning rate at the end of the warm-up over that at its beginning; a fork's begins with the latter
 KEPT, FINAL = 3, 2  # candidates that get a second seed and a third, beside the best fixed policy
@@ -60,7 +58,7 @@ class Trial:
         """(the verdict, all candidates' policies by name, the operations' effects); proposed: candidates beside our own."""
         self.warm_up()
         effects = self.try_operations()
-        policies: dict[str, AnyPolicy] = {name: fixed_policy(name, self.seed) for name in FIXED}
+        policies: dict[str, AnyPolicy] = {name: fixed_policy(name, self.seed) for name in self.forks.fixed}
         found: dict[str, Policy] = {**proposed, **proposals(effects)}
         kinds = {**dict.fromkeys(policies, "fixed"), **dict.fromkeys(found, "found")}
         self.round("first round", {**policies, **found}, 0)
@@ -75,7 +73,7 @@ class Trial:
             best_fixed = next(standing.name for standing in table if standing.kind == "fixed")
             leaders = dict.fromkeys([*(standing.name for standing in table[:most]), best_fixed])
             self.round(label, {name: {**policies, **found}[name] for name in leaders}, number)
-        return verdict(self.scores, self.groups, kinds, REFERENCE), {**policies, **found}, effects
+        return verdict(self.scores, self.groups, kinds, self.forks.reference), {**policies, **found}, effects
 
     @property
     def cost(self) -> float:
@@ -83,7 +81,7 @@ class Trial:
         return self.images / (self.epochs * self.forks.whole)
 
     def table(self, kinds: dict[str, str]) -> list[Standing]:
-        return standings(self.scores, self.groups, kinds, REFERENCE)
+        return standings(self.scores, self.groups, kinds, self.forks.reference)
 
     def warm_up(self) -> None:
         """The weights from which a fold's forks start."""
@@ -103,7 +101,7 @@ class Trial:
     def try_operations(self) -> list[Standing]:
         """The effect of each operation alone against the mean operation, the best first."""
         scores = self.round("operations", {name: alone(name) for name in OPERATION_NAMES}, 0, keep=False)
-        return standings(scores, self.groups, dict.fromkeys(OPERATION_NAMES, "operation"), REFERENCE)
+        return standings(scores, self.groups, dict.fromkeys(OPERATION_NAMES, "operation"), self.forks.reference)
 
     def round(self, label: str, policies: dict[str, AnyPolicy] | dict[str, Policy], number: int,
               keep: bool = True) -> dict[tuple[str, int, int], Tensor]:

@@ -11,6 +11,7 @@ import pytest
 from dada_det.augment.named import resolve
 from dada_det.commands.search import main
 from dada_det.engine.search import trial
+from dada_det.engine.search.forks import ImageForks
 from tests.conftest import write_noise
 
 FILES = ("policy.json", "verdict.json", "forks.json")
@@ -46,7 +47,7 @@ def test_the_verdict_is_written_and_said(whole: Path, data: Path, tmp_path: Path
     lines = capsys.readouterr().out.splitlines()
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     names = [row["name"] for row in verdict["candidates"]]
-    assert {*trial.FIXED, "aligned", "few", "few pairs", "tilted pairs"} < set(names) and verdict["winner"] in names
+    assert {*ImageForks.fixed, "aligned", "few", "few pairs", "tilted pairs"} < set(names) and verdict["winner"] in names
     assert verdict["validation_images"] == 24 and verdict["cost"] > 1
     assert any(line.startswith(verdict["winner"]) and "handed over" in line for line in lines)
     assert lines[-2].startswith(f"search  {verdict['sentence']}; {verdict['trainings']} short trainings")
