@@ -5,6 +5,7 @@ images whose siblings train is met by remembering, and every augmentation then l
 N images, C = 3 channels, H height, W width in pixels.
 """
 
+import math
 import posixpath
 import re
 from collections import Counter
@@ -26,6 +27,10 @@ LEAST, ONE_CLASS = 0.95, 0.98  # correlation of near copies: at least, and where
 NEARER = 1 / 4  # of the distance between images of two classes
 FLAT = 2.0  # grey levels of standard deviation
 SAMPLE, CHUNK = 2000, 1024
+# Of leak_found. The ratio is 0.3 to 0.5 for four pictures of a sign halved one by one, by pixels and by a network's
+# features; 0.55 for digits, 0.6 to 0.8 for photographs, paintings and sketches.
+NEIGHBOURS, ENOUGH, SIBLING = 8, 12, 0.51
+FARTHER = 1.15  # than training images are to each other; by sign 1.2 to 2, one by one 0.9 to 1.1
 EXPORT_HASH = re.compile(r"\.rf\.[0-9a-f]{32}$")  # Roboflow's, which it appends to the name of the image
 
 
@@ -110,7 +115,7 @@ def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, i
     factor of four than the most alike images of two classes (the 99 % quantile) are; where there is one class, 0.98. What
     all images share, such as a white ground, so counts for nothing. Images of one colour have no copies.
     """
-    described_ND = _described(images_NCHW)
+    described_ND = described(images_NCHW)
     labels_N = torch.as_tensor(labels)
     sample = torch.linspace(0, len(labels) - 1, min(len(labels), SAMPLE)).long()
     alike_SS = (described_ND[sample] @ described_ND[sample].T).masked_fill(labels_N[sample, None] == labels_N[sample], -1)
@@ -125,9 +130,9 @@ def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, i
     return pairs
 
 
-def _described(images_NCHW: Tensor) -> Tensor:
-    """Each image's pixels at 16 x 16 less their channel's mean: [N,768] of length 1, or 0 where it is of one colour."""
-    small_NCSS = torch.cat([F.adaptive_avg_pool2d(part.float(), SIDE) for part in images_NCHW.split(CHUNK)])
+def described(images_NCHW: Tensor, side: int = SIDE) -> Tensor:
+    """Each image's pixels at `side` x `side` less their channel's mean: [N,F] of length 1; 0 where it is of one colour."""
+    small_NCSS = torch.cat([F.adaptive_avg_pool2d(part.float(), side) for part in images_NCHW.split(CHUNK)])
     small_ND = (small_NCSS - small_NCSS.mean((2, 3), keepdim=True)).flatten(1)
     return F.normalize(small_ND, dim=1) * (small_ND.std(1, keepdim=True) > FLAT)
 
@@ -182,3 +187,35 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
             raise UserError(f"the groups of {name}, {len(images)} images in {len({ids[i] for i in images})} groups, leave "
                             "none to validate; give a finer --groups expression, --groups none, or --val-data")
     return sorted(set(class_of) - val), sorted(val)
+
+
+def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_labels_M: Tensor) -> str | None:
+    """One sentence where images that validate have siblings among those that train, with the remedy; else None.
+
+    train_NF, val_MF: features of the images, such as the network's or `described` pixels. Siblings are seen by two signs:
+    for a quarter of the validation images the nearest training image of their class is so much nearer than the eighth that
+    it shows the same thing, and they are as near to it as training images are to each other (halves of whole groups keep
+    them farther). Classes of fewer than twelve training images say nothing.
+    """
+    mean_F = train_NF.float().mean(0)
+    train_NF, val_MF = (F.normalize(features.float() - mean_F, dim=1) for features in (train_NF, val_MF))
+    ratios, val_nearest, train_nearest = [], [], []
+    for label in train_labels_N.unique():
+        train, val = train_NF[train_labels_N == label], val_MF[val_labels_M == label]
+        if len(train) < ENOUGH or not len(val):
+            continue
+        val_nearest.append(torch.cat([torch.cdist(part, train).topk(NEIGHBOURS, largest=False).values
+                                      for part in val.split(CHUNK)]))
+        ratios.append(val_nearest[-1][:, 0] / val_nearest[-1][:, -1].clamp_min(1e-9))
+        train_nearest.append(torch.cat([torch.cdist(part, train).topk(2, largest=False).values[:, 1]
+                                        for part in train.split(CHUNK)]))  # the nearest is the image itself
+    if not ratios:
+        return None
+    ratio = torch.cat(ratios).quantile(0.25).item()
+    farther = torch.cat(val_nearest)[:, 0].median() > FARTHER * torch.cat(train_nearest).median()
+    if ratio > SIBLING or farther or not math.isfinite(ratio):
+        return None
+    return (f"images that belong together, such as frames of one video, seem to stand in both halves: a quarter of the "
+            f"validation images have a training image at {ratio:.2f} of the distance of their {NEIGHBOURS}th nearest or "
+            "less, and a search then undervalues augmentation; keep them on one side by --groups with an expression that "
+            "matches what their names share, or by another --val-data")

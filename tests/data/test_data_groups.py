@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dada_det.data.folders import ImageList, offered_to_validate, scan_folder
-from dada_det.data.groups import group_halves, groups_of, near_copies
+from dada_det.data.groups import described, group_halves, groups_of, leak_found, near_copies
 from dada_det.data.imagenet import decode
 from dada_det.data.splits import halves
 from dada_det.errors import UserError
@@ -168,6 +168,36 @@ def test_signs_are_grouped_by_sign_and_renamed_ones_as_far_as_their_pixels_tell(
     pairs = near_copies(pixels, images.labels)
     assert len(pairs) >= 3 and all(by_sign[one] == by_sign[other] for one, other in pairs)
     renamed = random.Random(0).sample(range(10 ** 6), len(images))
-    hidden = groups_of([f"{name.partition('/')[0]}/{new}.png" for name, new in zip(images.files, renamed, strict=True)],
-                       images.labels, "auto", pixels)
+    names = [f"{name.partition('/')[0]}/{new}.png" for name, new in zip(images.files, renamed, strict=True)]
+    hidden = groups_of(names, images.labels, "auto", pixels)
     assert "near copies" in str(hidden.said) and len(set(hidden.ids)) < len(images)
+    features, labels = described(pixels, 8), torch.tensor(images.labels)
+
+    def said(parts: tuple[list[int], list[int]]) -> str | None:
+        return leak_found(features[parts[0]], features[parts[1]], labels[parts[0]], labels[parts[1]])
+
+    leaking = said(group_halves(offered_to_validate(images, 0), hidden.ids))
+    assert leaking and "stand in both halves" in leaking and "--groups" in leaking and "--val-data" in leaking
+    assert said((train, val)) is None
+
+
+def clusters(groups: int, members: int, spread: float, seed: int = 0) -> Tensor:
+    """Features [groups x members, 12]: points around a centre each, in the order of the groups."""
+    source = torch.Generator().manual_seed(seed)
+    centres = torch.randn(groups, 1, 12, generator=source)
+    return (centres + spread * torch.randn(groups, members, 12, generator=source)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.35])
+def test_a_leak_is_found_in_features_and_halves_of_whole_groups_have_none(spread: float) -> None:
+    features, labels = clusters(groups=24, members=4, spread=spread), torch.zeros(48, dtype=torch.long)
+    assert leak_found(features[::2], features[1::2], labels, labels)
+    assert leak_found(features[:48], features[48:], labels, labels) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_single_images_are_no_leak(seed: int) -> None:
+    features, labels = clusters(groups=200, members=1, spread=0, seed=seed), torch.arange(200) % 2
+    assert leak_found(features[:100], features[100:], labels[:100], labels[100:]) is None
+    few = torch.arange(200) % 25  # classes of four images that train
+    assert leak_found(features[:100], features[:100], few[:100], few[:100]) is None

@@ -18,6 +18,7 @@ from dada_det.engine.runtime.identity import Identity, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.engine.search.handover import decide
+from dada_det.engine.search.leaks import LookForLeaks
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
 from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError
@@ -75,7 +76,7 @@ def run_search(config: Config, resume: bool) -> None:
         custom_hooks=[{"type": "StopAtNaN"},
                       {"type": "WritePolicy", "provenance": provenance, "proposal": forks is not None},
                       {"type": "StampIdentity", "identity": own},
-                      {"type": "ProgressLine", "stage": "search"}],
+                      {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
         launcher="pytorch" if distributed else "none",
         randomness={"seed": config.seed, "deterministic": device.type == "cpu"}, log_level="WARNING",
         load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None,

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dada_det.augment import Policy
 from dada_det.commands.search import main
@@ -54,6 +56,23 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
         (entry["preference"], *((o["probability"], o["magnitude"]) for o in entry["operations"])) for entry in best]
     out = capsys.readouterr().out
     assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
+
+
+def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / f"data/train/class{label}").mkdir(parents=True)
+        for _number in range(12):  # four noisy pictures of each of twelve things, under names that say nothing
+            thing = Image.fromarray(source.integers(0, 256, (4, 4, 3), np.uint8)).resize((24, 24), Image.Resampling.BICUBIC)
+            for _ in range(4):
+                noisy = np.asarray(thing, np.int64) + source.integers(-40, 41, (24, 24, 3))
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
+                    tmp_path / f"data/train/class{label}/{source.integers(10 ** 9)}.png")
+    assert search(tmp_path / "data", tmp_path / "leaking", "--groups", "none") == 0
+    assert "seem to stand in both halves" in capsys.readouterr().out
+    assert search(tmp_path / "data", tmp_path / "grouped") == 0  # they are near copies
+    out = capsys.readouterr().out
+    assert "near copies kept beside their originals" in out and "seem to stand in both halves" not in out
 
 
 def test_the_halves_are_of_whole_groups_and_the_rule_is_part_of_what_a_search_is(

@@ -1,0 +1,64 @@
+"""Whether a search's validation images have siblings among its training images, as the network that it trained sees them."""
+
+from collections.abc import Callable
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from dada_det.data.groups import leak_found
+from dada_det.data.memory import MemoryImages, center_crop
+from dada_det.models.darts import SuperNet
+from dada_det.search.ranks import world
+
+BATCH = 128
+MOST = 5000  # images of a half that are compared
+
+
+@HOOKS.register_module()
+class LookForLeaks(Hook):
+    """After the last epoch, when the network knows the images best: one line where the halves leak (groups.leak_found).
+
+    Of several processes the first looks. A search on a detector, whose images have no class, and one of a SuperNet, which
+    has no single forward pass, are not looked at.
+    """
+
+    def after_train(self, runner: Runner) -> None:
+        batches = runner.train_dataloader
+        if world()[0] > 0 or not isinstance(batches.train, MemoryImages) or isinstance(runner.model.network, SuperNet):
+            return
+        halves = []
+        for half in (batches.train, batches.val):
+            rows = torch.linspace(0, len(half) - 1, min(len(half), MOST)).long()
+            images = center_crop(half.images_NCHW[rows], batches.image_size)
+            features = features_of(runner.model.network, images, runner.model.normalise)
+            if features is None:
+                return
+            halves.append((features, half.labels_N[rows].cpu()))
+        (train, train_labels), (val, val_labels) = halves
+        if sentence := leak_found(train, val, train_labels, val_labels):
+            print(f"search  {sentence}", flush=True)
+
+
+@torch.no_grad()
+def features_of(network: nn.Module, images_NCHW: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """What reaches the network's last linear layer, [N,F] on the CPU; None where it has no such layer.
+
+    The network predicts as in evaluation; its mode stays as it was.
+    """
+    last = next((module for module in reversed(list(network.modules())) if isinstance(module, nn.Linear)), None)
+    if last is None:
+        return None
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1).float().cpu()))
+    training = network.training
+    try:
+        network.eval()
+        for part in images_NCHW.split(BATCH):
+            network(normalise(part))
+    finally:
+        hook.remove()
+        network.train(training)
+    return torch.cat(seen)
