@@ -44,7 +44,7 @@ def body(args: Namespace) -> None:
     make_folder(config.work_dir)
     if args.groups is not None:
         config.data.groups = args.groups
-        if config.data.get("val_root"):
+        if config.data.get("val_root") and not args.target_trains:
             raise UserError(f"--groups {args.groups} says how images are halved, and {config.data.val_root} is given to "
                             "validate on; leave one of them out")
     if args.no_trial:

@@ -16,6 +16,7 @@ from dada_det.data.splits import halves, search_lists
 from dada_det.engine.search.forks import Fold, ImageForks
 from dada_det.engine.search.loop import SearchBatches
 from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
+from dada_det.errors import UserError
 from dada_det.models.classifiers import build_classifier
 from dada_det.models.weights import identity_of, preprocessing_of
 from dada_det.search.step import Algorithm
@@ -61,16 +62,22 @@ def halves_in_turn(images: MemoryImages, train: Sequence[int], val: Sequence[int
     return [Fold(images[ours], images[theirs], groups_N[list(theirs)]) for ours, theirs in ((train, val), (val, train))]
 
 
-def against_target(images: MemoryImages, target: MemoryImages, training: MemoryImages | None, seed: int) -> list[Fold]:
+def against_target(images: MemoryImages, target: MemoryImages, training: MemoryImages | None, seed: int,
+                   group_ids: Sequence[int]) -> list[Fold]:
     """One fold that validates on the target; or, with `training`, the same images as a training crops them, two folds: half
-    of each class of them trains beside the others, and the other half validates."""
-    each = torch.arange(len(target))
+    of each class of them, of whole groups, trains beside the others, and the other half validates. The one image of a class
+    that has one trains in the first fold and validates in the second."""
+    groups_N = torch.tensor(group_ids)
     if training is None:
-        return [Fold(images, target, each)]
+        return [Fold(images, target, groups_N)]
     order = torch.randperm(len(target), generator=generator_for(seed, TARGET_HALVES))
-    by_class = order[target.labels_N[order].argsort(stable=True)]
-    parts = [by_class[side::2].sort().values for side in (0, 1)]
-    return [Fold(joined(images, training[ours]), target[theirs], each[theirs]) for ours, theirs in (parts, parts[::-1])]
+    by_class = [order[target.labels_N[order] == label].tolist() for label in target.labels_N.unique()]
+    ours, theirs = group_halves([rows for rows in by_class if len(rows) > 1], group_ids)
+    if not theirs:
+        raise UserError("--target-trains parts the images of --val-data in two, and no class there has two; add images, or "
+                        "leave it out")
+    parts = sorted(ours + [rows[0] for rows in by_class if len(rows) == 1]), theirs
+    return [Fold(joined(images, training[train]), target[val], groups_N[val]) for train, val in (parts, parts[::-1])]
 
 
 def joined(first: MemoryImages, second: MemoryImages) -> MemoryImages:
@@ -87,9 +94,12 @@ def load_imagenet(config: Config) -> Problem:
     if val_images is not None:
         target = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation, prepared.crop_share)
         training = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation) if trains else None
-        folds = against_target(memory, target, training, config.seed)
+        groups = groups_of(val_images.names(), val_images.labels, rule if trains else AUTO, target.images_NCHW)
+        if trains:
+            say_groups(groups.said)
+        folds = against_target(memory, target, training, config.seed, groups.ids)
         return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
-                              hash_of(images.hash(), val_images.hash()))
+                              hash_of(images.hash(), val_images.hash()), rule if trains else None)
     train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)
     say_groups(groups.said)
     return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(images.classes),

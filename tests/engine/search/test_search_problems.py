@@ -1,0 +1,41 @@
+"""How the images of a search become folds where the target's labelled images will train, too."""
+
+import pytest
+import torch
+
+from dada_det.data.memory import MemoryImages
+from dada_det.engine.search.problems import against_target
+from dada_det.errors import UserError
+
+
+def numbered(labels: list[int], first: int) -> MemoryImages:
+    """Images of one pixel, whose value is their number, from `first` on."""
+    values = torch.arange(first, first + len(labels), dtype=torch.uint8)
+    return MemoryImages(values.view(-1, 1, 1, 1).expand(-1, 3, 1, 1), torch.tensor(labels))
+
+
+def numbers(images: MemoryImages) -> list[int]:
+    return images.images_NCHW[:, 0, 0, 0].tolist()
+
+
+def test_halves_of_the_target_are_of_whole_groups_each_validates_once_and_the_training_images_always_train() -> None:
+    images, target = numbered([0, 0, 1, 2], 0), numbered([0] * 8 + [1] * 4 + [2], 100)
+    training, groups = MemoryImages(target.images_NCHW + 100, target.labels_N), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
+    folds = against_target(images, target, training, 3, groups)
+    assert [fold.groups_V.tolist() for fold in folds] == [[groups[n - 100] for n in numbers(fold.val)] for fold in folds]
+    assert set(folds[0].groups_V.tolist()).isdisjoint(folds[1].groups_V.tolist())
+    assert sorted(numbers(folds[0].val) + numbers(folds[1].val)) == list(range(100, 113))
+    for fold in folds:
+        trains = numbers(fold.train)
+        assert trains[:4] == [0, 1, 2, 3]
+        assert sorted(trains[4:]) == sorted(set(range(200, 213)) - {n + 100 for n in numbers(fold.val)})
+        assert [(fold.val.labels_N == label).sum() for label in (0, 1)] == [4, 2]
+    assert numbers(folds[1].val)[-1] == 112  # the one image of class 2
+
+
+def test_one_fold_where_the_target_does_not_train_and_a_sentence_where_it_cannot_be_parted() -> None:
+    images, target = numbered([0, 1], 0), numbered([0, 1], 100)
+    (fold,) = against_target(images, target, None, 0, [7, 7])
+    assert numbers(fold.train) == [0, 1] and numbers(fold.val) == [100, 101] and fold.groups_V.tolist() == [7, 7]
+    with pytest.raises(UserError, match=r"--target-trains .* no class there has two"):
+        against_target(images, target, target, 0, [0, 1])
