@@ -14,6 +14,7 @@ from dada_det.errors import UserError
 
 SENTENCES = "DADA_DET_SENTENCES"  # names the file in which the processes of one command leave their mistakes
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dada_det"
 
 # Read when torch loads OpenMP: threads that wait must not hold a core that a loader's worker or another process needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -99,6 +100,8 @@ def say(sentence: str) -> None:
 
 
 def parser_for(prog: str, description: str, example: str) -> argparse.ArgumentParser:
+    if Path(sys.argv[0]).name == "dada-det":
+        prog = " ".join(["dada-det", *sys.argv[1:2]])
     return argparse.ArgumentParser(prog=prog, description=description, epilog=f"example:\n  {example}",
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -170,8 +173,9 @@ def seed(text: str) -> int:
 
 def load_config(path: str, options: Sequence[str] = ()) -> Any:
     """Reads an mmengine config and applies `key=value` options; UserError where file or option is broken."""
-    if not Path(path).is_file() and (ROOT / path).is_file():
-        path = str(ROOT / path)  # the project's own configs are found from any folder
+    for folder in (ROOT, PACKAGE):  # the project's own configs are found from any folder, and without the repository
+        if not Path(path).is_file() and (folder / path).is_file():
+            path = str(folder / path)
     if not Path(path).is_file():
         raise UserError(f"the config {path} does not exist; configs/ holds those that come with the project")
     from dada_det.engine.runtime.launch import read_config
