@@ -34,8 +34,10 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         if module is not None and getattr(args, "gpus", 1) > 1 and "LOCAL_RANK" not in os.environ:
             return start(module, argv, args.gpus)
         body(args)
+        leave_group()
     except UserError as error:
         say(f"{parser.prog}: error: {error}")
+        leave_group(failed=True)
         return 2
     except ImportError as error:
         if not any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
@@ -48,6 +50,14 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         print(f"{parser.prog}: interrupted{advice}", file=sys.stderr)
         return 130
     return 0
+
+
+def leave_group(failed: bool = False) -> None:
+    """Ends the group of the processes that this one is one of, if it has joined them."""
+    if "LOCAL_RANK" in os.environ and "torch.distributed" in sys.modules:
+        from dada_det.engine.runtime.launch import leave_processes
+
+        leave_processes(failed)
 
 
 def named(texts: Sequence[str], flag: str) -> dict[str, str]:

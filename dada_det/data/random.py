@@ -1,14 +1,18 @@
 """Random streams: each follows from a tuple of whole numbers, such as (seed, epoch, index), and from nothing else."""
 
 import hashlib
+import operator
 
 import torch
 from torch import Tensor
 
 
 def generator_for(*keys: int) -> torch.Generator:
-    """A random stream of its own for each tuple of whole numbers, such as (seed, epoch, index)."""
-    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    """A random stream of its own for each tuple of whole numbers, such as (seed, epoch, index).
+
+    Equal numbers give equal streams, whether they are Python's, numpy's or tensors; TypeError for what is no whole number.
+    """
+    digest = hashlib.blake2b(repr(tuple(map(operator.index, keys))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 

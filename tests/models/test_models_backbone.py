@@ -43,6 +43,19 @@ def test_exported_file_is_flat_float32_without_classifier(trained, exported):
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32, torch.int64}
 
 
+def test_a_safetensors_file_is_read(exported, tmp_path):
+    from safetensors.torch import save_file
+
+    expected, _ = load_backbone(exported)
+    save_file(expected, tmp_path / "r50.safetensors")
+    tensors, meta = load_backbone(tmp_path / "r50.safetensors")
+    assert tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert meta["mean"] == IMAGENET["mean"]  # no JSON beside it: torchvision's own
+    (tmp_path / "r50.safetensors").write_bytes(b"\x08\x00\x00")
+    with pytest.raises(UserError, match=r"the backbone \S+ is damaged or no safetensors file; give the r50.pth"):
+        load_backbone(tmp_path / "r50.safetensors")
+
+
 def test_json_beside_it_says_what_belongs_to_the_weights(exported):
     weights, meta = load_backbone(exported)
     assert meta == json.loads(exported.with_suffix(".json").read_text())

@@ -103,3 +103,13 @@ def join_processes() -> bool:
                   "what there is and talk over gloo", file=sys.stderr)
         dist.init_process_group("nccl" if enough else "gloo", timeout=TIMEOUT)
     return True
+
+
+def leave_processes(failed: bool = False) -> None:
+    """Ends this process's group, if it is in one.
+
+    The threads of a group that is left open can abort the interpreter as it ends, after all work is done. failed: this
+    process gives up; a group over NCCL stays open then, as its end would wait for the others.
+    """
+    if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):
+        dist.destroy_process_group()

@@ -12,6 +12,7 @@ from torch import nn
 
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.space import AtomSpace, SearchSpace
+from dada_det.devices import float32_arithmetic
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
 from dada_det.engine.runtime.faults import explained
 from dada_det.engine.runtime.identity import Identity, plain, resume_point
@@ -58,8 +59,6 @@ def run_search(config: Config, resume: bool) -> None:
     untried = why_no_trial(config, method, algorithm, problem)
     device = search_device()
     low = torch.bfloat16 if config.precision == "bfloat16" and device.type == "cuda" else None
-    # TF32 keeps ten bits, too few for the difference of two nearly equal losses.
-    torch.backends.cudnn.allow_tf32 = False
     searcher = Searcher(network, algorithm, problem.mean, problem.std, low, problem.apply)
     forks = None if untried or problem.forks is None else problem.forks(searcher.normalise)
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
@@ -81,14 +80,15 @@ def run_search(config: Config, resume: bool) -> None:
         randomness={"seed": config.seed, "deterministic": device.type == "cpu"}, log_level="WARNING",
         load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None,
         experiment_name="search", cfg=config)
-    runner.train()
-    closing = algorithm.closing(config.work_dir)
-    if forks is not None:
-        with explained(runner):
-            assert isinstance(algorithm, Dada)
-            closing = decide(config, forks, problem.network, algorithm.found.policy(POLICY_SIZE), low,
-                             checkpoint is not None, provenance)
-    elif world()[0] == 0:
+    with float32_arithmetic():  # TF32 keeps ten bits, too few for the difference of two nearly equal losses
+        runner.train()
+        closing = algorithm.closing(config.work_dir)
+        if forks is not None:
+            with explained(runner):
+                assert isinstance(algorithm, Dada)
+                closing = decide(config, forks, problem.network, algorithm.found.policy(POLICY_SIZE), low,
+                                 checkpoint is not None, provenance)
+    if forks is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
     if world()[0] == 0:
         print(f"search  done: {closing}")

@@ -90,7 +90,7 @@ def test_flips_follow_flag_then_config_then_policy(images, tmp_path, monkeypatch
     ((config, policy),) = seen
     assert policy is None and config.mirror is flips
     assert training_images(config, scan_folder(images / "train"), policy).mirror is flips
-    assert ("no flips" in pretrain.identity_of(config, policy, 24, 3)) == (not flips)
+    assert pretrain.identity_of(config, policy, scan_folder(images / "train"))["mirror"] is flips
 
 
 def test_a_policy_without_flips_trains_and_says_so(images, tmp_path, capsys):

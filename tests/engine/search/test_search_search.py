@@ -15,6 +15,7 @@ from PIL import Image
 from dada_det.augment import Policy
 from dada_det.commands.search import main
 from dada_det.data.cifar import write_cifar10
+from dada_det.engine.search import run
 from dada_det.engine.search.searcher import Searcher
 from tests.conftest import write_noise
 from tests.data.standard_files import write_aircraft, write_cars, write_cifar100_binary, write_svhn
@@ -73,6 +74,16 @@ def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert search(tmp_path / "data", tmp_path / "grouped") == 0  # they are near copies
     out = capsys.readouterr().out
     assert "near copies kept beside their originals" in out and "seem to stand in both halves" not in out
+
+
+def test_a_search_leaves_tf32_as_it_finds_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(run.SearchRunner, "train", lambda self: seen.append(torch.backends.cudnn.allow_tf32))
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        search(data, tmp_path)
+        assert torch.backends.cudnn.allow_tf32 is before
+    assert seen == [False, False]
 
 
 def test_the_halves_are_of_whole_groups_and_the_rule_is_part_of_what_a_search_is(
