@@ -8,4 +8,3 @@ Hardware: one GPU. Hours: not measured by this project (the paper: 0.1 on a Tita
 _base_ = "search_cifar10.py"
 data = dict(groups="none")  # the paper halves image by image
 search = dict(mode="paper", estimator="relax")
-policy_optimizer = dict(lr=5e-3, betas=(0.5, 0.999))

@@ -9,4 +9,3 @@ _base_ = "search_imagenet.py"
 batch_size = 32
 data = dict(groups="none")  # the paper halves image by image
 search = dict(mode="paper", estimator="relax")
-policy_optimizer = dict(lr=5e-3, betas=(0.5, 0.999))

@@ -14,7 +14,7 @@ base_batch_size = 16  # weights_optimizer.lr is for this batch and scales with -
 weights_optimizer = dict(lr=0.01, momentum=0.9, weight_decay=1e-4)
 clip_grad = 10.0
 precision = "bfloat16"  # of backbone and neck in the passes with a gradient, on a GPU; all else computes in float32
-policy_optimizer = dict(lr=0.02, betas=(0.5, 0.999))
+policy_optimizer = dict(lr=None, betas=(0.5, 0.999))  # lr None: 0.02, and 5e-3 with search.mode="paper"
 
 backbone = "work_dirs/pretrain_r50_none/r50.pth"
 backbone_command = "tools/pretrain_r50.sh --policy none --work-dir work_dirs/pretrain_r50_none"

@@ -35,7 +35,7 @@ from planted_images import SIDE, images_for, write_folders
 SETS = ("reduced", "full")
 CONTROLS = ("none", "random")
 DIGITS_TRAIN = 300  # of 1,797
-PAPER = ["search.mode=paper", "policy_optimizer.lr=0.005"]  # configs/search_cifar10_paper.py over search_cifar10.py
+PAPER = ["search.mode=paper"]  # configs/search_cifar10_paper.py over search_cifar10.py
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from planted_images import SIDE, oracle, plant, source, write_folders
 LR, MARGIN = 0.05, 2  # MARGIN: pixels of a stored digit beyond the crop
 COUNTED_GAP = 10.0  # points between none and the oracle below which there is nothing to find
 MODES = ("default", "paper", "ddas")
-PAPER = ["search.mode=paper", "policy_optimizer.lr=0.005"]
+PAPER = ["search.mode=paper"]
 DDAS_CONFIG = "configs/debug/search_ddas.py"
 DDAS_BATCH, DDAS_EPOCHS = 1 / 2, 8.5 / 15  # shares of the batch and of the epochs
 CONTROLS = ("none", "random", "one_op", "oracle")

@@ -34,6 +34,8 @@ from dada_det.search.results import POLICY_SIZE
 from dada_det.search.settings import settings_for
 from dada_det.search.step import Algorithm
 
+POLICY_LR = {"default": 0.02, "paper": 5e-3}  # Adam's, by the search's mode (the paper's Section 4.1)
+
 
 def run_search(config: Config, resume: bool) -> None:
     """Searches as `config` says, into config.work_dir: the algorithm's files and checkpoints; prints a closing line.
@@ -41,10 +43,11 @@ def run_search(config: Config, resume: bool) -> None:
     Keys: method (METHODS; "dada"), kind (LOADERS) and what its loader reads: data (root, val_root, subset,
     images_per_class, groups), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a
     GPU, or "float32"), operations, search (the method's entries), weights_optimizer (lr at base_batch_size),
-    policy_optimizer, clip_grad, work_dir. Raises UserError for a user's mistake.
+    policy_optimizer (lr None: POLICY_LR), clip_grad, work_dir. Raises UserError for a user's mistake.
     """
     forbid_unsafe_loading()
     distributed = join_processes()
+    use_modes_rate(config)  # before the identity
     method = config.get("method", "dada")
     if method not in METHODS:
         raise UserError(f"the config's method is {method!r}; choose one of {', '.join(METHODS)}")
@@ -73,7 +76,8 @@ def run_search(config: Config, resume: bool) -> None:
         default_hooks={"logger": None, "sampler_seed": None,
                        "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"},
-                      {"type": "WritePolicy", "provenance": provenance, "proposal": forks is not None},
+                      {"type": "WritePolicy", "provenance": provenance, "mirror": config.mirror,
+                       "proposal": forks is not None},
                       {"type": "StampIdentity", "identity": own},
                       {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
         launcher="pytorch" if distributed else "none",
@@ -114,6 +118,7 @@ class SearchRunner(QuietRunner):
 
 def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     """SGD for the network's weights, lr scaled linearly with the batch; an Adam for each name of the algorithm's groups."""
+    use_modes_rate(config)
     weights = dict(config.weights_optimizer)
     weights["lr"] *= config.batch_size / config.base_batch_size
     sgd = torch.optim.SGD(learned(searcher.network).values(), **weights)
@@ -124,6 +129,12 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
             group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
         adams[name] = OptimWrapper(torch.optim.Adam(groups, **options))
     return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
+
+
+def use_modes_rate(config: Config) -> None:
+    """Sets policy_optimizer.lr where the config leaves it to the mode."""
+    if config.policy_optimizer.get("lr") is None:
+        config.policy_optimizer.lr = POLICY_LR["paper" if config.search.get("mode") == "paper" else "default"]
 
 
 def identity(config: Config, problem: Problem, algorithm: Algorithm) -> Identity:

@@ -90,11 +90,12 @@ def share_buffers(network: nn.Module) -> None:
 class WritePolicy(Hook):
     """After every epoch: the files of the algorithm's results, each whole; after every step tells it how far it has come.
 
-    proposal: policy.json is called proposal.json, since a trial decides later what is handed over.
+    mirror: whether the search flips images, which the policies say. proposal: policy.json is called proposal.json, since a
+    trial decides later what is handed over.
     """
 
-    def __init__(self, provenance: dict, proposal: bool = False) -> None:
-        self.provenance, self.proposal = provenance, proposal
+    def __init__(self, provenance: dict, mirror: bool, proposal: bool = False) -> None:
+        self.provenance, self.mirror, self.proposal = provenance, mirror, proposal
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch | None = None,
                          outputs: dict | None = None) -> None:
@@ -108,5 +109,7 @@ class WritePolicy(Hook):
         provenance = {**self.provenance, "epoch": runner.epoch + 1, "version": __version__}
         optimizers = {name: wrapper.optimizer for name, wrapper in runner.optim_wrapper.items()}
         for name, content in algorithm.results(provenance, optimizers).items():
+            if name in ("policy.json", "schedule.json"):
+                content["mirror"] = self.mirror
             name = "proposal.json" if self.proposal and name == "policy.json" else name
             write_json(f"{runner.work_dir}/{name}", content)

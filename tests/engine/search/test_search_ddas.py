@@ -49,7 +49,7 @@ def test_writes_the_schedule_of_its_epochs_and_their_average(found: Path) -> Non
     assert schedule.stages[0].probability == pytest.approx(0.35, abs=0.03) and schedule.ranges == "strength"
     assert len({stage.preferences for stage in schedule.stages}) == 3
     assert max(schedule.stages[-1].preferences) > 1.05 / 28
-    assert Policy.load(found / "policy.json") == schedule.average()
+    assert Policy.load(found / "policy.json") == schedule.average() and schedule.mirror is True
     provenance = dict(schedule.provenance)
     assert provenance.pop("data") and provenance == {"method": "ddas", "config": "search_ddas", "seed": 0, "epoch": 3,
                                                      "version": "0.1.0"}

@@ -46,6 +46,7 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     assert len(policy.sub_policies) == 25 and policy.ranges == "strength"
     assert [s.weight for s in policy.sub_policies] == sorted((s.weight for s in policy.sub_policies), reverse=True)
     assert all(o.spread == 1.5 for s in policy.sub_policies for o in s.operations)
+    assert policy.mirror is True
     provenance = dict(policy.provenance)
     assert provenance.pop("data") and provenance == {"method": "dada", "mode": "default", "config": "search", "seed": 0,
                                                      "groups": "auto", "epoch": 2, "version": "0.1.0"}
@@ -123,6 +124,7 @@ def test_paper_mode_with_each_estimator(estimator: str, data: Path, tmp_path: Pa
     policy = Policy.load(tmp_path / "policy.json")
     assert policy.ranges == "autoaugment" and {s.weight for s in policy.sub_policies} == {1.0}
     table = json.loads((tmp_path / "search.json").read_text())["sub_policies"]
+    assert json.loads((tmp_path / "search.json").read_text())["optimizer"]["lr"] == 5e-3  # nobody has asked for it
     moved = [s for s in table if any(o["probability"] != 0.5 or o["magnitude"] != 0.5 for o in s["operations"])]
     assert 1 <= len(moved) <= 6  # one draw a batch, three steps in each of two epochs
 
@@ -225,9 +227,10 @@ def test_other_published_files(config: str, write: Callable[[Path], Path], tmp_p
     assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
 
 
-def test_a_policy_of_a_smaller_space(data: Path, tmp_path: Path) -> None:
-    assert search(data, tmp_path, "--cfg-options", "operations=[Invert,Rotate,Cutout]") == 0
-    assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 3
+def test_a_policy_of_a_smaller_space_searched_without_flips(data: Path, tmp_path: Path) -> None:
+    assert search(data, tmp_path, "--cfg-options", "operations=[Invert,Rotate,Cutout]", "mirror=False") == 0
+    policy = Policy.load(tmp_path / "policy.json")
+    assert len(policy.sub_policies) == 3 and policy.mirror is False
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
