@@ -47,9 +47,10 @@ def load_weights(network: nn.Module, path: str | Path) -> str:
     """Puts the tensors of the file `path` into `network`; returns what became of the classifier, "" where it fitted.
 
     A classifier (timm's `classifier` of the network, else its last linear layers) that the file lacks or has for another
-    number of classes keeps its first weights. A file with none of the network's names, but its tensors in its order, is
-    taken by order (and the sentence says so). UserError names any other tensor that is missing, left over, of another
-    shape, not dense or not finite.
+    number of classes begins with zeros (Big Transfer, ECCV 2020): timm's own first weights for few classes are so large that
+    the first steps spoil what the others have learned. A file with none of the network's names, but its tensors in its
+    order, is taken by order (and the sentence says so). UserError names any other tensor that is missing, left over, of
+    another shape, not dense or not finite.
     """
     return put(network, dict(read_tensors(Path(path), "weights", ADVICE)), str(path))
 
@@ -71,7 +72,8 @@ def put(network: nn.Module, content: Mapping[str, Any], source: str) -> str:
             said.append(f"{had} was replaced by a new one of {len(wanted[head[-1]])} ({', '.join(head)})")
         elif theirs:
             said.append(f"its classifier was left out ({', '.join(theirs)})")
-        found = {name: value for name, value in found.items() if name not in theirs} | {name: wanted[name] for name in head}
+        found = {name: value for name, value in found.items() if name not in theirs} | \
+            {name: torch.zeros_like(wanted[name]) for name in head}
     if problem := problem_of(found, wanted):
         raise UserError(f"the weights {source} do not fit the network: {problem}; {ADVICE} of this very network")
     network.load_state_dict({**wanted, **found})
