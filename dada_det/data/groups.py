@@ -159,34 +159,43 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
                  classes: Sequence[str] | None = None) -> tuple[list[int], list[int]]:
     """(images that train, images that validate), both sorted: halves of each class made of whole groups.
 
-    offered: of each class its images, in the order in which they are offered to the half that validates. Their groups are
-    taken whole while they fit into half of the class (rounded down); the others train. Without groups the first half of
-    each class validates. A search that uses the halves in turn changes their places.
-    Raises UserError where all images of a class are one group; `classes` are the names to say.
+    offered: of each class its images, in the order in which their groups are offered to the half that validates. A group
+    changes sides where that brings the classes nearer to half (rounded down), until none does. Without groups the first half
+    of each class validates. A search that uses the halves in turn changes their places.
+    Raises UserError where a class gets no image on one side, such as one whose images are one group; `classes`: their names.
     """
     class_of = {image: label for label, images in enumerate(offered) for image in images}
     members: dict[int, list[int]] = {}
     for image in class_of:
         members.setdefault(ids[image], []).append(image)
-    room = [len(images) // 2 for images in offered]
-    val: set[int] = set()
-    seen: set[int] = set()
-    for images in offered:
-        for image in images:
-            if ids[image] in seen:
-                continue
-            seen.add(ids[image])
-            needed = Counter(class_of[member] for member in members[ids[image]])
-            if all(room[label] >= count for label, count in needed.items()):
-                val.update(members[ids[image]])
-                for label, count in needed.items():
-                    room[label] -= count
+    counts = {number: Counter(class_of[image] for image in images) for number, images in members.items()}
+    half = [len(images) // 2 for images in offered]
+    room = list(half)  # what each class lacks of it
+    validates: set[int] = set()
+
+    def gain(number: int, sign: int) -> float:
+        """By how much smaller the classes' distances from half are, in halves, after the group has changed sides."""
+        return sum((abs(room[label]) - abs(room[label] - sign * count)) / max(1, half[label])
+                   for label, count in counts[number].items())
+
+    changed = True
+    while changed:
+        changed = False
+        for number in counts:
+            sign = -1 if number in validates else 1
+            if gain(number, sign) > 1e-9:
+                validates ^= {number}
+                for label, count in counts[number].items():
+                    room[label] -= sign * count
+                changed = True
+    val = {image for number in validates for image in members[number]}
+    train = set(class_of) - val
     for label, images in enumerate(offered):
-        if images and not val.intersection(images):
+        if images and (val.isdisjoint(images) or train.isdisjoint(images)):
             name = f"the class {classes[label]!r}" if classes else "the data"
-            raise UserError(f"the groups of {name}, {len(images)} images in {len({ids[i] for i in images})} groups, leave "
-                            "none to validate; give a finer --groups expression, --groups none, or --val-data")
-    return sorted(set(class_of) - val), sorted(val)
+            raise UserError(f"the {len({ids[image] for image in images})} groups of {name} ({len(images)} images) do not "
+                            "make two halves; give a finer --groups expression, --groups none, or --val-data")
+    return (sorted(train), sorted(val)) if len(train) >= len(val) else (sorted(val), sorted(train))
 
 
 def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_labels_M: Tensor) -> str | None:

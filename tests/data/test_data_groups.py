@@ -99,8 +99,8 @@ def test_without_groups_the_halves_are_the_same_as_ever() -> None:
         members = [index for index, own in enumerate(images.labels) if own == label]
         expected += random.Random(f"7/{name}").sample(members, len(members))[:len(members) // 2]
     for rule in ("auto", "none"):
-        train, val, said = halves(images, rule, seed=7, images_NCHW=photographs(len(names)))
-        assert val == sorted(expected) and train == sorted(set(range(15)) - set(expected)) and said is None
+        train, val, groups = halves(images, rule, seed=7, images_NCHW=photographs(len(names)))
+        assert val == sorted(expected) and train == sorted(set(range(15)) - set(expected)) and groups.said is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -115,16 +115,27 @@ def test_halves_are_of_whole_groups_and_even(seed: int) -> None:
     assert not {ids[row] for row in train} & {ids[row] for row in val}
     for label in range(3):
         parts = [sum(images.labels[row] == label for row in part) for part in (train, val)]
-        assert 0 <= parts[0] - parts[1] <= 2 * 6  # off by one group at most
+        assert abs(parts[0] - parts[1]) <= 6  # as one group, at most
 
 
 def test_groups_across_classes_stay_whole_and_a_class_of_one_group_is_said() -> None:
     images = listed(*(f"{name}/video{video}_{frame}.png" for name in "ab" for video in range(4) for frame in range(2)))
-    train, val, said = halves(images, r"video\d+", seed=0)
-    assert said == "4 groups of file names such as video0" and len(train) == len(val) == 8
+    train, val, groups = halves(images, r"video\d+", seed=0)
+    assert groups.said == "4 groups of file names such as video0" and len(train) == len(val) == 8
     assert {images.files[row][2:8] for row in train}.isdisjoint({images.files[row][2:8] for row in val})
-    with pytest.raises(UserError, match=r"the groups of the class 'a', 8 images in 1 groups, leave none to validate"):
+    with pytest.raises(UserError, match=r"the 1 groups of the class 'a' \(8 images\) do not make two halves; give a finer"):
         halves(images, r"^\w/", seed=0)
+
+
+def test_groups_of_many_classes_are_parted_so_that_each_class_is_near_its_half() -> None:
+    chance = random.Random(5)
+    videos = [f"{chance.choice('abc')}/video{video}_{frame}.png" for video in range(30) for frame in range(8)]
+    images = listed(*videos, *(f"d/video{video}_0.png" for video in (3, 17)))  # a rare class, in two videos
+    train, val, _ = halves(images, r"video\d+(?=_)", seed=1)
+    assert len(train) >= len(val)
+    for label in range(4):
+        parts = [sum(images.labels[row] == label for row in part) for part in (train, val)]
+        assert abs(parts[0] - parts[1]) <= max(4, 0.1 * sum(parts)) and min(parts) > 0
 
 
 def test_near_copies_are_found_and_other_images_are_not() -> None:

@@ -104,7 +104,7 @@ def test_the_halves_are_of_whole_groups_and_the_rule_is_part_of_what_a_search_is
     (tmp_path / "val").symlink_to(tmp_path / "data" / "train")
     for flags, sentence in ((("--groups", "("), "'(' is no regular expression"),
                             (("--groups", "frame"), "matches none of the 24 images"),
-                            (("--groups", r"class\d"), "leave none to validate"),
+                            (("--groups", r"class\d"), "do not make two halves"),
                             (("--groups", "auto", "--val-data", str(tmp_path / "val")), "leave one of them out")):
         assert search(tmp_path / "data", tmp_path / "refused", *flags) == 2
         assert sentence in capsys.readouterr().err
