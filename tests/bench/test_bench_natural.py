@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from natural_problems import PROBLEMS, NamedImages, Parts, drawn, write_folders
+from natural_detection import NUCLEI
+from natural_problems import PROBLEMS, NamedImages, Parts, Problem, data_folder, drawn, write_folders
 from natural_table import effects_of, mean_ranks, noise_lines, rank_correlation, table, truth_lines
 from tests.conftest import load_bench
 
@@ -44,15 +45,16 @@ def test_the_signs_are_336_pictures_of_84_signs_whose_names_begin_with_the_sign(
     assert parts.test.labels_N.bincount().tolist() == [40] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pacs-art", "pacs-sketch"])
 def test_the_photographs_have_twenty_labelled_images_a_class_of_the_target_and_1200_others(real, name):
-    parts = PROBLEMS[name].load(PROBLEMS[name].parts.__globals__["data_folder"](), 8, 0)
+    parts = PROBLEMS[name].load(data_folder(), 8, 0)
     assert (len(parts.train), len(parts.target), len(parts.test)) == (1670, 140, 1200)
     assert parts.target.labels_N.bincount().tolist() == [20] * 7
     assert not set(parts.target.names) & set(parts.test.names)
 
 
-def test_digits_and_imagenette_draw_few_by_seed(real):
+def test_digits_draw_few_by_seed(real):
     digits = [PROBLEMS["digits-few"].parts(seed) for seed in (0, 1)]
     assert [(len(parts.train), len(parts.test)) for parts in digits] == [(200, 1597)] * 2
     assert digits[0].train.names != digits[1].train.names
@@ -141,22 +143,43 @@ def asked(bench, flags):
 
 
 def test_the_search_is_asked_with_the_problems_own_recipe_and_images(bench, tmp_path, monkeypatch):
-    parts = Parts(images(4), images(2), images(1))
-    problem = replace(PROBLEMS["pacs-art"], load=None, recipe=replace(PROBLEMS["pacs-art"].recipe, weights=None))
-    monkeypatch.setattr(type(problem), "parts", lambda self, seed: parts)
-    argv = bench.search_argv(problem, bench.Task("pacs-art", "learned+t", 1, 1, tmp_path), tmp_path)
-    assert "--target-trains" in argv
+    monkeypatch.setattr(Problem, "parts", lambda self, seed: Parts(images(4), images(2), images(1)))
+    argv = bench.search_argv(bench.Task("pacs-art", "learned+t", 1, 1, tmp_path), tmp_path / "data", tmp_path / "search")
+    assert "--target-trains" in argv and "--weights" in argv and "mirror=True" in argv
     assert argv[argv.index("--val-data") + 1] == str(tmp_path / "data/target")
+    assert argv[argv.index("--epochs") + 1] == str(PROBLEMS["pacs-art"].recipe.epochs)
     assert sorted(path.name for path in (tmp_path / "data").glob("train/*/*")) == [f"{n:03d}.png" for n in range(8)]
+    monkeypatch.setattr(Problem, "parts", lambda self, seed: Parts(images(4), images(2)))
+    argv = bench.search_argv(bench.Task("gtsrb12", "learned", 1, 1, tmp_path), tmp_path / "signs", tmp_path / "search")
+    assert not {"--val-data", "--target-trains"} & set(argv) and "mirror=False" in argv
+
+
+def test_arms_are_policies_with_or_without_the_target_or_one_operation(bench, capsys):
+    def arms(problem, *names):
+        return [task.arm for task in asked(bench, ["--problems", problem, "--arms", *names, "--seeds", "1"])]
+
+    assert arms("pacs-art", "rand+t", "Invert@0.6") == ["rand+t", "Invert@0.6"]
+    assert arms("nuclei-stain", "rand", "none") == ["none"]  # torchvision's leave the boxes where they were
+    with pytest.raises(SystemExit):
+        bench.main(["--arms", "Inverted@0.6"])
+    assert "there is no arm 'Inverted@0.6'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_stained_nuclei_are_halved_by_image(real):
+    train, test, target = NUCLEI.parts(0)
+    assert len(train) > 800 and len(test) + len(target) > 400
+    images_of = [{name.rpartition("_")[0] for name in part.names} for part in (test, target)]
+    assert not images_of[0] & images_of[1] and len(images_of[0] | images_of[1]) == 107
 
 
 def test_the_bench_runs_and_goes_on_row_by_row(bench, tmp_path, capsys, monkeypatch):
     parts = Parts(images(6), images(3))
-    monkeypatch.setattr(type(PROBLEMS["digits-few"]), "parts", lambda self, seed: parts)
+    monkeypatch.setattr(Problem, "parts", lambda self, seed: parts)
     flags = ["--problems", "digits-few", "--arms", "none", "one-op", "--seeds", "1", "--json", str(tmp_path / "rows.json"),
              "--work-dir", str(tmp_path / "work")]
     problem = PROBLEMS["digits-few"]
-    monkeypatch.setitem(PROBLEMS, "digits-few", replace(
+    monkeypatch.setitem(bench.PROBLEMS, "digits-few", replace(
         problem, recipe=replace(problem.recipe, classes=2, epochs=2, batch_size=4, image_size=16, average=0.5)))
     assert bench.main(flags) == 0
     content = json.loads((tmp_path / "rows.json").read_text())

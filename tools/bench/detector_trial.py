@@ -12,6 +12,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from dada_det.augment.policy import Policy
 from dada_det.augment.transform import PolicyTransform
@@ -32,11 +33,15 @@ def normalise(detector: nn.Module, images_BCHW: Tensor) -> Tensor:
 
 
 def train_detector(detector: nn.Module, train: MemoryDetection, *, policy: Policy | None, epochs: int, batch_size: int,
-                   lr: float, weight_decay: float, seed: int) -> None:
-    """AdamW, lr on a cosine to 0 after a tenth of warm-up; images are mirrored at random, then the policy acts on each."""
+                   lr: float, weight_decay: float, seed: int, average: float = 0.0) -> None:
+    """AdamW, lr on a cosine to 0 after a tenth of warm-up; images are mirrored at random, then the policy acts on each.
+
+    average: share of the last steps whose mean weights, BatchNorm's statistics among them, the detector gets; 0: the last's.
+    """
     network = DetectorLosses(detector).train()
     transform = None if policy is None else PolicyTransform(policy)
     steps = epochs * (len(train) // batch_size)
+    mean = AveragedModel(detector, use_buffers=True)
     optimizer = torch.optim.AdamW(detector.parameters(), lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False)
     for step in range(steps):
@@ -53,6 +58,10 @@ def train_detector(detector: nn.Module, train: MemoryDetection, *, policy: Polic
         nn.utils.clip_grad_norm_(detector.parameters(), CLIP)
         optimizer.step()
         schedule.step()
+        if step >= steps - round(average * steps):
+            mean.update_parameters(detector)
+    if average:
+        detector.load_state_dict(mean.module.state_dict())
 
 
 @torch.no_grad()

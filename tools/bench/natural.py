@@ -12,33 +12,39 @@ domain also each as `<arm>+t`, where the labelled images of the target train too
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands import common
-from dada_det.engine.compare.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.measurements import Rows
 from dada_det.search.settings import settings_for
 from measuring import measure, rows_in, run_search
-from natural_problems import PROBLEMS, Problem, start_weights, write_folders
-from natural_table import WITH_TARGET, noise_lines, table, truth_lines
+from natural_detection import NUCLEI, DetectionProblem
+from natural_problems import PROBLEMS as CLASSIFICATION
+from natural_problems import Problem
+from natural_table import LEARNED, WITH_TARGET, noise_lines, table, truth_lines
+
+PROBLEMS: dict[str, Problem | DetectionProblem] = {**CLASSIFICATION, NUCLEI.name: NUCLEI}
 
 FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand")
-ARMS = (*FIXED, "learned")
+ARMS = (*FIXED, LEARNED)
+IMAGES_ALONE = ("trivial", "rand")  # torchvision's, which leave the boxes where they were
 STRENGTHS = (0.6, 0.9)
 ONE_STRENGTH = ("AutoContrast", "Invert", "Equalize")  # which have no magnitude
 TRUTH = "results/natural_truth.json"
 WORK_DIR = "work_dirs/natural"
-CONFIG = "configs/search_imagenet.py"
 
 
 @dataclass(frozen=True)
@@ -56,31 +62,27 @@ class Task:
     options: tuple[str, ...] = ()  # config entries changed in the search
 
     @property
+    def fixed(self) -> str:
+        """The policy's name."""
+        return self.arm.removesuffix(WITH_TARGET)
+
+    @property
     def key(self) -> tuple[str, str, int, int]:
         return self.problem, self.arm, self.seed, self.training_seed
 
 
 def run(task: Task) -> Rows:
     """The task's row."""
+    torch.set_flush_denormal(True)  # a training that has fitted its images slows down by half otherwise
     problem = PROBLEMS[task.problem]
     folder = make_folder(task.work_dir / f"{task.problem}-s{task.seed}")
     began = time.process_time()
-    facts: dict[str, Any] = {}
-    if task.arm.startswith("learned"):
-        policy, facts = searched(problem, task, folder)
-    else:
-        policy = policy_of(task.arm.removesuffix(WITH_TARGET), task.seed)
+    policy, facts = searched(task, folder) if task.arm.startswith(LEARNED) else (policy_of(task.fixed, task.seed), {})
     searching = time.process_time() - began
-    parts = problem.parts(task.seed)
-    train = parts.train
-    if task.arm.endswith(WITH_TARGET):
-        assert parts.target is not None
-        train = train + parts.target
-    recipe = recipe_of(problem)
-    score = run_trial(train, parts.test, policy=policy, recipe=recipe, seed=task.training_seed, quiet=True,
-                      work_dir=folder / f"{task.arm}-{task.training_seed}")["top1"]
+    score = problem.score(policy, task.seed, task.training_seed, task.arm.endswith(WITH_TARGET),
+                          folder / f"{task.arm}-{task.training_seed}")
     return [{"problem": task.problem, "arm": task.arm, "seed": task.seed, "training_seed": task.training_seed,
-             "score": score, **facts, "search_seconds": round(searching),
+             "score": score, **facts, **({"search_seconds": round(searching)} if facts else {}),
              "seconds": round(time.process_time() - began - searching)}]
 
 
@@ -92,41 +94,25 @@ def policy_of(name: str, seed: int) -> AnyPolicy:
     return Policy("strength", (SubPolicy(1.0, (Operation(operation, 0.5, float(magnitude)),)),), {"source": name})
 
 
-def recipe_of(problem: Problem) -> Recipe:
-    """The problem's recipe with the file of its first weights in the place of their name."""
-    return replace(problem.recipe, weights=start_weights()) if problem.recipe.weights else problem.recipe
-
-
-def searched(problem: Problem, task: Task, folder: Path) -> tuple[AnyPolicy, dict[str, Any]]:
+def searched(task: Task, folder: Path) -> tuple[AnyPolicy, dict[str, Any]]:
     """(the policy that the search command has written, the facts of the row)."""
-    run_search(search_argv(problem, task, folder))
     found = folder / f"search-{task.arm}"
-    facts: dict[str, Any] = {"search": search_of(task.options)}
-    uses = {entry["name"]: entry["use"] for entry in read_json(found / "search.json", "search's result")["operations"]}
-    facts["use"] = {name: round(uses[name], 4) for name in uses}
+    run_search(search_argv(task, folder / "data", found))
+    uses = read_json(found / "search.json", "search's result")["operations"]
+    facts = {"search": search_of(task.options), "use": {entry["name"]: round(entry["use"], 4) for entry in uses}}
     if (found / "verdict.json").exists():
         facts["verdict"] = read_json(found / "verdict.json", "verdict")
-    return Policy.load(found / "policy.json"), facts
+    return resolve_policy(str(found / "policy.json")), facts
 
 
-def search_argv(problem: Problem, task: Task, folder: Path) -> list[str]:
-    """The search command's flags; the problem's images are written to `folder`/data once."""
-    parts, recipe, data = problem.parts(task.seed), problem.recipe, folder / "data"
-    if not (data / "whole").exists():
-        write_folders(data, train=parts.train, **({} if parts.target is None else {"target": parts.target}))
-        (data / "whole").touch()
-    flags = ["--config", CONFIG, "--data", str(data), "--work-dir", str(folder / f"search-{task.arm}"),
-             "--epochs", str(recipe.epochs), "--batch-size", str(recipe.batch_size), "--image-size", str(recipe.image_size),
-             "--seed", str(task.seed)]
-    if parts.target is not None:
-        flags += ["--val-data", str(data / "target")]
-    if task.arm.endswith(WITH_TARGET):
-        flags.append("--target-trains")
-    if recipe.weights:
-        flags += ["--weights", start_weights()]
-    return [*flags, "--cfg-options", f"classifier.name={recipe.model}", f"mirror={recipe.mirror}",
-            f"base_batch_size={recipe.batch_size}", f"weights_optimizer.lr={recipe.lr}",
-            f"weights_optimizer.weight_decay={recipe.weight_decay}", *task.options]
+def search_argv(task: Task, data: Path, work_dir: Path) -> list[str]:
+    """The search command's flags; the problem's images are written to `data`."""
+    problem = PROBLEMS[task.problem]
+    recipe = problem.recipe
+    return [*problem.search_flags(task.seed, data), "--work-dir", str(work_dir), "--epochs", str(recipe.epochs),
+            "--batch-size", str(recipe.batch_size), "--image-size", str(recipe.image_size), "--seed", str(task.seed),
+            *(["--target-trains"] if task.arm.endswith(WITH_TARGET) else []),
+            "--cfg-options", *problem.search_options(), *task.options]
 
 
 def search_of(options: Sequence[str]) -> str:
@@ -146,13 +132,23 @@ def tasks_of(args: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def arms_of(problem: Problem, args: argparse.Namespace) -> list[str]:
+def arms_of(problem: Problem | DetectionProblem, args: argparse.Namespace) -> list[str]:
     if args.truth:
         return ["none", *(f"{name}@{magnitude}" for name in OPERATION_NAMES
                           for magnitude in STRENGTHS[:1 if name in ONE_STRENGTH else None])]
     wanted = args.arms or (["none", "trivial"] if args.noise else
                            [*ARMS, *(f"{arm}{WITH_TARGET}" for arm in ARMS)])
-    return [arm for arm in wanted if problem.shift or not arm.endswith(WITH_TARGET)]
+    return [arm for arm in wanted if (problem.shift or not arm.endswith(WITH_TARGET))
+            and not (problem is NUCLEI and arm.removesuffix(WITH_TARGET) in IMAGES_ALONE)]
+
+
+def arm_of(text: str) -> str:
+    """An arm's name, or Operation@magnitude, for that operation alone."""
+    name = text.removesuffix(WITH_TARGET)
+    operation, at, magnitude = name.partition("@")
+    if name in ARMS or (at and operation in OPERATION_NAMES and re.fullmatch(r"0?\.\d+|[01](\.0*)?", magnitude)):
+        return text
+    raise argparse.ArgumentTypeError(f"there is no arm {text!r}; give one of {', '.join(ARMS)}, or Rotate@0.6 and the like")
 
 
 def body(args: argparse.Namespace) -> None:
@@ -179,8 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                                "  python tools/bench/natural.py --truth --problems gtsrb12 --seeds 2")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
                         help=f"of {', '.join(PROBLEMS)} (default: all)")
-    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *(f"{arm}{WITH_TARGET}" for arm in ARMS)], metavar="NAME",
-                        help=f"of {', '.join(ARMS)}, each also with {WITH_TARGET} (default: all; of --noise: none trivial)")
+    parser.add_argument("--arms", nargs="+", type=arm_of, metavar="NAME",
+                        help=f"of {', '.join(ARMS)}, or Operation@magnitude, each also with {WITH_TARGET} (default: all; of "
+                        "--noise: none trivial)")
     parser.add_argument("--seeds", type=common.positive, default=5, metavar="n", help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
     parser.add_argument("--truth", action="store_true", help=f"each operation alone, kept in {TRUTH} by default")

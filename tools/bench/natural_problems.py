@@ -7,7 +7,7 @@ EfficientNet-Lite0 come with their packages (dev). All that is drawn follows fro
 import os
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,18 +16,20 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from dada_det.augment.named import AnyPolicy
 from dada_det.commands.common import ROOT
 from dada_det.data.decode import load_part
 from dada_det.data.imagenet import MARGIN, central_square, to_tensor
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
-from dada_det.engine.compare.trial import Recipe
+from dada_det.engine.compare.trial import Recipe, run_trial
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
 DRAWN, TESTED = 21, 22  # the random streams of a problem: images of a class, images to test on
 PACS_TARGETS, PACS_TEST = 20, 1200  # labelled images a class of the target; others of it
 IMAGENETTE, DIGITS = 50, 20  # training images a class
+CONFIG = "configs/search_imagenet.py"
 LITE0 = "efficientnet_lite0"
 
 
@@ -61,7 +63,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Problem:
-    """load: the parts from the folder of real data, the stored side in pixels and the seed."""
+    """load: the parts, from the folder of real data, the stored side in pixels and the seed. Scores are top-1 in percent."""
 
     name: str
     load: Callable[[Path, int, int], Parts]
@@ -75,6 +77,30 @@ class Problem:
     def side(self) -> int:
         """Of a stored image, in pixels."""
         return round(self.recipe.image_size * MARGIN)
+
+    def score(self, policy: AnyPolicy, seed: int, training_seed: int, with_target: bool, folder: Path) -> float:
+        """Top-1 in percent on the test images, of a network trained with `policy`, in `folder`."""
+        parts = self.parts(seed)
+        train = parts.train if not with_target or parts.target is None else parts.train + parts.target
+        recipe = replace(self.recipe, weights=start_weights()) if self.recipe.weights else self.recipe
+        return run_trial(train, parts.test, policy=policy, recipe=recipe, seed=training_seed, quiet=True,
+                         work_dir=folder)["top1"]
+
+    def search_flags(self, seed: int, data: Path) -> list[str]:
+        """What the search command is told of this problem; its images are written to `data` once."""
+        parts = self.parts(seed)
+        if not (data / "whole").exists():
+            write_folders(data, train=parts.train, **({} if parts.target is None else {"target": parts.target}))
+            (data / "whole").touch()
+        return ["--config", CONFIG, "--data", str(data),
+                *(["--val-data", str(data / "target")] if parts.target is not None else []),
+                *(["--weights", start_weights()] if self.recipe.weights else [])]
+
+    def search_options(self) -> list[str]:
+        """Config entries of the search: the network and how it trains."""
+        recipe = self.recipe
+        return [f"classifier.name={recipe.model}", f"mirror={recipe.mirror}", f"base_batch_size={recipe.batch_size}",
+                f"weights_optimizer.lr={recipe.lr}", f"weights_optimizer.weight_decay={recipe.weight_decay}"]
 
 
 def gtsrb12(data: Path, side: int, seed: int) -> Parts:
@@ -116,21 +142,16 @@ def digits_few(data: Path, side: int, seed: int) -> Parts:
     return Parts(*drawn(everything, DIGITS, seed))
 
 
+LITE0_RECIPE = Recipe(model=LITE0, classes=7, image_size=64, epochs=6, batch_size=32, lr=0.01, weight_decay=1e-4,
+                      mirror=True, weights=LITE0, average=0.5)
+CONVNET_RECIPE = Recipe(model="convnet", classes=10, image_size=48, epochs=60, batch_size=50, lr=0.05, weight_decay=5e-4,
+                        mirror=True, average=0.3)
 PROBLEMS = {problem.name: problem for problem in (
-    Problem("gtsrb12", gtsrb12, Recipe(
-        model=LITE0, classes=12, image_size=40, epochs=30, batch_size=32, lr=0.02, weight_decay=1e-4, mirror=False,
-        weights=LITE0)),
-    Problem("pacs-art", pacs("art_painting"), Recipe(
-        model=LITE0, classes=7, image_size=64, epochs=6, batch_size=32, lr=0.02, weight_decay=1e-4, mirror=True,
-        weights=LITE0), shift=True),
-    Problem("pacs-sketch", pacs("sketch"), Recipe(
-        model=LITE0, classes=7, image_size=64, epochs=6, batch_size=32, lr=0.02, weight_decay=1e-4, mirror=True,
-        weights=LITE0), shift=True),
-    Problem("imagenette-few", imagenette_few, Recipe(
-        model="convnet", classes=10, image_size=48, epochs=60, batch_size=50, lr=0.05, weight_decay=5e-4, mirror=True)),
-    Problem("digits-few", digits_few, Recipe(
-        model="convnet", classes=10, image_size=14, epochs=60, batch_size=50, lr=0.05, weight_decay=5e-4, mirror=False)),
-)}
+    Problem("gtsrb12", gtsrb12, replace(LITE0_RECIPE, classes=12, image_size=40, epochs=24, mirror=False, average=0.3)),
+    Problem("pacs-art", pacs("art_painting"), LITE0_RECIPE, shift=True),
+    Problem("pacs-sketch", pacs("sketch"), LITE0_RECIPE, shift=True),
+    Problem("imagenette-few", imagenette_few, CONVNET_RECIPE),
+    Problem("digits-few", digits_few, replace(CONVNET_RECIPE, image_size=14, mirror=False)))}
 
 
 def data_folder() -> Path:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dada_det.report.measurements import Rows
 from dada_det.report.statistics import mean_interval, paired_difference, student_quantile
 
-WITH_TARGET, LEARNED, REFERENCE = "+t", "learned", "trivial"
+WITH_TARGET, LEARNED = "+t", "learned"  # the ending of an arm in whose training the target is; the search's own arm
+REFERENCE = "trivial"
 DETECTION = ("nuclei-stain",)  # in AP, which is averaged with no top-1
 Scores = dict[int, float]  # of an arm, by seed
 

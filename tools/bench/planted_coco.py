@@ -4,6 +4,7 @@ N images, S x S pixels, M instances of one image; masks are needed, for a box is
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,21 @@ def moved(images: MemoryDetection, operation: str, generator: torch.Generator) -
 
 
 def tiles(images: MemoryDetection, rows: Tensor, side: int) -> MemoryDetection:
-    """The four quarters of each image, `side` px each; instances of LEAST_PIXELS in a tile, and tiles with any."""
+    """The four quarters of each image, `side` px each; instances of LEAST_PIXELS in a tile, and tiles with any.
+
+    The names of an image's tiles differ in their last number alone.
+    """
     found = []
     for row in rows:
         pixels_1CHW, targets = images.batch(row[None])
         assert targets.masks_MSS is not None
-        for top, left in ((0, 0), (0, side), (side, 0), (side, side)):
+        for number, (top, left) in enumerate(((0, 0), (0, side), (side, 0), (side, side))):
             window = (..., slice(top, top + side), slice(left, left + side))
             masks_MSS = targets.masks_MSS[0][window]
             keep_M = masks_MSS.flatten(1).sum(1) >= LEAST_PIXELS
             tile = DetectionTargets([mask_extents(masks_MSS[keep_M])[0]], [targets.labels_M[0][keep_M]], [masks_MSS[keep_M]])
-            found.append(in_memory(pixels_1CHW[window], tile))
+            names = [f"{Path(images.names[row]).stem}_{number}.png"] if images.names else []
+            found.append(replace(in_memory(pixels_1CHW[window], tile), names=names))
     return with_instances(joined(*found))
 
 
@@ -92,24 +97,29 @@ def with_instances(images: MemoryDetection) -> MemoryDetection:
 def joined(*parts: MemoryDetection) -> MemoryDetection:
     return MemoryDetection(torch.cat([part.images_NCHW for part in parts]), [b for part in parts for b in part.boxes_M4],
                            [labels for part in parts for labels in part.labels_M],
-                           [masks for part in parts for masks in part.masks or []])
+                           [masks for part in parts for masks in part.masks or []],
+                           [name for part in parts for name in part.names])
 
 
 def write_coco(root: Path, **parts: MemoryDetection) -> Path:
-    """root/<part>/*.png and root/annotations/instances_<part>.json, so that a command can read them; all one category."""
+    """root/<part>/*.png and root/annotations/instances_<part>.json, so that a command can read them; all one category.
+
+    The files have the images' own names, where these tell them apart.
+    """
     for name, images in parts.items():
         folder = make_folder(root / name)
         annotations: list[dict[str, Any]] = []
+        files = images.names if len(set(images.names)) == len(images) else [f"{i:05d}.png" for i in range(len(images))]
         for index, image_CSS in enumerate(images.images_NCHW):
-            Image.fromarray(image_CSS.permute(1, 2, 0).numpy()).save(folder / f"{index:05d}.png")
+            Image.fromarray(image_CSS.permute(1, 2, 0).numpy()).save(folder / files[index])
             for box, mask in zip(images.boxes_M4[index].tolist(), (images.masks or [])[index], strict=True):
                 annotations.append({
                     "id": len(annotations) + 1, "image_id": index, "category_id": 1, "iscrowd": 0,
                     "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "area": int(coco_mask.area(mask)),
                     "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()}})
         side = images.images_NCHW.shape[-1]
-        content = {"images": [{"id": index, "file_name": f"{index:05d}.png", "width": side, "height": side}
-                              for index in range(len(images))],
+        content = {"images": [{"id": index, "file_name": name, "width": side, "height": side}
+                              for index, name in enumerate(files)],
                    "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
         write_text(make_folder(root / "annotations") / f"instances_{name}.json", json.dumps(content))
     return root

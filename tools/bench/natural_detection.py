@@ -1,0 +1,103 @@
+"""nuclei-stain: a detector that learns on fluorescence and works on stained tissue.
+
+Tiles of 128 px, boxes of their masks. Half of the stained images is the target, half tests; the tiles of an image stay
+together. The small RetinaNet of configs/debug/search_det.py from random weights; box AP by pycocotools, in percent.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dada_det.augment.named import AnyPolicy
+from dada_det.augment.policy import Policy
+from dada_det.commands.common import ROOT, load_config
+from dada_det.data.checks import find_coco
+from dada_det.data.detection import MemoryDetection, load_coco
+from dada_det.data.random import generator_for
+from dada_det.errors import UserError
+from natural_problems import DRAWN, data_folder
+
+CONFIG = str(ROOT / "configs/debug/search_det.py")
+AVERAGE = 0.3  # share of the last steps whose mean weights are tested
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """How the detector trains: AdamW on a cosine."""
+
+    model: str = "configs/debug/search_det.py"
+    image_size: int = 128
+    epochs: int = 12
+    batch_size: int = 16
+    lr: float = 3e-3
+    weight_decay: float = 1e-4
+    mirror: bool = True
+    average: float = AVERAGE
+
+
+@dataclass(frozen=True)
+class DetectionProblem:
+    """A problem whose score is a box AP; its methods are those of natural_problems.Problem."""
+
+    name: str
+    recipe: DetectorRecipe
+    shift: bool = True
+
+    def score(self, policy: AnyPolicy, seed: int, training_seed: int, with_target: bool, folder: Path) -> float:
+        """AP in percent on the test tiles, of a detector trained with `policy`."""
+        from dada_det.engine.search.detection import build_detector
+        from detector_trial import average_precision, train_detector
+        from planted_coco import joined
+
+        if not isinstance(policy, Policy | None):
+            raise UserError(f"{self.name}: {policy.name} moves pixels and leaves the boxes; one-op is like trivial and "
+                            "carries them along")
+        train, test, target = _loaded(seed, self.recipe.image_size)
+        train = joined(train, target) if with_target else train
+        recipe = self.recipe
+        torch.manual_seed(training_seed)
+        detector = build_detector(load_config(CONFIG).model, classes=1)
+        train_detector(detector, train, policy=policy, epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr,
+                       weight_decay=recipe.weight_decay, seed=training_seed, average=recipe.average)
+        return average_precision(detector, test)["AP"]
+
+    def search_flags(self, seed: int, data: Path) -> list[str]:
+        """What the search command is told of this problem; its images are written to `data` once."""
+        from planted_coco import write_coco
+
+        if not (data / "whole").exists():
+            train, _, target = _loaded(seed, self.recipe.image_size)
+            write_coco(data, train=train, target=target)
+            (data / "whole").touch()
+        return ["--config", CONFIG, "--data", str(data), "--val-data", f"{data}/annotations/instances_target.json"]
+
+    def search_options(self) -> list[str]:
+        return ["masks=True", f"mirror={self.recipe.mirror}"]
+
+    def parts(self, seed: int) -> tuple[MemoryDetection, ...]:
+        """(training tiles, test tiles, target tiles)."""
+        return _loaded(seed, self.recipe.image_size)
+
+
+NUCLEI = DetectionProblem("nuclei-stain", DetectorRecipe())
+
+
+@lru_cache(maxsize=2)
+def _loaded(seed: int, side: int) -> tuple[MemoryDetection, ...]:
+    from planted_coco import tiles
+
+    data = data_folder()
+    fluorescence, stained = (_whole(data / name, side) for name in ("nuclei", "natural/nuclei-histology"))
+    order = torch.randperm(len(stained), generator=generator_for(seed, DRAWN))
+    return (tiles(fluorescence, torch.arange(len(fluorescence)), side),
+            *(tiles(stained, order[half::2].sort().values, side) for half in (1, 0)))
+
+
+@lru_cache(maxsize=2)
+def _whole(data: Path, side: int) -> MemoryDetection:
+    """The training images of a COCO layout at twice `side` px."""
+    part: tuple[Any, ...] = find_coco(data, ("train",)).part("train")
+    return load_coco(*part, 2 * side, True, None, generator_for(0))[0]
