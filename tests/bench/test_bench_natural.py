@@ -82,7 +82,8 @@ def test_written_folders_keep_names_and_pixels(tmp_path):
 def test_the_table_has_paired_differences_to_trivial_and_to_the_best_fixed_policy():
     rows = [row(arm, seed, base + seed) for seed in range(2)
             for arm, base in (("none", 50.0), ("trivial", 60.0), ("rand", 62.0))]
-    rows += [row("learned", seed, 65.0 + 3 * seed, use={"Rotate": 0.5, "Invert": 0.1, "Color": 0.2}) for seed in range(2)]
+    rows += [row("learned", seed, 65.0 + 3 * seed, search="s", use={"Rotate": 0.5, "Invert": 0.1, "Color": 0.2})
+             for seed in range(2)]
     truth = [row("none", 0, 50.0), row("Rotate@0.6", 0, 58.0), row("Rotate@0.9", 0, 52.0), row("Invert@0.6", 0, 49.0),
              row("Color@0.6", 0, 51.0), row("Color@0.9", 0, 51.0)]
     lines = table(rows, truth)
@@ -92,7 +93,7 @@ def test_the_table_has_paired_differences_to_trivial_and_to_the_best_fixed_polic
     assert "minus rand" not in rand
     half = 12.7062 * 2**0.5 / 2**0.5  # Student's t for one degree of freedom; the differences are 5 and 7
     assert f"minus trivial +6.0 ± {half:.1f}  minus rand +4.0 ± {half:.1f}" in learned
-    assert correlations == [f"gtsrb12         learned, seed {seed}: rank correlation of the use with the truth +1.00"
+    assert correlations == [f"gtsrb12         learned, seed {seed}: rank correlation of the alignment with the truth +1.00"
                             for seed in range(2)]
 
 
@@ -106,6 +107,18 @@ def test_columns_with_the_target_in_the_training_have_their_own_best_policy_and_
     assert lines[-2:] == [
         "all 2 classification problems: learned minus trivial, the best single fixed policy, +8.0 ± 0.0 (n = 4 pairs)",
         "all 2 classification problems: learned+t minus none+t, the best single fixed policy, +3.0 ± 0.0 (n = 4 pairs)"]
+
+
+def test_a_verdict_is_held_against_whole_trainings():
+    verdict = {"winner": "strong", "told_apart": True, "best_fixed": "rand", "reference": "trivial", "cost": 11.0}
+    rows = [row("trivial", seed, 60.0) for seed in range(3)]
+    rows += [row("learned", seed, 63.0, search="s", effect={"Rotate": 1.0},
+                 verdict={**verdict, "difference": difference, "standard_error": 1.0})
+             for seed, difference in enumerate((2.0, 4.9, 5.0))]
+    lines = table(rows, [])
+    assert "gtsrb12         learned, seed 0: strong, +2.0 ± 1.0 to trivial, in whole trainings +3.0; the trial costs 11.0 " \
+        "trainings" in lines
+    assert lines[-1] == "the verdict's interval holds the difference of whole trainings in 2 of 3 rows"
 
 
 def test_the_truth_is_the_mean_gain_of_an_operation_alone():

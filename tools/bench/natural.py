@@ -98,10 +98,16 @@ def searched(task: Task, folder: Path) -> tuple[AnyPolicy, dict[str, Any]]:
     """(the policy that the search command has written, the facts of the row)."""
     found = folder / f"search-{task.arm}"
     run_search(search_argv(task, folder / "data", found))
-    uses = read_json(found / "search.json", "search's result")["operations"]
-    facts = {"search": search_of(task.options), "use": {entry["name"]: round(entry["use"], 4) for entry in uses}}
+    facts: dict[str, Any] = {"search": search_of(task.options)}
+    for file, entry in (("search.json", "use"), ("forks.json", "effect")):  # of the alignment, and of the short trainings
+        if (found / file).exists():
+            operations = read_json(found / file, "search's result")["operations"]
+            facts[entry] = {row["name"]: round(row[entry], 4) for row in operations}
     if (found / "verdict.json").exists():
-        facts["verdict"] = read_json(found / "verdict.json", "verdict")
+        verdict = read_json(found / "verdict.json", "verdict")
+        winner = next(row for row in verdict["candidates"] if row["name"] == verdict["winner"])
+        facts["verdict"] = {**{name: verdict[name] for name in ("winner", "told_apart", "best_fixed", "reference", "cost")},
+                            **{name: winner[name] for name in ("difference", "standard_error")}}
     return resolve_policy(str(found / "policy.json")), facts
 
 

@@ -7,7 +7,6 @@ together. The small RetinaNet of configs/debug/search_det.py from random weights
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -99,5 +98,5 @@ def _loaded(seed: int, side: int) -> tuple[MemoryDetection, ...]:
 @lru_cache(maxsize=2)
 def _whole(data: Path, side: int) -> MemoryDetection:
     """The training images of a COCO layout at twice `side` px."""
-    part: tuple[Any, ...] = find_coco(data, ("train",)).part("train")
-    return load_coco(*part, 2 * side, True, None, generator_for(0))[0]
+    annotations, images = find_coco(data, ("train",)).part("train")
+    return load_coco(annotations, images, 2 * side, True, None, generator_for(0))[0]

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dada_det.report.measurements import Rows
 from dada_det.report.statistics import mean_interval, paired_difference, student_quantile
@@ -10,6 +11,7 @@ from dada_det.report.statistics import mean_interval, paired_difference, student
 WITH_TARGET, LEARNED = "+t", "learned"  # the ending of an arm in whose training the target is; the search's own arm
 REFERENCE = "trivial"
 DETECTION = ("nuclei-stain",)  # in AP, which is averaged with no top-1
+NORMAL_95 = 1.96  # standard errors to either side
 Scores = dict[int, float]  # of an arm, by seed
 
 
@@ -37,11 +39,39 @@ def table(rows: Rows, truth: Rows) -> list[str]:
                                if other and other != arm and (difference := paired(scores, column.get(other, {})))]
                 lines.append(f"{problem:14}  {arm:10}  {with_interval(list(scores.values())):12}  (n = {len(scores)})  "
                              + "  ".join(differences))
-        for row in rows:
-            if row["problem"] == problem and "use" in row and (effects := effects_of(truth, problem)):
-                lines.append(f"{problem:14}  {row['arm']}, seed {row['seed']}: rank correlation of the use with the truth "
-                             f"{rank_correlation(row['use'], effects):+.2f}")
-    return lines + overall(rows)
+        lines += [line for row in rows if row["problem"] == problem and "search" in row
+                  for line in lines_of_search(row, arms, effects_of(truth, problem))]
+    return [*lines, *overall(rows), *honesty(rows)]
+
+
+def lines_of_search(row: dict[str, Any], arms: Mapping[str, Scores], truth: Mapping[str, float]) -> list[str]:
+    """What a search found beside the truth, and its verdict beside whole trainings."""
+    label = f"{row['problem']:14}  {row['arm']}, seed {row['seed']}"
+    lines = [f"{label}: rank correlation of {name} with the truth {rank_correlation(row[entry], truth):+.2f}"
+             for entry, name in (("use", "the alignment"), ("effect", "the forks")) if truth and entry in row]
+    if verdict := row.get("verdict"):
+        whole = difference_of(row, arms)
+        lines.append(f"{label}: {verdict['winner']}, {verdict['difference']:+.1f} ± {verdict['standard_error']:.1f} to "
+                     f"{verdict['reference']}" + ("" if whole is None else f", in whole trainings {whole:+.1f}")
+                     + f"; the trial costs {verdict['cost']:.1f} trainings")
+    return lines
+
+
+def difference_of(row: dict[str, Any], arms: Mapping[str, Scores]) -> float | None:
+    """Its score minus that of its verdict's reference in whole trainings of the same seed; None where there is none."""
+    ending = WITH_TARGET if row["arm"].endswith(WITH_TARGET) else ""
+    reference = arms.get(f"{row['verdict']['reference']}{ending}", {})
+    return row["score"] - reference[row["seed"]] if row["seed"] in reference else None
+
+
+def honesty(rows: Rows) -> list[str]:
+    """How often the verdict's 95 % interval holds the difference of whole trainings."""
+    held = []
+    for row in rows:
+        if "verdict" in row and (whole := difference_of(row, by_arm(rows, row["problem"]))) is not None:
+            held.append(abs(whole - row["verdict"]["difference"]) <= NORMAL_95 * row["verdict"]["standard_error"])
+    return [f"the verdict's interval holds the difference of whole trainings in {sum(held)} of {len(held)} rows"] \
+        if held else []
 
 
 def overall(rows: Rows) -> list[str]:
