@@ -3,7 +3,6 @@
 A batch may be computed in parts (`accumulation`); schedules and averages count updates of the weights, not parts.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from mmengine.dist import all_reduce_params
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, VISBACKENDS
+from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -21,7 +20,6 @@ from dada_det.engine.pretrain.data import parts_of
 from dada_det.errors import UserError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-PACKAGES = {"TensorboardVisBackend": "tensorboard", "WandbVisBackend": "wandb"}  # what a visualisation back end needs
 
 
 @HOOKS.register_module()
@@ -149,19 +147,3 @@ def schedule(config: Config, updates_per_epoch: int) -> list[dict[str, Any]]:
 def averaging(config: Config) -> list[dict[str, Any]]:
     """The hook that averages the weights, where the config has `ema` (arguments of ExponentialMovingAverage)."""
     return [{"type": "AverageWeights", "parts": parts_of(config), **config.ema}] if config.get("ema") else []
-
-
-def visualizer(config: Config) -> dict[str, Any]:
-    """mmengine's Visualizer with config.vis_backends; UserError where one is unknown or its package is missing."""
-    backends = [{"type": backend} if isinstance(backend, str) else dict(backend)
-                for backend in config.get("vis_backends") or ["LocalVisBackend"]]
-    for backend in backends:
-        kind = str(backend.get("type"))
-        if VISBACKENDS.get(kind) is None:
-            raise UserError(f"vis_backends names {kind!r}, which mmengine does not have; write LocalVisBackend, "
-                            "TensorboardVisBackend or WandbVisBackend")
-        package = PACKAGES.get(kind)
-        if package and importlib.util.find_spec(package) is None:
-            raise UserError(f"{kind} in vis_backends needs the package {package}; run `pip install {package}`, or take it "
-                            "out of vis_backends")
-    return {"type": "Visualizer", "vis_backends": backends}

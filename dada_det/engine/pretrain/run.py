@@ -31,13 +31,13 @@ from dada_det.engine.pretrain.recipe import (
     precision_of,
     scale_lr,
     schedule,
-    visualizer,
 )
 from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers ExactResume)
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
 from dada_det.engine.runtime.identity import Identity, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes, without_layout
 from dada_det.engine.runtime.runner import QuietRunner
+from dada_det.engine.runtime.visualizer import visualizer
 from dada_det.errors import UserError
 from dada_det.files import make_folder, write_json
 from dada_det.models import weights

@@ -18,12 +18,15 @@ from dada_det.engine.runtime.faults import explained
 from dada_det.engine.runtime.identity import Identity, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes
 from dada_det.engine.runtime.runner import QuietRunner
+from dada_det.engine.runtime.visualizer import visualizer
+from dada_det.engine.search.curves import NoteCurves, pictures_of
 from dada_det.engine.search.handover import decide
 from dada_det.engine.search.leaks import LookForLeaks
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
 from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError
 from dada_det.models.darts import SuperNet
+from dada_det.report.search_page import search_page
 from dada_det.search import daas
 from dada_det.search.alignment import learned
 from dada_det.search.daas import Daas
@@ -79,10 +82,10 @@ def run_search(config: Config, resume: bool) -> None:
                       {"type": "WritePolicy", "provenance": provenance, "mirror": config.mirror,
                        "proposal": forks is not None},
                       {"type": "StampIdentity", "identity": own},
-                      {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
+                      {"type": NoteCurves}, {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
         launcher="pytorch" if distributed else "none",
         randomness={"seed": config.seed, "deterministic": device.type == "cpu"}, log_level="WARNING",
-        load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None,
+        load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None, visualizer=visualizer(config),
         experiment_name="search", cfg=config)
     with float32_arithmetic():  # TF32 keeps ten bits, too few for the difference of two nearly equal losses
         runner.train()
@@ -95,7 +98,8 @@ def run_search(config: Config, resume: bool) -> None:
     if forks is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
     if world()[0] == 0:
-        print(f"search  done: {closing}")
+        search_page(config.work_dir, pictures_of(batches))
+        print(f"search  done: {closing}; search.html shows it")
 
 
 def why_no_trial(config: Config, method: str, algorithm: Algorithm, problem: Problem) -> str | None:

@@ -58,6 +58,11 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
         (entry["preference"], *((o["probability"], o["magnitude"]) for o in entry["operations"])) for entry in best]
     out = capsys.readouterr().out
     assert "ETA" in out and out.strip().splitlines()[-1].startswith("search  done: 25 of 105 sub-policies in")
+    assert [entry["epoch"] for entry in json.loads((tmp_path / "history.json").read_text())["epochs"]] == [1, 2]
+    page = (tmp_path / "search.html").read_text()
+    assert "Operations over 2 epochs" in page and page.count("<img ") == 4 * 7
+    scalars = next(tmp_path.rglob("scalars.json")).read_text().splitlines()
+    assert {"preference/Rotate", "probability/Rotate", "strength/Rotate", "step"} <= set(json.loads(scalars[-1]))
 
 
 def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
