@@ -27,8 +27,9 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     With --gpus N > 1 the command starts itself again as `python -m module` in N processes (torchrun).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be in the terminal's encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be in the terminal's encoding
     args = parser.parse_args(argv)
     try:
         if module is not None and getattr(args, "gpus", 1) > 1 and "LOCAL_RANK" not in os.environ:

@@ -93,10 +93,10 @@ def _image_paths(folder: Path, most: int, depth: int) -> list[Path]:
         entries = sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=lambda e: e.name)
     except OSError as error:
         raise UserError(f"cannot read --images {folder}: {error.strerror or error}; give a folder of images") from error
-    files = [Path(entry) for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()]
+    files = [Path(entry) for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(entry)]
     if files or not depth:
         return [files[index * len(files) // most] for index in range(most)] if len(files) > most else files
-    folders = [Path(entry) for entry in entries if entry.is_dir()]
+    folders = [Path(entry) for entry in entries if os.path.isdir(entry)]
     step = max(1, len(folders) // most)
     found: list[Path] = []
     for start in range(step):  # first evenly spread folders, then those between them while images are missing

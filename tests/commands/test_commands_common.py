@@ -25,6 +25,17 @@ def test_exit_codes(capsys: pytest.CaptureFixture) -> None:
     assert (code, sentence) == (130, "tool: interrupted\n")
 
 
+def test_names_that_the_terminal_cannot_show_are_printed_and_a_mistake_is_one_line(capsys: pytest.CaptureFixture) -> None:
+    def body(args: Namespace) -> None:
+        print("caf\udce9")
+        raise UserError("the folder new\nline is empty; \udce9")
+
+    assert common.run(body, common.parser_for("p", "does it", "p"), []) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "caf\\udce9\n" and captured.err.startswith("p: error: the folder new line is empty")
+    assert captured.err.count("\n") == 1
+
+
 def test_cv2_without_libgl_gets_one_sentence_of_advice(capsys: pytest.CaptureFixture) -> None:
     code, sentence = outcome(ImportError("libGL.so.1: cannot open shared object file"), capsys)
     assert code == 2 and "opencv-python-headless" in sentence and sentence.count("\n") == 1

@@ -121,6 +121,7 @@ def test_images_are_spread_over_files_and_folders(tmp_path):
 def test_a_loop_of_folders_ends(tmp_path):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "again").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "inner" / "itself.png").symlink_to("itself.png")
     with pytest.raises(UserError, match="holds no image"):
         image_paths(tmp_path)
 

@@ -1,6 +1,7 @@
 """The search as a command: artefacts, both modes, determinism, --resume, CIFAR-10, and every promised sentence."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -63,6 +64,21 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     assert "Operations over 2 epochs" in page and page.count("<img ") == 4 * 7
     scalars = next(tmp_path.rglob("scalars.json")).read_text().splitlines()
     assert {"preference/Rotate", "probability/Rotate", "strength/Rotate", "step"} <= set(json.loads(scalars[-1]))
+
+
+def test_names_that_are_not_utf8_links_to_nothing_and_other_files_are_searched_and_said(
+        tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_images(tmp_path / "data" / "train")
+    os.rename(root / "class0", os.fsencode(root) + b"/caf\xe9")
+    (root / "class1/7.png").unlink()
+    os.symlink("/nonexistent/7.png", os.fsencode(root) + b"/class1/\xe97.png")
+    (root / "class2/notes.txt").write_text("twelve images")
+    assert search(tmp_path / "data", tmp_path / "w") == 0
+    out = capsys.readouterr().out
+    assert f"search  1 files in {root} are no images by their names and are passed over: 1 .txt" in out
+    assert f"search  1 of 24 images in {root} did not decode and were replaced by the next of their class: class1/?7.png" \
+        in out
+    assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
 
 
 def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
