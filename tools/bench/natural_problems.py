@@ -142,12 +142,12 @@ def digits_few(data: Path, side: int, seed: int) -> Parts:
     return Parts(*drawn(everything, DIGITS, seed))
 
 
-LITE0_RECIPE = Recipe(model=LITE0, classes=7, image_size=64, epochs=6, batch_size=32, lr=0.01, weight_decay=1e-4,
-                      mirror=True, weights=LITE0, average=0.5)
+LITE0_RECIPE = Recipe(model=LITE0, classes=7, image_size=64, epochs=6, batch_size=32, lr=0.02, weight_decay=1e-4,
+                      mirror=True, weights=LITE0, average=0.3)
 CONVNET_RECIPE = Recipe(model="convnet", classes=10, image_size=48, epochs=60, batch_size=50, lr=0.05, weight_decay=5e-4,
                         mirror=True, average=0.3)
 PROBLEMS = {problem.name: problem for problem in (
-    Problem("gtsrb12", gtsrb12, replace(LITE0_RECIPE, classes=12, image_size=40, epochs=24, mirror=False, average=0.3)),
+    Problem("gtsrb12", gtsrb12, replace(LITE0_RECIPE, classes=12, image_size=40, epochs=30, mirror=False)),
     Problem("pacs-art", pacs("art_painting"), LITE0_RECIPE, shift=True),
     Problem("pacs-sketch", pacs("sketch"), LITE0_RECIPE, shift=True),
     Problem("imagenette-few", imagenette_few, CONVNET_RECIPE),
