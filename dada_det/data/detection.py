@@ -24,6 +24,7 @@ from dada_det.augment.boxes import geometry_of, transform_instances
 from dada_det.augment.transform import Draws, apply_draws
 from dada_det.data.decode import load_image
 from dada_det.data.imagenet import check_broken
+from dada_det.devices import move
 from dada_det.errors import UserError
 from dada_det.files import read_json
 
@@ -123,10 +124,14 @@ def apply_with_instances(images_BCHW: Tensor, targets: DetectionTargets, draws: 
     rows_of: dict[tuple[int, int], list[int]] = {}
     for row in range(len(targets)):
         rows_of.setdefault(targets.size(row, images_BCHW), []).append(row)
-    augmented_BCHW = images_BCHW.clone()
-    for (height, width), rows in rows_of.items():
-        augmented_BCHW[rows, :, :height, :width] = apply_draws(images_BCHW[rows, :, :height, :width],
-                                                               draws[torch.tensor(rows)], ranges)
+    if list(rows_of) == [images_BCHW.shape[2:]]:
+        augmented_BCHW = apply_draws(images_BCHW, draws, ranges)
+    else:
+        augmented_BCHW = images_BCHW.clone()
+        for (height, width), rows in rows_of.items():
+            own, of_draws = (move(torch.tensor(rows), tensor.device) for tensor in (images_BCHW, draws.operations_BK))
+            applied = apply_draws(images_BCHW[own, :, :height, :width], draws[of_draws], ranges)
+            augmented_BCHW[own, :, :height, :width] = applied
     operations_BK, values_BK = geometry_of(draws.to("cpu"), ranges)
     moved = targets.repeat(1)
     for row in (operations_BK >= 0).any(1).nonzero().flatten().tolist():
