@@ -14,5 +14,5 @@ batch_size = 32
 base_batch_size = 32
 weights_optimizer = dict(_delete_=True, lr=0.01)
 precision = "float32"  # what is learned is the difference of two inner products of gradients
-search = dict(_delete_=True, levels=(2, 10, 14), draws=3, probability=0.35, probability_lr=1e-3, val_batches=8)
+search = dict(_delete_=True, levels=(2, 10, 14), draws_per_image=3, probability=0.35, probability_lr=1e-3, val_batches=8)
 policy_optimizer = dict(lr=5e-3, betas=(0.5, 0.999))

@@ -15,5 +15,5 @@ epochs = 40
 base_batch_size = 64
 weights_optimizer = dict(lr=0.002, momentum=0.9, nesterov=True, weight_decay=1e-4)
 precision = "float32"  # what is learned is the difference of two inner products of gradients
-search = dict(_delete_=True, levels=(7, 14), draws=3, probability=0.35, probability_lr=1e-3, val_batches=1)
+search = dict(_delete_=True, levels=(7, 14), draws_per_image=3, probability=0.35, probability_lr=1e-3, val_batches=1)
 policy_optimizer = dict(lr=3e-3, betas=(0.5, 0.999))

@@ -14,5 +14,5 @@ epochs = 6
 classifier = dict(name="convnet")
 base_batch_size = 24
 weights_optimizer = dict(lr=0.02)
-search = dict(probability_lr=0.02, val_statistics="both", v_decay=0.9, preconditioned=True)
+search = dict(probability_lr=0.02, running_v=True)
 policy_optimizer = dict(lr=0.05)

@@ -7,9 +7,9 @@ Boxes are (x1, y1, x2, y2) in pixels, float32, their corners on the edges of pix
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,22 @@ class DetectionTargets:
     """The instances of B images. A slice, an index tensor and `repeat` give targets of these images.
 
     boxes_M4: of each image, [M,4]. labels_M: long [M]. masks_MSS: uint8 [M,S,S] of 0 and 1; None where none are learned.
-    proposals_P4: of each image, where a two-stage detector has made its own for these very images (DetectorLosses); they
-    stay with the object, so a slice of everything is the object itself. sizes: (height, width) of each image within its
-    square, None where all fill it.
+    sizes: (height, width) of each image within its square, None where all fill it. Each object also keeps the proposals
+    [P,4] that a two-stage detector makes for its images (`proposals`); targets that are chosen or repeated from it start
+    without any.
     """
 
     boxes_M4: list[Tensor]
     labels_M: list[Tensor]
     masks_MSS: list[Tensor] | None = None
-    proposals_P4: list[Tensor] | None = None
     sizes: list[tuple[int, int]] | None = None
+    _proposals_P4: list[Tensor] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.boxes_M4)
 
     def __getitem__(self, rows: slice | Tensor) -> "DetectionTargets":
         chosen = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
-        if chosen == range(len(self)):
-            return self
         return DetectionTargets([self.boxes_M4[row] for row in chosen], [self.labels_M[row] for row in chosen],
                                 None if self.masks_MSS is None else [self.masks_MSS[row] for row in chosen],
                                 sizes=None if self.sizes is None else [self.sizes[row] for row in chosen])
@@ -67,6 +65,12 @@ class DetectionTargets:
     def size(self, row: int, images_BCHW: Tensor) -> tuple[int, int]:
         """(height, width) of image `row` of `images_BCHW`, without its padding."""
         return self.sizes[row] if self.sizes is not None else (images_BCHW.shape[2], images_BCHW.shape[3])
+
+    def proposals(self, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """The proposals of each image, [P,4]: what `make` gives when this is called for the first time, and kept since."""
+        if self._proposals_P4 is None:
+            self._proposals_P4 = make()
+        return self._proposals_P4
 
 
 @dataclass(frozen=True, eq=False)

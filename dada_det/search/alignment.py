@@ -1,4 +1,4 @@
-"""The alignment of a training gradient with the validation gradient: the one number that a search learns from.
+"""The alignment of a training gradient with the validation gradient: the one number that a search learns from (Eq. 12).
 
     R_i = d/d eps  l_i(w + eps v)  at eps = 0,      v = grad L_val(w'),      w' = w - zeta grad L_train(w, q)
 
@@ -6,15 +6,15 @@
 name; no pass here changes the network, neither its parameters nor BatchNorm's running buffers. B images, C channels, H
 height, W width.
 
-`low` (torch.bfloat16) is for the two passes with a gradient alone: rewards are differences of nearly equal losses, of which
-bfloat16 keeps eight bits. A loss that a bfloat16 pass has left is no end of such a difference either (tested).
+`low` (torch.bfloat16) is for the two passes with a gradient alone. Rewards are differences of nearly equal losses, of which
+bfloat16 keeps eight bits: never difference against a bfloat16 loss, not even at one end (tested).
 
 Every function takes a classifier, whose logits [B,K] and labels [B] give cross-entropies, or a LossNetwork. Parameters that
-are frozen (requires_grad is False) are no weights; one that a pass leaves out has a gradient of zeros.
+are frozen (requires_grad is False) are no weights; a weight that a pass does not use has a gradient of zeros.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +22,34 @@ from torch.func import functional_call, jvp
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
-Ends = tuple[Weights, Weights, Tensor]  # of `ends`
+Ends = tuple[Weights, Weights, Tensor]  # of `ends_consuming`
 RELATIVE_STEP = 0.01  # eps = RELATIVE_STEP / ||v||, as in DARTS and DADA
 ONE_SIDED_STEP = 0.003  # its error grows with eps and not with its square (2-5 % at 0.01, under 2 % here, ResNets)
 
 
+class Targets(Protocol):
+    """The targets of B images, which a slice or an index tensor chooses; a classifier's are its labels, long [B]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | Tensor, /) -> Self: ...
+
+    def repeat(self, times: int, /) -> Self: ...
+
+
 class LossNetwork(nn.Module):
-    """A network that gives the loss of every image itself, such as a detector: forward(images, targets) -> [B].
+    """A network that gives the loss of every image itself, such as a detector."""
 
-    targets: whatever has a length, rows by a slice or an index tensor, and .repeat(n); a classifier's are its labels [B].
-    """
+    def forward(self, images_BCHW: Tensor, targets_B: Targets) -> Tensor:
+        """The losses [B].
 
-    def forward(self, images_BCHW: Tensor, targets_B: Any) -> Tensor:
+        All passes that are given the same targets object must give one function of the weights. What a network chooses by
+        its weights and must not choose anew (a detector's proposals) it keeps in that object at the first of these passes.
+        """
         raise NotImplementedError
 
 
-def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
+def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Targets,
               low: torch.dtype | None = None) -> Tensor:
     """The loss of every image [B] with other weights; in train mode BatchNorm uses the batch and keeps its buffers."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -45,34 +57,37 @@ def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets
                    low)
 
 
-def _losses(network: nn.Module, call: Callable[..., Tensor], images_BCHW: Tensor, targets_B: Any,
+def _losses(network: nn.Module, call: Callable[..., Tensor], images_BCHW: Tensor, targets_B: Targets,
             low: torch.dtype | None) -> Tensor:
     own = isinstance(network, LossNetwork)
     with torch.autocast(images_BCHW.device.type, dtype=low, enabled=low is not None):
         outputs = call(images_BCHW, targets_B) if own else call(images_BCHW)
     if low is not None:
         outputs = outputs.float()
-    return outputs if own else F.cross_entropy(outputs, targets_B, reduction="none")
+    if own:
+        return outputs
+    assert isinstance(targets_B, Tensor)
+    return F.cross_entropy(outputs, targets_B, reduction="none")
 
 
-def learned(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The network's weights: its parameters by name, without the frozen ones."""
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The network's parameters by name, without the frozen ones."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def weights_of(network: nn.Module) -> Weights:
     """The network's weights by name, without a graph; they share memory with the network."""
-    return {name: parameter.detach() for name, parameter in learned(network).items()}
+    return {name: parameter.detach() for name, parameter in trainable(network).items()}
 
 
-def training_gradient(network: nn.Module, images_BCHW: Tensor, targets_B: Any,
+def training_gradient(network: nn.Module, images_BCHW: Tensor, targets_B: Targets,
                       low: torch.dtype | None = None) -> tuple[Weights, Tensor]:
     """(gradient of the mean loss by name, loss of each image [B]); the one pass that updates BatchNorm's buffers."""
     losses_B = _losses(network, network, images_BCHW, targets_B, low)
-    return _gradient(losses_B.mean(), learned(network)), losses_B.detach()
+    return _gradient(losses_B.mean(), trainable(network)), losses_B.detach()
 
 
-def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
+def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Targets,
                 low: torch.dtype | None = None) -> Weights:
     """The gradient of the mean loss at other weights, by name."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
@@ -104,10 +119,10 @@ def inner(first: Weights, second: Weights) -> Tensor:
 
 
 @torch.no_grad()
-def ends(weights: Weights, direction: Weights, relative_step: float = RELATIVE_STEP) -> Ends:
+def ends_consuming(weights: Weights, direction: Weights, relative_step: float = RELATIVE_STEP) -> Ends:
     """(weights + eps v, weights - eps v, eps) of a central difference along v, eps = relative_step / ||v||.
 
-    Empties `direction`: a tensor that nobody else holds is freed as soon as its two ends are there.
+    Empties the dictionary `direction`: a tensor that nobody else holds is freed as soon as its two ends are there.
     """
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
     above, below = {}, {}
@@ -118,60 +133,47 @@ def ends(weights: Weights, direction: Weights, relative_step: float = RELATIVE_S
 
 
 @torch.no_grad()
-def rewards_between(network: nn.Module, between: Ends, images_BCHW: Tensor, targets_B: Any, log: bool = False) -> Tensor:
+def rewards_between(network: nn.Module, ends: Ends, images_BCHW: Tensor, targets_B: Targets, log: bool = False) -> Tensor:
     """R_i of each image [B] by a central difference: two forward passes.
 
-    log: of log(1 + l_i) instead of l_i, the share of its loss that an image would lose: a hard image's is no larger.
+    log: the reward of log(1 + l_i), the fraction of its loss that an image would lose, so that hard images count no more
+    than others; otherwise that of l_i.
     """
-    above, below, epsilon = between
-    above_B, below_B = (on_scale(losses_at(network, end, images_BCHW, targets_B), log) for end in (above, below))
+    above, below, epsilon = ends
+    above_B, below_B = (losses_at(network, end, images_BCHW, targets_B) for end in (above, below))
+    if log:
+        above_B, below_B = above_B.log1p(), below_B.log1p()
     return (above_B - below_B) / (2 * epsilon)
 
 
 @torch.no_grad()
-def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Any,
-            relative_step: float | None = None, losses_B: Tensor | None = None, log: bool = False) -> Tensor:
-    """R_i of each image [B], or of its log(1 + l_i), along `direction`, which stays whole.
+def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Targets,
+            relative_step: float | None = None, losses_B: Tensor | None = None) -> Tensor:
+    """R_i of each image [B] along `direction`, which stays whole: two forward passes.
 
-    With `losses_B`, the losses at `weights` that a training pass has left, by a one-sided difference: one forward pass.
+    losses_B: the float32 losses at `weights`, from a training pass; with them a one-sided difference takes one forward pass.
     """
     if losses_B is None:
-        both = ends(weights, dict(direction), relative_step or RELATIVE_STEP)
-        return rewards_between(network, both, images_BCHW, targets_B, log)
+        ends = ends_consuming(weights, dict(direction), relative_step or RELATIVE_STEP)
+        return rewards_between(network, ends, images_BCHW, targets_B)
     epsilon = (relative_step or ONE_SIDED_STEP) / norm(direction).clamp_min(1e-12)
     above_B = losses_at(network, step(weights, direction, epsilon), images_BCHW, targets_B)
-    return (on_scale(above_B, log) - on_scale(losses_B, log)) / epsilon
-
-
-def on_scale(losses_B: Tensor, log: bool) -> Tensor:
-    """log(1 + l), or l itself."""
-    return losses_B.log1p() if log else losses_B
+    return (above_B - losses_B) / epsilon
 
 
 def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,
-                         targets_B: Any) -> Tensor:
+                         targets_B: Targets) -> Tensor:
     """R_i of each image [B], exactly, by one forward-mode pass (a Jacobian-vector product)."""
     return jvp(lambda w: losses_at(network, w, images_BCHW, targets_B), (weights,), (direction,))[1].detach()
 
 
-def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Any,
-                          log: bool = False) -> tuple[Tensor, Tensor]:
-    """(losses [B], the sum of each one's derivative over all pixels of its image [B]) at other weights; log: as above.
+def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor,
+                          targets_B: Targets) -> tuple[Tensor, Tensor]:
+    """(losses [B], the sum of each one's derivative over all pixels of its image [B]) at other weights.
 
     The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
     """
     images_BCHW = images_BCHW.detach().requires_grad_()
-    losses_B = on_scale(losses_at(network, weights, images_BCHW, targets_B), log)
+    losses_B = losses_at(network, weights, images_BCHW, targets_B)
     (gradient_BCHW,) = torch.autograd.grad(losses_B.sum(), images_BCHW)
     return losses_B.detach(), gradient_BCHW.sum((1, 2, 3))
-
-
-def rewards_and_pixel_sums(network: nn.Module, between: Ends, images_BCHW: Tensor, targets_B: Any,
-                           log: bool = False) -> tuple[Tensor, Tensor]:
-    """(R_i [B], the sum of its derivatives for the pixels of image i [B]) by a central difference.
-
-    Two passes, each forward and backward to the pixels; the second is the straight-through derivative of R_i for a
-    magnitude. With BatchNorm the sum is that of all rewards for the pixels of image i.
-    """
-    above, below = (losses_and_pixel_sums(network, end, images_BCHW, targets_B, log) for end in between[:2])
-    return (above[0] - below[0]) / (2 * between[2]), (above[1] - below[1]) / (2 * between[2])

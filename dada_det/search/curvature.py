@@ -12,10 +12,11 @@ matrix, from the squares of the gradients at hand, costs no pass.
 import torch
 from torch import Tensor, nn
 
-from dada_det.search.alignment import Weights, learned
+from dada_det.search.alignment import Weights, trainable
 
 DAMPING = 0.1  # of the mean square: no weight counts more than ten times the mean one
-SQUARES_DECAY = 0.95  # the last twenty training batches
+SQUARES_DECAY = 0.95  # a mean over some twenty training batches
+V_DECAY = 0.9  # a mean over some ten validation passes
 
 
 class RunningMean(nn.Module):
@@ -27,7 +28,7 @@ class RunningMean(nn.Module):
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        for name, parameter in learned(network).items():
+        for name, parameter in trainable(network).items():
             self.register_buffer(name.replace(".", "/"), torch.zeros_like(parameter))
 
     @property
@@ -41,6 +42,18 @@ class RunningMean(nn.Module):
         for name, mean in self.means.items():
             mean.mul_(self.decay)
             mean.addcmul_(values[name], scale if isinstance(scale, Tensor) else scale[name], value=1 - self.decay)
+
+
+class RunningDirection(nn.Module):
+    """What a step keeps of earlier ones for its validation direction.
+
+    v: the running mean of the validation gradient's direction. squares: that of the squares of L_train's gradients, from
+    which `precondition` takes the curvature.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.v, self.squares = RunningMean(network, V_DECAY), RunningMean(network, SQUARES_DECAY)
 
 
 @torch.no_grad()

@@ -27,44 +27,46 @@ from dada_det.search import alignment, estimators
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, draw_noise
 from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
-from dada_det.search.step import Algorithm, Batch, Step, augment, validation_gradient
+from dada_det.search.step import Algorithm, Batch, Provenance, Step, augment, validation_gradient
 
 PATHS = 2  # of which a step compares the validation loss: each is the other's baseline
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a joint search does; a config's `search` changes warmup_epochs.
+class DaasSettings:
+    """The settings of a joint search; a config's `search` changes the one entry.
 
     warmup_epochs: epochs that train the weights alone.
     """
 
     warmup_epochs: int = 1
-    ranges: str = "strength"
-    spread: float = 0.8  # of the magnitude's normal on its logit
-    draws: int = 1
-    val_batches: int = 1
-    val_every: int = 1
-    val_statistics: str = "batch"
-    v_decay: float | None = None
-    preconditioned: bool = False
+    spread = 0.8  # of the magnitude's normal on its logit; neither this nor what follows is an entry
+    ranges = "strength"
+    draws_per_image = 1
+    val_batches = 1
+    val_every = 1
+    running_v = False
+
+    def __post_init__(self) -> None:
+        """UserError for a value that does not exist."""
+        if not isinstance(self.warmup_epochs, int) or self.warmup_epochs < 0:
+            raise UserError(f"search.warmup_epochs is {self.warmup_epochs!r}; give a whole number of at least 0")
 
 
-def settings_for(**changes: object) -> Settings:
+def daas_settings(**changes: Any) -> DaasSettings:
     """The settings with warmup_epochs changed; UserError for any other entry, and for no whole number."""
     unknown = [name for name in changes if name != "warmup_epochs"]
     if unknown:
         raise UserError(f"search has no entry {unknown[0]} for the method daas; entries: warmup_epochs")
-    settings = Settings(**changes)  # type: ignore[arg-type]
-    if not isinstance(settings.warmup_epochs, int) or settings.warmup_epochs < 0:
-        raise UserError(f"search.warmup_epochs is {settings.warmup_epochs!r}; give a whole number of at least 0")
-    return settings
+    return DaasSettings(**changes)
 
 
 @dataclass(frozen=True)
 class JointNoise:
-    """What B draws take from chance: their policies', and gumbel_BP2EO, the same in every row: a path for the weights, and
-    PATHS for the architecture."""
+    """The noise of B draws: that of their policies, and gumbel_BP2EO, which is the same in every row.
+
+    The latter draws a path for the weights, and PATHS for the architecture.
+    """
 
     policy: Noise
     gumbel_BP2EO: Tensor
@@ -76,13 +78,14 @@ class JointNoise:
         return JointNoise(self.policy.to(like), self.gumbel_BP2EO.to(like))
 
 
-class Daas(Algorithm):
+class Daas(Algorithm[JointNoise]):
     """The logits of the operations on the edges of a SuperNet, and a PolicyDistribution."""
 
-    def __init__(self, space: SearchSpace, settings: Settings, network: SuperNet) -> None:
+    def __init__(self, space: SearchSpace, settings: DaasSettings, network: SuperNet) -> None:
         super().__init__()
-        self.settings, self.operations = settings, network.operations
-        self.distribution = PolicyDistribution(space, shared="preferences", spread=settings.spread)
+        self.settings: DaasSettings = settings
+        self.operations = network.operations
+        self.distribution = PolicyDistribution(space, shared_by_operation="preferences", spread=settings.spread)
         self.architecture_2EO = nn.Parameter(torch.zeros(2, network.edges, len(self.operations)))
         self.provenance = {"method": "daas"}
         self.identity = {"method": "daas", "search": asdict(settings), "supernet": network.size,
@@ -102,16 +105,16 @@ class Daas(Algorithm):
         """The operation that each path draws on each edge, long [P,2,E], with the chances of the softmax (Gumbel-max)."""
         return (self.architecture_2EO.detach().log_softmax(2) + gumbel_P2EO).argmax(3)
 
-    def step(self, parts: Step, batch: Batch, zeta: float, epoch: int) -> dict[str, Tensor]:
+    def step(self, parts: Step, batch: Batch[JointNoise], zeta: float, epoch: int) -> dict[str, Tensor]:
         """Weights, policy, architecture, each once; in warm-up the weights alone."""
         network, learn = parts.network, epoch >= self.settings.warmup_epochs
         assert isinstance(network, SuperNet)
-        noise: Noise = batch.noise.policy
+        noise = batch.noise.policy
         sample = self.distribution.sample(noise)
         draws = self.distribution.space.draws(sample.c_B, sample.b_B2, sample.magnitudes_B2, noise.signs_B2,
                                               noise.centers_B22)
         images, targets = augment(parts, batch.images_BCHW, batch.targets_B, draws)
-        own_2EO, *others = batch.shared_noise.gumbel_BP2EO[0]
+        own_2EO, *others = batch.common_noise.gumbel_BP2EO[0]
         with network.on(own_2EO.argmax(2).tolist()):
             gradient, losses_B = alignment.training_gradient(network, images, targets, parts.low)
             weights = alignment.weights_of(network)
@@ -122,7 +125,7 @@ class Daas(Algorithm):
             v = validation_gradient(parts, weights, batch)
             rewards_B = alignment.rewards(network, before, v, images, targets,
                                           losses_B=losses_B if parts.low is None else None)
-        advantages_B = estimators.subtract_baseline(rewards_B, "batch", 1)
+        advantages_B = estimators.less_mean_of_others(rewards_B)
         spread = mean_over_ranks([advantages_B.square().mean()])[0].sqrt()
         self.distribution.zero_grad()
         gradients = estimators.marginal_score(
@@ -135,7 +138,7 @@ class Daas(Algorithm):
         return {"loss": losses_B.mean(), "spread": spread}
 
     @torch.no_grad()
-    def update_architecture(self, parts: Step, batch: Batch, choices_P2E: Tensor) -> None:
+    def update_architecture(self, parts: Step, batch: Batch[JointNoise], choices_P2E: Tensor) -> None:
         """The score function of the validation loss of P paths, all on the same images and at the same weights."""
         assert isinstance(parts.network, SuperNet)
         images, weights, losses = parts.normalise(batch.val_images_VCHW), alignment.weights_of(parts.network), []
@@ -147,16 +150,16 @@ class Daas(Algorithm):
         parts.update("architecture")
 
     @torch.no_grad()
-    def genotype(self, provenance: dict[str, Any]) -> Genotype:
+    def genotype(self, provenance: Provenance) -> Genotype:
         """The cells as they are found so far."""
-        return discretise(self.architecture_2EO.double().softmax(2), self.operations, provenance)
+        return discretise(self.architecture_2EO.double().softmax(2), self.operations, dict(provenance))
 
-    def results(self, provenance: dict[str, Any], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
         """genotype.json; policy.json, the 25 sub-policies with the largest preference; search.json, all probabilities."""
         strengths = self.architecture_2EO.detach().double().softmax(2).tolist()
         return {"genotype.json": self.genotype(provenance).to_dict(),
                 "policy.json": self.distribution.policy(POLICY_SIZE, provenance).to_dict(),
-                "search.json": {**search_result(self.distribution, self.distribution, optimizers["policy"], 0, provenance),
+                "search.json": {**search_result(self.distribution, optimizers["policy"], provenance),
                                 "architecture": {"operations": list(self.operations), "normal": strengths[0],
                                                  "reduction": strengths[1]}}}
 

@@ -29,44 +29,44 @@ from dada_det.search import alignment
 from dada_det.search.curvature import precondition
 from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import most_used
-from dada_det.search.step import VAL_STATISTICS, Algorithm, Batch, Step, augment, validation_gradient
+from dada_det.search.step import Algorithm, Batch, Provenance, Step, augment, validation_gradient
 
 
 @dataclass(frozen=True)
 class DdasSettings:
-    """What a search by DDAS does; a config's `search` changes single entries. The defaults are the paper's on CIFAR."""
+    """The settings of a search by DDAS; a config's `search` changes single entries. The defaults are the paper's on CIFAR.
 
-    levels: tuple[int, ...] = (2, 10, 14)  # of operations that have a magnitude; the paper has 0 too
-    draws: int = 3  # K
-    probability: float = 0.35  # sigma(t) at the start
-    probability_lr: float = 1e-3  # Adam's rate for t; policy_optimizer.lr is alpha's
-    val_batches: int = 8  # V over B: 256 images for 32
-    val_statistics: str = "batch"
-    v_decay: float | None = None  # None, False: the validation gradient of this step as it is
-    preconditioned: bool = False
+    levels: of the operations that have a magnitude (the paper has level 0 too). draws_per_image: K. probability: sigma(t)
+    at the start. probability_lr: Adam's rate for t; policy_optimizer.lr is alpha's. val_batches: V over B, 256 images for
+    32. running_v: DADA's validation direction (`validation_gradient`) in the place of this step's gradient.
+    """
+
+    levels: tuple[int, ...] = (2, 10, 14)
+    draws_per_image: int = 3
+    probability: float = 0.35
+    probability_lr: float = 1e-3
+    val_batches: int = 8
+    running_v: bool = False
     ranges = "strength"  # no entry: level 0 is the image as it is
     val_every = 1  # no entry
     warmup_epochs = 0  # no entry
 
     def __post_init__(self) -> None:
+        """UserError for a value that does not exist."""
         levels = tuple(self.levels) if isinstance(self.levels, tuple | list) else ()
-        start, rate, decay = self.probability, self.probability_lr, self.v_decay
+        start, rate = self.probability, self.probability_lr
         fine: dict[str, dict[str, Any]] = {
             f"different whole numbers from 1 to {LAST_LEVEL}": {"levels": levels and len(set(levels)) == len(levels) and all(
                 isinstance(level, int) and 1 <= level <= LAST_LEVEL for level in levels)},
             "a whole number of at least 1": {entry: isinstance(number, int) and number >= 1 for entry, number in
-                                             (("draws", self.draws), ("val_batches", self.val_batches))},
+                                             (("draws_per_image", self.draws_per_image),
+                                              ("val_batches", self.val_batches))},
             "a number between 0 and 1": {"probability": isinstance(start, float) and 0 < start < 1},
             "a number of at least 0": {"probability_lr": isinstance(rate, int | float) and rate >= 0},
-            f"one of {', '.join(VAL_STATISTICS)}": {"val_statistics": self.val_statistics in VAL_STATISTICS},
-            "None, or a number of at least 0 and below 1": {
-                "v_decay": decay is None or (isinstance(decay, int | float) and 0 <= decay < 1)},
-            "True or False": {"preconditioned": isinstance(self.preconditioned, bool)}}
+            "True or False": {"running_v": isinstance(self.running_v, bool)}}
         for wanted, entries in fine.items():
             for entry in (entry for entry, good in entries.items() if not good):
                 raise UserError(f"search.{entry} is {getattr(self, entry)!r}; give {wanted}")
-        if self.val_statistics == "both" and decay is None:
-            raise UserError("search.val_statistics='both' needs search.v_decay of at least 0")
         object.__setattr__(self, "levels", levels)
 
 
@@ -81,7 +81,7 @@ def ddas_settings(**changes: Any) -> DdasSettings:
 
 @dataclass(frozen=True)
 class PairNoise:
-    """Of each of K * B draws, copy by copy: the pair of atoms, the same for all of a copy, and the image's own chance."""
+    """The noise of K * B draws, copy by copy: the pair of atoms, the same for a whole copy, and each image's own chance."""
 
     pairs_B2: Tensor
     signs_B2: Tensor
@@ -94,12 +94,13 @@ class PairNoise:
         return PairNoise(self.pairs_B2.to(like.device), self.signs_B2.to(like), self.centers_B22.to(like))
 
 
-class Ddas(Algorithm):
+class Ddas(Algorithm[PairNoise]):
     """alpha and t, and what they were after each epoch so far."""
 
     def __init__(self, space: AtomSpace, settings: DdasSettings, epochs: int) -> None:
         super().__init__()
-        self.space, self.settings = space, settings
+        self.space = space
+        self.settings: DdasSettings = settings
         self.alpha_A = nn.Parameter(torch.zeros(len(space)))
         self.t = nn.Parameter(torch.tensor(settings.probability).logit())
         self.past_EA: Tensor  # sigma(t) and pi at the end of each epoch
@@ -112,18 +113,18 @@ class Ddas(Algorithm):
         return {"policy": [{"params": [self.alpha_A]}, {"params": [self.t], "lr": self.settings.probability_lr}]}
 
     def draw_noise(self, n: int, generator: torch.Generator) -> PairNoise:
-        copies = self.settings.draws
+        copies = self.settings.draws_per_image
         pairs_K2 = torch.randint(len(self.space), (copies, 2), generator=generator)
         signs_B2 = torch.randint(2, (n, 2), generator=generator) * 2.0 - 1
         return PairNoise(pairs_K2.repeat_interleave(n // copies, 0), signs_B2, torch.rand(n, 2, 2, generator=generator))
 
-    def shares(self, pairs_K2: Tensor) -> Tensor:
+    def copy_weights(self, pairs_K2: Tensor) -> Tensor:
         """q_k, the weights of the copies in L_T, [K]."""
         p_K = self.alpha_A.softmax(0)[pairs_K2].prod(1)
         return self.t.sigmoid() * p_K / p_K.sum().detach()
 
-    def step(self, parts: Step, batch: Batch, zeta: float, epoch: int) -> dict[str, Tensor]:
-        network, copies, n = parts.network, self.settings.draws, len(batch.images_BCHW)
+    def step(self, parts: Step, batch: Batch[PairNoise], zeta: float, epoch: int) -> dict[str, Tensor]:
+        network, copies, n = parts.network, self.settings.draws_per_image, len(batch.images_BCHW)
         noise = batch.noise
         draws = self.space.draws(noise.pairs_B2, noise.signs_B2, noise.centers_B22)
         images, targets = augment(parts, batch.images_BCHW.repeat(copies, 1, 1, 1), batch.targets_B.repeat(copies), draws)
@@ -134,15 +135,15 @@ class Ddas(Algorithm):
             gradient, losses_B = alignment.training_gradient(network, *one, parts.low)
             gradients.append(mean_weights(gradient))
             losses.append(losses_B.mean())
-        q_K = self.shares(noise.pairs_B2[::n])
+        q_K = self.copy_weights(noise.pairs_B2[::n])
         q_0K = torch.cat([1 - q_K.sum(0, keepdim=True), q_K]).detach()
         expected = {name: torch.stack([gradient[name] for gradient in gradients], -1) @ q_0K.to(tensor)
                     for name, tensor in gradients[0].items()}
         weights = alignment.weights_of(network)
         v = validation_gradient(parts, alignment.step(weights, expected, -zeta), batch)
-        if parts.squares is not None:
-            parts.squares.add(expected, expected)
-            v = precondition(v, parts.squares.means, expected)
+        if parts.running is not None:
+            parts.running.squares.add(expected, expected)
+            v = precondition(v, parts.running.squares.means, expected)
         g_0K = torch.stack([alignment.inner(gradient, v) for gradient in gradients])
         norm = self.learn(g_0K[1:] - g_0K[0], q_K)
         parts.update("policy")
@@ -160,14 +161,14 @@ class Ddas(Algorithm):
     def after_epoch(self, epoch: int) -> None:
         self.past_EA[epoch] = torch.cat([self.t.sigmoid()[None], self.alpha_A.softmax(0)])
 
-    def schedule(self, provenance: dict[str, Any]) -> Schedule:
+    def schedule(self, provenance: Provenance) -> Schedule:
         """The epochs so far, stretched over a whole training."""
         rows = [row for row in self.past_EA.double().tolist() if row[0] > 0]  # an epoch to come has no probability yet
         return Schedule(self.space.ranges, self.space.atoms, tuple(
-            Stage((epoch + 1) / len(rows), row[0], tuple(row[1:])) for epoch, row in enumerate(rows)), provenance)
+            Stage((epoch + 1) / len(rows), row[0], tuple(row[1:])) for epoch, row in enumerate(rows)), dict(provenance))
 
     def use(self) -> dict[str, float]:
-        """How many times each operation acts on an image now, most used first."""
+        """How many times each operation acts on an image after the last epoch, on average; most used first."""
         use: dict[str, float] = dict.fromkeys((atom.name for atom in self.space.atoms if atom.name is not None), 0.0)
         now = self.schedule({}).stages[-1]
         for atom, preference in zip(self.space.atoms, now.preferences, strict=True):
@@ -175,8 +176,8 @@ class Ddas(Algorithm):
                 use[atom.name] += 2 * now.probability * preference
         return dict(sorted(use.items(), key=lambda item: -item[1]))
 
-    def results(self, provenance: dict[str, Any], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
-        """policy.json, the schedule's average, and schedule.json."""
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+        """policy.json, which is the schedule's average, and schedule.json."""
         schedule = self.schedule(provenance)
         return {"policy.json": schedule.average().to_dict(), "schedule.json": schedule.to_dict()}
 

@@ -4,7 +4,9 @@ B images, N sub-policies, O operations, 2 the slots of a sub-policy.
 c a sub-policy, b its two on/off flags, m its two magnitudes (DADA, ECCV 2020, Section 3; DESIGN.md, points 3-5).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.augment.space import SearchSpace
 
-SHARED = ("all", "preferences", "none")
+SHARED = ("all", "preferences", "none")  # by the sub-policies that hold an operation
 
 
 @dataclass(frozen=True)
@@ -82,24 +84,26 @@ class PolicyDistribution(nn.Module):
 
     unconstrained: the parameters are logits, so nothing sticks at a clamp; otherwise they are, as in the paper, numbers
         in 0..1 that `clamp_` cuts back after each step, alpha starts at 1e-3 and beta = m = 0.5.
-    shared: what the sub-policies that hold an operation have in common, of SHARED. "preferences": the preference of one is
-        a_s + u_{op 1} + u_{op 2}, u shared by all that hold the operation; "all": probabilities and magnitudes have such a
-        part too, b_{s,k} + w_{op k}; "none".
-    spread: standard deviation of the magnitude's normal on the logit; None draws the mean itself.
+    shared_by_operation: what the sub-policies that hold an operation share, of SHARED. "preferences": the preference of one
+        is a_s + u_{op 1} + u_{op 2}, and all sub-policies that hold the operation share u; "all": probabilities and
+        magnitudes have such a part too, b_{s,k} + w_{op k}; "none".
+    spread: the standard deviation of the magnitude's normal on the logit; with None the mean itself is drawn.
     """
 
-    def __init__(self, space: SearchSpace, *, unconstrained: bool = True, shared: str = "all",
-                 spread: float | None = 1.5) -> None:
+    def __init__(self, space: SearchSpace, *, unconstrained: bool = True,
+                 shared_by_operation: str = "all", spread: float | None = 1.5) -> None:
         super().__init__()
         n, o = len(space), len(OPERATION_NAMES)
-        self.space, self.unconstrained, self.shared, self.spread = space, unconstrained, shared, spread
+        self.space, self.unconstrained, self.spread = space, unconstrained, spread
+        self.shared_by_operation = shared_by_operation
         start = 0.0 if unconstrained else 0.5
         self.preferences_N = nn.Parameter(torch.full((n,), 0.0 if unconstrained else 1e-3))
         self.flags_N2 = nn.Parameter(torch.full((n, 2), start))
         self.magnitudes_N2 = nn.Parameter(torch.full((n, 2), start))
-        self.operation_preferences_O = nn.Parameter(torch.zeros(o)) if shared != "none" else None
-        self.operation_flags_O = nn.Parameter(torch.zeros(o)) if shared == "all" else None
-        self.operation_magnitudes_O = nn.Parameter(torch.zeros(o)) if shared == "all" else None
+        self.operation_preferences_O = nn.Parameter(torch.zeros(o)) if shared_by_operation != "none" else None
+        shares_use = shared_by_operation == "all"
+        self.operation_flags_O = nn.Parameter(torch.zeros(o)) if shares_use else None
+        self.operation_magnitudes_O = nn.Parameter(torch.zeros(o)) if shares_use else None
         self.pairs_N2: Tensor
         self.register_buffer("pairs_N2", space.pairs_N2.clone(), persistent=False)
 
@@ -121,13 +125,6 @@ class PolicyDistribution(nn.Module):
 
     def _with_shared(self, own_N2: Tensor, shared_O: Tensor | None) -> Tensor:
         return own_N2 if shared_O is None else own_N2 + shared_O[self.pairs_N2]
-
-    @torch.no_grad()
-    def entropy_gradient_N(self) -> Tensor:
-        """The gradient of the entropy H of p(c) for its logits [N]: -p (log p + H)."""
-        log_p_N = self.logits_N().log_softmax(0)
-        p_N = log_p_N.exp()
-        return -p_N * (log_p_N - (p_N * log_p_N).sum())
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Sample:
@@ -156,20 +153,20 @@ class PolicyDistribution(nn.Module):
         torch.autograd.backward(outputs, (-gradients.logits_N, -gradients.flag_logits_N2, -gradients.magnitudes_N2))
 
     @torch.no_grad()
-    def policy(self, most: int, provenance: dict | None = None) -> Policy:
+    def policy(self, most: int, provenance: Mapping[str, Any] | None = None) -> Policy:
         """The `most` sub-policies with the largest preference as a Policy; ties go to the earlier one.
 
         The default weighs each by its preference; the paper's released policies are drawn uniformly (weight 1).
         """
         table = self.table()
         order = sorted(range(len(self.space)), key=lambda s: -table[s]["preference"])[:most]
-        return Policy(ranges=self.space.ranges, provenance=provenance or {}, sub_policies=tuple(
+        return Policy(ranges=self.space.ranges, provenance=dict(provenance or {}), sub_policies=tuple(
             SubPolicy(weight=table[s]["preference"] if self.unconstrained else 1.0, operations=tuple(
                 Operation(name=o["name"], probability=o["probability"], magnitude=o["magnitude"], spread=self.spread)
                 for o in table[s]["operations"])) for s in order))
 
     @torch.no_grad()
-    def table(self) -> list[dict]:
+    def table(self) -> list[dict[str, Any]]:
         """All N sub-policies in the order of the space: preference (sums to 1), and each operation's numbers, as saved."""
         preferences = self.logits_N().double().softmax(0).tolist()
         probabilities = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()

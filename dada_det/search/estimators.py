@@ -86,29 +86,15 @@ def relax(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, c_B: Tens
     return score[0] + difference[0], score[1] + difference[1]
 
 
-def subtract_baseline(rewards: Tensor, baseline: str, draws: int) -> Tensor:
-    """R_i minus the mean of the other draws of the same image, or of all other images; never of itself, which would bias."""
-    if baseline == "none":
-        return rewards
-    if baseline == "second_draw":
-        groups = rewards.view(draws, -1)
-        return ((groups - groups.mean(0)) * (draws / (draws - 1))).flatten()
-    if baseline == "half":  # near the best whether rewards differ between images or within them
-        return (subtract_baseline(rewards, "batch", draws) + subtract_baseline(rewards, "second_draw", draws)) / 2
-    n = len(rewards) * world()[1]
-    return (rewards - mean_over_ranks([rewards.mean()])[0]) * (n / (n - 1))
+def less_mean_of_others(rewards_B: Tensor) -> Tensor:
+    """R_i less the mean of all other rewards, of all processes; a baseline that held R_i itself would bias the estimate."""
+    n = len(rewards_B) * world()[1]
+    return (rewards_B - mean_over_ranks([rewards_B.mean()])[0]) * (n / (n - 1))
 
 
 def squared_norm(gradient: Gradient) -> Tensor:
     """The mean over B of ||g_i||^2, a scalar: the variance of the estimate up to a constant."""
     return gradient[0].square().sum(1).mean() + gradient[1].square().sum((1, 2)).mean()
-
-
-def magnitude_score(rewards_B: Tensor, means_N2: Tensor, spread: float, c_B: Tensor, b_B2: Tensor,
-                    logit_m_B2: Tensor) -> Tensor:
-    """R_i times the score of a normal around the mean logit, for the flags that acted; the mean over B, [N,2]."""
-    score_B2 = (logit_m_B2 - means_N2[c_B]) / spread**2
-    return _scatter_mean(rewards_B[:, None] * score_B2 * b_B2, c_B, len(means_N2))
 
 
 def straight_through_magnitude(pixel_rewards_B: Tensor, c_B: Tensor, b_B2: Tensor, n: int) -> Tensor:

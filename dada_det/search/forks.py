@@ -44,7 +44,7 @@ def train(network: nn.Module, batches: Batches, recipe: ForkRecipe, seed: int, l
 
     seed: of the dropout and the like in a step; the batches bring their own randomness. low: dtype of autocast.
     """
-    parameters = alignment.learned(network)
+    parameters = alignment.trainable(network)
     optimizer = torch.optim.SGD(parameters.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
                                 weight_decay=recipe.weight_decay)
     first_averaged = recipe.steps - max(1, round(recipe.averaged * recipe.steps))

@@ -1,5 +1,6 @@
 """What a search by DADA writes: search.json, and which operations are used how often."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,27 +11,25 @@ from dada_det.search.distribution import PolicyDistribution
 POLICY_SIZE = 25  # sub-policies in the saved policy, as in the paper
 
 
-def search_result(found: PolicyDistribution, learned: PolicyDistribution, adam: torch.optim.Optimizer, averaged: int,
-                  provenance: dict[str, Any]) -> dict[str, Any]:
-    """search.json: all sub-policies, and how they were learned.
-
-    learned: what Adam moves; averaged: of how many of its last steps `found` is the mean.
-    """
+def search_result(distribution: PolicyDistribution, adam: torch.optim.Optimizer,
+                  provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """search.json: all sub-policies, and the steps and rates of the Adam that learned them."""
     def rate(parameter: torch.Tensor) -> float:
         return next(group["lr"] for group in adam.param_groups if any(parameter is own for own in group["params"]))
 
-    optimizer = {"steps": int(adam.state.get(learned.flags_N2, {}).get("step", 0)), "lr": rate(learned.flags_N2),
-                 "preferences_lr": rate(learned.preferences_N), "betas": list(adam.param_groups[0]["betas"]),
-                 "averaged": averaged, "shared": learned.shared}
-    if learned.operation_flags_O is not None:
-        optimizer["shared_lr"] = rate(learned.operation_flags_O)
-    table = found.table()
-    return {"schema": 1, "ranges": found.space.ranges, "spread": found.spread,
+    optimizer = {"steps": int(adam.state.get(distribution.flags_N2, {}).get("step", 0)), "lr": rate(distribution.flags_N2),
+                 "preferences_lr": rate(distribution.preferences_N), "betas": list(adam.param_groups[0]["betas"]),
+                 "averaged": 0,  # an entry of the schema: of how many last steps the numbers are the mean
+                 "shared": distribution.shared_by_operation}
+    if distribution.operation_flags_O is not None:
+        optimizer["shared_lr"] = rate(distribution.operation_flags_O)
+    table = distribution.table()
+    return {"schema": 1, "ranges": distribution.space.ranges, "spread": distribution.spread,
             "operations": [{"name": name, "use": value} for name, value in usage(table).items()],
-            "optimizer": optimizer, "sub_policies": table, "provenance": provenance}
+            "optimizer": optimizer, "sub_policies": table, "provenance": dict(provenance)}
 
 
-def usage(table: list[dict]) -> dict[str, float]:
+def usage(table: list[dict[str, Any]]) -> dict[str, float]:
     """How often each operation acts on an image drawn from the whole distribution, most used first.
 
     The sum over sub-policies of preference times the operation's probability; two operations an image at most.

@@ -1,78 +1,85 @@
 """What every algorithm of the search shares: the batch, the parts of a step, and what an algorithm must say of itself.
 
 B images of a training batch, D draws of each, V validation images, C channels, H height, W width. Targets are a
-classifier's labels, long [B], or a detector's: whatever has a length, rows by a slice or an index tensor, and .repeat(n).
+classifier's labels, long [B], or a detector's (dada_det.search.alignment.Targets).
 Upper problem: minimise L_val(w'), w' = w - zeta grad_w L_train(w, policy), one virtual step ahead.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dada_det.augment.transform import Draws, apply_draws
 from dada_det.search import alignment
-from dada_det.search.alignment import Weights
-from dada_det.search.curvature import RunningMean
+from dada_det.search.alignment import Targets, Weights
+from dada_det.search.curvature import RunningDirection
 from dada_det.search.ranks import mean_weights
 
-VAL_STATISTICS = ("batch", "running", "both")
-Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]
+Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]  # the targets that come out are of the kind that go in
+Provenance = dict[str, str | int]
+
+
+class NoiseRows(Protocol):
+    """Everything that draws take from chance, a row a draw."""
+
+    def __getitem__(self, rows: slice | Tensor, /) -> Self: ...
+
+    def to(self, like: Tensor) -> Self:
+        """The same noise on the device and in the dtype of `like`."""
+        ...
+
+
+N = TypeVar("N", bound=NoiseRows)
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[N]):
     """What one step works on: uint8 images, their targets, and the noise of its draws.
 
-    noise has D * B rows, draw by draw, what `Algorithm.draw_noise` made; shared_noise is the first of all processes' rows,
-    the same on each. network_seed is what a network with dropout draws from: every pass of the step from the same, so that
-    a finite difference sees one network, not two. number is the step's, from 0 over all epochs; validates: whether it has a
+    noise: D * B rows, draw by draw, what `Algorithm.draw_noise` made. common_noise: one row, the same on all processes.
+    network_seed: what a network with dropout draws from; every pass of the step uses the same seed, so that a finite
+    difference sees one network, not two. number: the step's, from 0 over all epochs. validates: whether the step has a
     validation pass.
     """
 
     images_BCHW: Tensor
-    targets_B: Any
+    targets_B: Targets
     val_images_VCHW: Tensor
-    val_targets_V: Any
-    noise: Any
-    shared_noise: Any
+    val_targets_V: Targets
+    noise: N
+    common_noise: N
     network_seed: int = 0
     number: int = 0
     validates: bool = True
 
 
 class StepSettings(Protocol):
-    """The settings that an algorithm has in common with the others; the rooms that they share read these alone."""
+    """The settings that all algorithms have; the rooms that they share read these alone."""
 
     @property
-    def ranges(self) -> str: ...  # of the magnitudes: "strength" | "autoaugment"
+    def ranges(self) -> str: ...  # the table of the magnitudes' ranges: "strength" | "autoaugment"
 
     @property
-    def draws(self) -> int: ...  # policies drawn for each training image in a step: D
+    def draws_per_image(self) -> int: ...  # policies that each training image draws in a step: D
 
     @property
     def val_batches(self) -> int: ...  # V over B
 
     @property
-    def val_every(self) -> int: ...  # steps from one validation pass to the next; above 1 it needs a v_decay
+    def val_every(self) -> int: ...  # steps from one validation pass to the next; above 1 it needs running_v
 
     @property
     def warmup_epochs(self) -> int: ...  # epochs that train the weights alone
 
     @property
-    def val_statistics(self) -> str: ...  # one of VAL_STATISTICS; "both" needs a v_decay
-
-    @property
-    def v_decay(self) -> float | None: ...  # of the running mean of v's direction; None: this step's v as it is
-
-    @property
-    def preconditioned(self) -> bool: ...  # whether v is divided by the weights' curvature
+    def running_v(self) -> bool: ...  # v is the running mean over steps of its direction, divided by the curvature
 
 
-def apply_to_images(images_BCHW: Tensor, targets_B: Any, draws: Draws, ranges: str) -> tuple[Tensor, Any]:
-    """The policies on the images alone: an operation leaves a label as it is."""
+def apply_to_images(images_BCHW: Tensor, targets_B: Targets, draws: Draws, ranges: str) -> tuple[Tensor, Targets]:
+    """The policies applied to the images alone: an operation leaves a label as it is."""
     return apply_draws(images_BCHW, draws, ranges), targets_B
 
 
@@ -84,76 +91,79 @@ class Step:
     settings: StepSettings
     normalise: Callable[[Tensor], Tensor]  # uint8 images -> what the network takes
     update_weights: Callable[[Weights], None]  # takes the gradient of L_train
-    update: Callable[[str], None]  # a step of the optimiser of that name; the gradients stand in the parameters' .grad
-    apply: Apply = apply_to_images  # (uint8 images, targets, draws, ranges) -> (uint8 images, targets), draw by draw
+    update: Callable[[str], None]  # a step of the optimiser of that name; the gradients are in the parameters' .grad
+    apply: Apply = apply_to_images  # (uint8 images, targets, draws, ranges) -> (uint8 images, targets)
     low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient; rewards stay in float32
-    squares: RunningMean | None = None  # of L_train's gradient, where settings.preconditioned
-    v_mean: RunningMean | None = None  # of the validation gradient's direction, where settings.v_decay is a number
+    running: RunningDirection | None = None  # where settings.running_v
 
 
-class Algorithm(nn.Module):
-    """What a search learns and how: all in which DADA, DDAS and DAAS differ. Each is one of these, in a file of its own.
+class Algorithm(nn.Module, Generic[N]):
+    """What a search learns and how: everything in which DADA, DDAS and DAAS differ. Each is one of these, in its own file.
 
-    Its parameters and buffers are part of the search's checkpoints; it does not own the network. What it has to say:
+    Its parameters and buffers are part of the search's checkpoints; it does not own the network. An algorithm sets
 
-    settings: its own, StepSettings among them; provenance: {"method": .., ..}, the head of that in what it writes;
-    identity: what a search that --resume goes on with must share, plain values by name.
+    settings: its own, StepSettings among them.
+    provenance: the first entries of the provenance of what it writes, {"method": .., ..}.
+    identity: plain values by name; a resumed search must have the same.
     """
 
-    settings: Any
-    provenance: dict[str, Any]
+    settings: StepSettings
+    provenance: Provenance
     identity: dict[str, Any]
 
     def groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options. A group
-        may have a rate of its own, "lr", or "lr_mult" times the config's."""
+        """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options.
+
+        A group may have its own rate: "lr", or "lr_mult" times the config's.
+        """
         raise NotImplementedError
 
-    def draw_noise(self, n: int, generator: torch.Generator) -> Any:
-        """What n = D * B draws (draw by draw) take from chance, on the CPU: it has rows by a slice or an index tensor, and
-        .to(like). All processes draw the same and keep their rows."""
+    def draw_noise(self, n: int, generator: torch.Generator) -> N:
+        """The noise of n = D * B draws, draw by draw, on the CPU. All processes draw the same and keep their rows."""
         raise NotImplementedError
 
-    def step(self, parts: Step, batch: Batch, zeta: float, epoch: int) -> dict[str, Tensor]:
-        """One step, which updates the weights once and what is learned if it is its turn; returns what is logged, "loss"
-        (a scalar) among it. zeta: the weights' learning rate."""
-        raise NotImplementedError
+    def step(self, parts: Step, batch: Batch[N], zeta: float, epoch: int) -> dict[str, Tensor]:
+        """One step: it updates the weights once, and what is learned if it is its turn. zeta: the weights' learning rate.
 
-    def after_step(self, step: int, steps: int) -> None:
-        """Called on every process after step `step` (from 0) of `steps`."""
+        Returns the scalars that are logged, "loss" among them.
+        """
+        raise NotImplementedError
 
     def after_epoch(self, epoch: int) -> None:
-        """Called on every process after epoch `epoch` (from 0), before its results are written and its checkpoint is."""
+        """Called on every process after epoch `epoch` (from 0), before its results and its checkpoint are written."""
 
-    def results(self, provenance: dict[str, Any], optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
-        """What has been found so far, as plain JSON values by the name of the file in the work folder."""
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+        """What has been found so far, as JSON values by the name of the file in the work folder."""
         raise NotImplementedError
 
     def closing(self, work_dir: str) -> str:
-        """The end of the command's last line: what was written where, and what is most used."""
+        """The end of the command's last line: what was written where, and what is used most."""
         raise NotImplementedError
 
 
-def augment(parts: Step, images_BCHW: Tensor, targets_B: Any, draws: Draws) -> tuple[Tensor, Any]:
-    """The drawn policies applied to uint8 images and their targets; the images as the network takes them."""
+def augment(parts: Step, images_BCHW: Tensor, targets_B: Targets, draws: Draws) -> tuple[Tensor, Targets]:
+    """(images as the network takes them, their targets) after the drawn policies; images_BCHW are uint8."""
     images_BCHW, targets_B = parts.apply(images_BCHW, targets_B, draws, parts.settings.ranges)
     return parts.normalise(images_BCHW), targets_B
 
 
 def validation_gradient(parts: Step, weights: Weights, batch: Batch) -> Weights:
-    """grad L_val at `weights`, or the running mean over steps of its direction; leaves the network in train mode.
+    """v: the gradient of L_val at `weights`, or with settings.running_v the running mean over steps of its direction.
 
-    BatchNorm by the statistics of the validation batch normalises a shift away that all its images share; by the running
-    ones it sees little else. "both": the passes take turns.
+    A running mean takes its passes from the batches that validate, one with BatchNorm's statistics of the validation batch,
+    the next with its running ones: the former normalise away a shift that all validation images share, the latter see
+    little else. Leaves the network in train mode. The result is the mean itself: not to be changed.
     """
-    statistics = parts.settings.val_statistics
-    if statistics == "both":
-        statistics = ("batch", "running")[batch.number // parts.settings.val_every % 2]
-    parts.network.train(statistics == "batch")
-    v = mean_weights(alignment.gradient_at(parts.network, weights, parts.normalise(batch.val_images_VCHW),
-                                           batch.val_targets_V, parts.low))
-    parts.network.train()
-    if parts.v_mean is None:
+    network, running, by_running_statistics = parts.network, parts.running, False
+    if running is not None:
+        if not batch.validates:
+            return running.v.means
+        by_running_statistics = batch.number // parts.settings.val_every % 2 == 1
+    network.train(not by_running_statistics)
+    v = mean_weights(alignment.gradient_at(network, weights, parts.normalise(batch.val_images_VCHW), batch.val_targets_V,
+                                           parts.low))
+    network.train()
+    if running is None:
         return v
-    parts.v_mean.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
-    return parts.v_mean.means
+    running.v.add(v, 1 / alignment.norm(v).clamp_min(1e-12))
+    return running.v.means

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dada_det.engine.runtime.launch import read_config
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from tests.conftest import load_bench
 
 
@@ -38,7 +38,7 @@ def test_every_row_changes_the_search_in_its_own_way(ablation: ModuleType) -> No
     found = set()
     for options in ablation.ROWS.values():
         config = read_config("configs/debug/search.py", options)
-        found.add(f"{settings_for(**config.search)} {config.policy_optimizer}")
+        found.add(f"{dada_settings(**config.search)} {config.policy_optimizer}")
     assert len(found) == len(ablation.ROWS)
 
 
@@ -47,7 +47,7 @@ def test_two_rows_of_real_searches(ablation: ModuleType, tmp_path: Path, capsys:
     assert ablation.main(["--rows", "default", "no warm-up", "--operations", "Invert", "--seeds", "1", "--epochs", "3",
                           "--json", str(table)]) == 0
     content = json.loads(table.read_text())
-    assert content["settings"] == {"tool": "ablation", "epochs": 3, "data": ablation.MADE, "default": str(settings_for())}
+    assert content["settings"] == {"tool": "ablation", "epochs": 3, "data": ablation.MADE, "default": str(dada_settings())}
     default, other = content["rows"]
     assert (default["row"], default["options"], default["operation"], default["seed"]) == ("default", [], "Invert", 0)
     assert (other["row"], other["options"]) == ("no warm-up", ["search.warmup_epochs=0"])
@@ -58,12 +58,12 @@ def test_two_rows_of_real_searches(ablation: ModuleType, tmp_path: Path, capsys:
 
 def test_the_table(ablation: ModuleType, searches: list[Any], capsys: pytest.CaptureFixture) -> None:
     """By hand: two seeds, 0.1 apart, so an interval of 12.706 * 0.05, and no spread between the differences."""
-    assert ablation.main(["--rows", "default", "plain score", "straight-through", "--operations", "Rotate"]) == 0
+    assert ablation.main(["--rows", "default", "one draw", "spread 0.8", "--operations", "Rotate"]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     cells = [line[max(map(len, ablation.ROWS)):].split() for line in table[1:]]
-    assert cells[0] == ["2", "0.550", "±", "0.635", "-", "-", "2/2", "2.0"]
-    assert cells[1] == ["2", "0.570", "±", "0.635", "+0.020", "±", "0.000", "default", "0/2", "2.0"]
-    assert cells[2] == ["2", "0.630", "±", "0.635", "+0.060", "±", "0.000", "plain", "score", "2/2", "2.0"]
+    assert cells[0] == ["2", "0.550", "±", "0.635", "-", "2/2", "2.0"]
+    assert cells[1] == ["2", "0.570", "±", "0.635", "+0.020", "±", "0.000", "0/2", "2.0"]
+    assert cells[2] == ["2", "0.690", "±", "0.635", "+0.140", "±", "0.000", "0/2", "2.0"]
     assert last == "ablation  done: 6 rows (not kept: no --json)"
 
 
@@ -73,7 +73,7 @@ def test_what_the_file_holds_is_not_run_again(ablation: ModuleType, searches: li
     assert ablation.main([*flags, "--rows", "default", "--seeds", "1"]) == 0
     first = list(searches)
     assert len(first) == 2
-    assert ablation.main([*flags, "--rows", "default", "relax", "--seeds", "2"]) == 0
+    assert ablation.main([*flags, "--rows", "default", "one draw", "--seeds", "2"]) == 0
     assert len(searches) == len(set(searches)) == 8 and searches[:2] == first
     assert len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 8
     assert "2 of 8 searches are in" in capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_what_the_file_holds_is_not_run_again(ablation: ModuleType, searches: li
 
 @pytest.mark.parametrize("change", [
     lambda content: content["settings"].update(epochs=4), lambda content: content["settings"].update(default="another"),
-    lambda content: content["rows"][0].update(options=["search.draws=3"]), lambda content: content["rows"][0].pop("seed"),
+    lambda content: content["rows"][0].update(options=["mirror=True"]), lambda content: content["rows"][0].pop("seed"),
     lambda content: content["rows"][0].update(row="of another day"), lambda content: content.pop("settings")])
 def test_a_file_of_another_ablation_is_refused(change: Callable, ablation: ModuleType, searches: list[Any], tmp_path: Path,
                                                capsys: pytest.CaptureFixture) -> None:

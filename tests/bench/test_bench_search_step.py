@@ -35,9 +35,9 @@ def test_a_row_of_ddas(bench: ModuleType, tmp_path: Path) -> None:
 
 def test_settings_are_changed_by_name(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     shape = ["--models", "convnet", "--modes", "default", "--rounds", "1", "--device", "cpu"]
-    assert bench.main([*shape, "--json", str(tmp_path / "step.json"), "--settings", "draws=2", "baseline=batch"]) == 0
+    assert bench.main([*shape, "--json", str(tmp_path / "step.json"), "--settings", "draws_per_image=1", "spread=0.8"]) == 0
     (row,) = json.loads((tmp_path / "step.json").read_text())["rows"]
-    assert (row["mode"], row["baseline"]) == ("default draws=2 baseline=batch", "batch")
+    assert (row["mode"], row["baseline"]) == ("default draws_per_image=1 spread=0.8", "batch")
     assert bench.main([*shape, "--settings", "drawz=1"]) == 2
     assert "search has no entry drawz" in capsys.readouterr().err
 

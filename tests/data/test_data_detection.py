@@ -107,9 +107,10 @@ def test_targets_have_the_rows_that_the_core_asks_for():
     assert [len(b) for b in targets[1:3].boxes_M4] == [1, 2]
     assert [len(b) for b in targets[torch.tensor([3, 0])].labels_M] == [3, 0]
     assert [len(b) for b in targets.repeat(2).boxes_M4] == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert targets[:4] is targets  # so that proposals, once made, are those of every later pass
-    targets.proposals_P4 = [torch.zeros(1, 4)] * 4
-    assert targets.repeat(1).proposals_P4 is None
+    first = [torch.zeros(1, 4)] * 4
+    assert targets.proposals(lambda: first) is first and targets.proposals(lambda: []) is first
+    for others in (targets[:4], targets.repeat(1)):  # other objects, which have made none
+        assert others.proposals(lambda: []) == []
 
 
 @pytest.fixture(scope="module")

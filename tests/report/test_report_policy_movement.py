@@ -33,7 +33,7 @@ def entry(steps, lr=0.02, **changes):
 
 def noise_search(steps, lr, batch, seed, shared):
     """The search's own distribution, estimator and optimiser, with rewards that are noise."""
-    distribution = PolicyDistribution(SPACE, shared=shared)
+    distribution = PolicyDistribution(SPACE, shared_by_operation=shared)
     groups = [{"params": group["params"], "lr": lr * group.get("lr_mult", 1)} for group in rates(distribution)]
     adam = torch.optim.Adam(groups, betas=BETAS)
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +121,7 @@ def test_the_share_of_a_probability_that_older_files_save_is_no_shift(tmp_path):
 
 
 def test_the_paper_learns_numbers_not_logits(tmp_path):
-    distribution = PolicyDistribution(SPACE, unconstrained=False, shared="none", spread=None)
+    distribution = PolicyDistribution(SPACE, unconstrained=False, shared_by_operation="none", spread=None)
     with torch.no_grad():
         distribution.flags_N2.fill_(0.8)
     search = load_search(search_file(tmp_path, distribution, mode="paper"))

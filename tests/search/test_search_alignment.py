@@ -75,29 +75,17 @@ def test_pixel_sums_are_the_derivative_for_a_brightness_added_to_every_pixel() -
     torch.testing.assert_close((moved - losses) / shift, sums, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_rewards_and_pixel_sums_equal_autograd_through_the_reward(batch_norm: bool, log: bool) -> None:
-    """The second is d sum_j R_j / d x_i, summed over all pixels of image i; with log, R is of log(1 + l)."""
+def test_rewards_of_log_losses_are_those_of_the_losses_over_one_more_than_the_loss(batch_norm: bool) -> None:
     net = small_net(batch_norm)
     weights, (x, y) = alignment.weights_of(net), images(5, 1)
     v = alignment.gradient_at(net, weights, *images(8, 4))
-    x.requires_grad_()
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
-    losses = alignment.losses_at(net, leaves, x, y)
-    # Reverse over reverse: torch 2.11 differentiates BatchNorm's forward mode to something else (2 % off here).
-    whole = losses.log1p() if log else losses
-    gradients = torch.autograd.grad(whole.sum(), list(leaves.values()), create_graph=True)
-    reward = torch.stack([(g * v[name]).sum() for name, g in zip(leaves, gradients, strict=True)]).sum()
-    (pixels_BCHW,) = torch.autograd.grad(reward, x)
-    rewards, sums = alignment.rewards_and_pixel_sums(net, alignment.ends(weights, dict(v), 1e-4), x, y, log=log)
-    exact = alignment.rewards_forward_mode(net, weights, v, x.detach(), y)
-    exact = exact / (1 + losses.detach()) if log else exact
-    torch.testing.assert_close(rewards, exact, rtol=1e-6, atol=1e-8)
-    plain = alignment.rewards(net, weights, v, x.detach(), y, relative_step=1e-4, log=log)
-    torch.testing.assert_close(plain, exact, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(sums, pixels_BCHW.sum((1, 2, 3)), rtol=1e-6, atol=1e-7)
-    assert sums.std() > 0.1 and not sums.requires_grad
+    losses = alignment.losses_at(net, weights, x, y).detach()
+    exact = alignment.rewards_forward_mode(net, weights, v, x, y) / (1 + losses)
+    direction = dict(v)
+    ends = alignment.ends_consuming(weights, direction, 1e-4)
+    assert not direction and v
+    torch.testing.assert_close(alignment.rewards_between(net, ends, x, y, log=True), exact, rtol=1e-6, atol=1e-8)
 
 
 def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
@@ -112,7 +100,7 @@ def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
     alignment.rewards(net, weights, v, *images(4, 3))  # other images, and another number of them
     alignment.rewards_forward_mode(net, weights, v, x, y)
     alignment.losses_and_pixel_sums(net, weights, x, y)
-    alignment.rewards_and_pixel_sums(net, alignment.ends(weights, v), x, y)
+    alignment.rewards_between(net, alignment.ends_consuming(weights, v), x, y)
 
     loss = nn.functional.cross_entropy(plain(x), y)
     loss.backward()

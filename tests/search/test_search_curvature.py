@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from dada_det.augment.space import SearchSpace
 from dada_det.search import alignment
-from dada_det.search.curvature import DAMPING, SQUARES_DECAY, RunningMean, precondition
+from dada_det.search.curvature import DAMPING, SQUARES_DECAY, V_DECAY, RunningDirection, RunningMean, precondition
 from dada_det.search.dada import Dada
-from dada_det.search.policy_gradient import policy_gradient
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from dada_det.search.step import Batch, Step, augment
 
 
@@ -101,28 +100,20 @@ def test_a_running_mean_of_gradients_forgets_by_its_decay() -> None:
     assert list(mean.state_dict()) == ["weight"]
 
 
-@pytest.mark.parametrize("v_decay", [0.0, 0.9])
-@pytest.mark.parametrize("preconditioned", [False, True])
-def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditioned: bool, v_decay: float) -> None:
-    """The step's policy gradient equals that of rewards by forward mode along the direction put together by hand, all at the
-    weights that the step found."""
+def test_the_step_s_direction_is_preconditioned_and_remembers_earlier_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put together by hand from the gradients at the weights that the step found, and those of one step before."""
     torch.manual_seed(0)
-    settings = settings_for("default", draws=1, clean=0.0, baseline="none", normalise=False, estimator="score",
-                            log_losses=False, reward_statistics="batch", val_statistics="batch",
-                            preconditioned=preconditioned, v_decay=v_decay)
+    settings = dada_settings("default", unaugmented=0.0)
     algorithm = Dada(SearchSpace(("Rotate", "Solarize", "Brightness")), settings).double()
-    distribution = algorithm.distribution
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3)).double()
     images, labels = torch.randint(0, 256, (2, 8, 3, 10, 10), dtype=torch.uint8), torch.randint(0, 3, (2, 8))
-    noise = algorithm.draw_noise(8, torch.Generator().manual_seed(1))
+    noise = algorithm.draw_noise(16, torch.Generator().manual_seed(1))
     batch = Batch(images[0], labels[0], images[1], labels[1], noise, noise[:1])
     weights = alignment.weights_of(network)
     before = {name: torch.randn_like(tensor) for name, tensor in weights.items()}  # the gradient of an earlier step
-    squares = RunningMean(network, SQUARES_DECAY) if preconditioned else None
-    v_mean = RunningMean(network, v_decay)
-    v_mean.add(before, torch.ones(()))
-    if squares is not None:
-        add_square(squares, before)
+    running = RunningDirection(network).double()
+    running.v.add(before, torch.ones(()))
+    running.squares.add(before, before)
 
     @torch.no_grad()
     def update_weights(gradient: alignment.Weights) -> None:
@@ -130,19 +121,24 @@ def test_the_step_rewards_along_the_mean_and_preconditioned_direction(preconditi
             parameter -= 0.1 * gradient[name]
 
     parts = Step(network, settings, lambda pixels: pixels.double() / 127.5 - 1, update_weights, lambda name: None,
-                 squares=squares, v_mean=v_mean)
-
-    sample = distribution.sample(noise)
-    augmented, _ = augment(parts, batch.images_BCHW, labels[0], algorithm.draws(sample, noise, 8))
+                 running=running)
+    draws = algorithm.draws(algorithm.distribution.sample(noise), noise, 8)
+    augmented, _ = augment(parts, batch.images_BCHW, labels[0], draws)
     gradient = alignment.training_gradient(network, augmented, labels[0])[0]
     v = alignment.gradient_at(network, weights, parts.normalise(images[1]), labels[1])
-    v = {name: (1 - v_decay) * (v_decay * before[name] + tensor / alignment.norm(v)) for name, tensor in v.items()}
-    if preconditioned:
-        both = {name: (1 - SQUARES_DECAY) * (SQUARES_DECAY * before[name].square() + tensor.square())
-                for name, tensor in gradient.items()}
-        v = precondition(v, both, gradient)
-    rewards = alignment.rewards_forward_mode(network, weights, v, augmented, labels[0])
-    wanted = policy_gradient(settings, distribution, algorithm.control_variate, rewards, None, sample, noise)[0].logits_N
+    mean = {name: 0.1 * (V_DECAY * before[name] + tensor / alignment.norm(v)) for name, tensor in v.items()}
+    squares = {name: (1 - SQUARES_DECAY) * (SQUARES_DECAY * before[name].square() + tensor.square())
+               for name, tensor in gradient.items()}
+    wanted = precondition(mean, squares, gradient)
+
+    directions, kept = [], alignment.ends_consuming
+
+    def watched(weights: alignment.Weights, direction: alignment.Weights) -> alignment.Ends:
+        directions.append(dict(direction))
+        ends = kept(weights, direction)
+        assert not direction
+        return ends
+
+    monkeypatch.setattr(alignment, "ends_consuming", watched)
     algorithm.default_step(parts, batch, learn=True)
-    assert distribution.preferences_N.grad is not None
-    assert (-distribution.preferences_N.grad - wanted).norm() < 0.02 * wanted.norm()  # the step takes finite differences
+    torch.testing.assert_close(directions, [wanted])

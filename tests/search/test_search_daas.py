@@ -13,7 +13,7 @@ from dada_det.errors import UserError
 from dada_det.models.darts import SuperNet
 from dada_det.models.genotype import Genotype
 from dada_det.search import alignment, estimators
-from dada_det.search.daas import Daas, path_score, settings_for
+from dada_det.search.daas import Daas, daas_settings, path_score
 from dada_det.search.step import Batch, Step, augment
 
 B, SIDE, CLASSES, LR = 6, 8, 3, 0.1
@@ -27,7 +27,7 @@ class Case:
     def __init__(self, warmup_epochs: int = 0, nodes: int = 2) -> None:
         torch.manual_seed(0)
         self.network = SuperNet(CLASSES, channels=2, cells=2, nodes=nodes, operations=CELLS).double()
-        self.algorithm = Daas(SearchSpace(OPERATIONS), settings_for(warmup_epochs=warmup_epochs), self.network).double()
+        self.algorithm = Daas(SearchSpace(OPERATIONS), daas_settings(warmup_epochs=warmup_epochs), self.network).double()
         for parameter in self.algorithm.parameters():
             nn.init.normal_(parameter, std=0.7)
         images = torch.randint(0, 256, (2, B, 3, SIDE, SIDE), dtype=torch.uint8)
@@ -44,7 +44,7 @@ class Case:
     def update_weights(self, gradient: dict[str, Tensor]) -> None:
         self.updated.append("weights")
         with torch.no_grad():
-            for name, weight in alignment.learned(self.network).items():
+            for name, weight in alignment.trainable(self.network).items():
                 weight -= LR * gradient[name]
 
     def step(self, epoch: int = 5) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class Case:
         """The drawn operations of the path that trains, with equal chances, and of those that are compared, [3,2,E]."""
         logits_P2EO = self.algorithm.architecture_2EO.detach().log_softmax(2).repeat(3, 1, 1, 1)
         logits_P2EO[0] = 0
-        return (logits_P2EO + self.batch.shared_noise.gumbel_BP2EO[0]).argmax(3)
+        return (logits_P2EO + self.batch.common_noise.gumbel_BP2EO[0]).argmax(3)
 
 
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
@@ -182,4 +182,4 @@ def test_what_it_writes() -> None:
     ({"warmup_epochs": "x"}, "search.warmup_epochs is 'x'; give a whole number")])
 def test_settings_that_do_not_exist(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        settings_for(**changes)
+        daas_settings(**changes)

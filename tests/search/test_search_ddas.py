@@ -15,7 +15,7 @@ from dada_det.augment.schedule import Schedule
 from dada_det.augment.space import AtomSpace
 from dada_det.errors import UserError
 from dada_det.search import alignment
-from dada_det.search.curvature import RunningMean
+from dada_det.search.curvature import RunningDirection
 from dada_det.search.ddas import Ddas, ddas_settings
 from dada_det.search.step import Batch, Step, augment
 
@@ -34,7 +34,7 @@ class Case:
         self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8 * 8, CLASSES)).double()
         images = torch.randint(0, 256, (2, V, 3, SIZE, SIZE), dtype=torch.uint8)
         labels = torch.randint(0, CLASSES, (2, V))
-        noise = self.algorithm.draw_noise(settings.draws * B, torch.Generator().manual_seed(1))
+        noise = self.algorithm.draw_noise(settings.draws_per_image * B, torch.Generator().manual_seed(1))
         self.noise = noise.to(torch.zeros(1, dtype=torch.float64))
         self.batch = Batch(images[0, :B], labels[0, :B], images[1], labels[1], self.noise, self.noise[:1])
         self.updates: list[Any] = []
@@ -48,7 +48,7 @@ class Case:
         """D_0 .. D_K with their labels."""
         images, labels = self.batch.images_BCHW, self.batch.targets_B
         found = [(self.parts.normalise(images), labels)]
-        for k in range(self.algorithm.settings.draws):
+        for k in range(self.algorithm.settings.draws_per_image):
             own = self.noise[k * B:(k + 1) * B]
             draws = self.algorithm.space.draws(own.pairs_B2, own.signs_B2, own.centers_B22)
             found.append(augment(self.parts, images, labels, draws))
@@ -68,7 +68,7 @@ def expected_loss(case: Case, weights: alignment.Weights) -> Tensor:
 
 @pytest.mark.parametrize("copies", [1, 3])
 def test_the_gradient_equals_autograd_through_the_virtual_step_of_the_expected_loss(copies: int) -> None:
-    case = Case(draws=copies)
+    case = Case(draws_per_image=copies)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in alignment.weights_of(case.network).items()}
     gradients = torch.autograd.grad(expected_loss(case, leaves), list(leaves.values()), create_graph=True)
     virtual = {name: leaf - ZETA * g for (name, leaf), g in zip(leaves.items(), gradients, strict=True)}
@@ -107,22 +107,18 @@ def test_an_advantage_is_the_mean_reward_of_a_copy_less_that_of_the_batch_as_it_
     torch.testing.assert_close(kept[0], torch.stack(rewards[1:]) - rewards[0], rtol=1e-10, atol=1e-14)
 
 
-def test_the_core_s_ingredients_change_the_direction_alone() -> None:
-    """Running statistics, running mean, curvature: DADA's own, and every one another gradient."""
-    changes = [{}, {"v_decay": 0.9}, {"v_decay": 0.9, "preconditioned": True}]
+def test_dada_s_validation_direction_gives_another_gradient() -> None:
     found = []
-    for change in changes:
-        case = Case(parts=lambda network, change=change: {
-            "v_mean": RunningMean(network, 0.9) if "v_decay" in change else None,
-            "squares": RunningMean(network, 0.9) if "preconditioned" in change else None}, **change)
+    for running_v in (False, True):
+        case = Case(parts=lambda network: {"running": RunningDirection(network).double()} if running_v else {},  # noqa: B023
+                    running_v=running_v)
         case.step()
         found.append(case.algorithm.alpha_A.grad)
-    torch.testing.assert_close(found[0], found[1])  # of the first step the running mean is its own direction
-    assert not torch.allclose(found[1], found[2], rtol=0.01)
+    assert not torch.allclose(found[0], found[1], rtol=0.01)
 
 
 def test_draws_are_uniform_ordered_pairs_with_replacement_the_same_for_a_copy() -> None:
-    algorithm = Case(draws=2).algorithm
+    algorithm = Case(draws_per_image=2).algorithm
     generator = torch.Generator().manual_seed(0)
     pairs = torch.stack([algorithm.draw_noise(2 * 4, generator).pairs_B2.view(2, 4, 2) for _ in range(3000)])
     assert (pairs == pairs[:, :, :1]).all()
@@ -161,17 +157,15 @@ def test_every_epoch_becomes_a_stage_and_their_mean_the_policy() -> None:
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"mode": "default"}, "search has no entry mode in the method ddas; entries: levels, draws"),
+    ({"mode": "default"}, "search has no entry mode in the method ddas; entries: levels, draws_per_image"),
     ({"levels": (0, 14)}, r"search.levels is \(0, 14\); give different whole numbers from 1 to 14"),
     ({"levels": ()}, r"search.levels is \(\); give"), ({"levels": (7, 7)}, r"search.levels is \(7, 7\); give"),
-    ({"levels": 7}, r"search.levels is 7; give"), ({"draws": 0}, "search.draws is 0; give a whole number of at least 1"),
+    ({"levels": 7}, r"search.levels is 7; give"),
+    ({"draws_per_image": 0}, "search.draws_per_image is 0; give a whole number of at least 1"),
     ({"val_batches": 0.5}, "search.val_batches is 0.5; give a whole number of at least 1"),
     ({"probability": 1.0}, "search.probability is 1.0; give a number between 0 and 1"),
     ({"probability_lr": -1}, "search.probability_lr is -1; give a number of at least 0"),
-    ({"val_statistics": "mean"}, "search.val_statistics is 'mean'; give one of batch, running, both"),
-    ({"val_statistics": "both"}, "search.val_statistics='both' needs search.v_decay of at least 0"),
-    ({"v_decay": 1}, "search.v_decay is 1; give None, or a number of at least 0 and below 1"),
-    ({"preconditioned": 1}, "search.preconditioned is 1; give True or False")])
+    ({"running_v": 1}, "search.running_v is 1; give True or False")])
 def test_mistakes_get_one_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         ddas_settings(**changes)

@@ -91,16 +91,6 @@ def test_in_equation_19_the_control_variate_cancels() -> None:
         torch.testing.assert_close(high - low, want, rtol=0, atol=1e-13)
 
 
-def test_magnitude_score_counts_only_flags_that_acted() -> None:
-    _, c, _, _ = draw(32)
-    b = torch.zeros(32, 2, dtype=torch.bool)
-    b[:, 1] = True
-    rewards, logit_m = torch.ones(32, dtype=torch.float64), torch.ones(32, 2, dtype=torch.float64)
-    got = estimators.magnitude_score(rewards, torch.zeros(N, 2, dtype=torch.float64), 0.5, c, b, logit_m)
-    share = torch.bincount(c, minlength=N).double() / 32
-    torch.testing.assert_close(got, torch.stack([torch.zeros_like(share), 4 * share], 1))
-
-
 def test_straight_through_magnitude_is_the_mean_over_images() -> None:
     pixel_rewards = torch.tensor([1.0, 2.0, 4.0])
     c, b = torch.tensor([0, 2, 2]), torch.tensor([[True, False], [True, True], [False, True]])

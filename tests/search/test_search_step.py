@@ -14,10 +14,10 @@ from dada_det.augment import Draws, apply_draws
 from dada_det.augment.space import AtomSpace, SearchSpace
 from dada_det.search import alignment
 from dada_det.search.alignment import LossNetwork
-from dada_det.search.curvature import RunningMean
+from dada_det.search.curvature import RunningDirection, RunningMean
 from dada_det.search.dada import Dada
 from dada_det.search.ddas import Ddas, ddas_settings
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from dada_det.search.step import Algorithm, Batch, Step
 
 B, SIZE, CLASSES = 6, 10, 3
@@ -61,7 +61,7 @@ def test_a_network_s_own_losses_give_what_cross_entropies_give() -> None:
     v, own_v = (alignment.gradient_at(network, w, *batch(1)) for network, w in ((plain, weights), (own, own_weights)))
     for compute in (lambda *place: alignment.rewards(*place, *batch(2)),
                     lambda *place: alignment.rewards_forward_mode(*place, *batch(2)),
-                    lambda net, w, v: alignment.rewards_and_pixel_sums(net, alignment.ends(w, dict(v)), *batch(2))[1]):
+                    lambda net, w, v: alignment.losses_and_pixel_sums(net, w, *batch(2))[1]):
         torch.testing.assert_close(compute(own, own_weights, own_v), compute(plain, weights, v))
 
 
@@ -118,10 +118,8 @@ def move(images_BCHW: Tensor, targets_B: Any, draws: Draws, ranges: str) -> tupl
     return images_BCHW, Points.of(images_BCHW)
 
 
-ALGORITHMS = {"default": lambda: Dada(SearchSpace(("TranslateX", "TranslateY")), settings_for("default", draws=2)),
-              "straight-through": lambda: Dada(SearchSpace(("TranslateX", "Invert")), settings_for(
-                  "default", spread=None, estimator="score")),
-              "paper": lambda: Dada(SearchSpace(("TranslateX", "Invert")), settings_for("paper")),
+ALGORITHMS = {"default": lambda: Dada(SearchSpace(("TranslateX", "TranslateY")), dada_settings(draws_per_image=2)),
+              "paper": lambda: Dada(SearchSpace(("TranslateX", "Invert")), dada_settings("paper")),
               "ddas": lambda: Ddas(AtomSpace.of_levels(("TranslateX", "Invert"), (7, 14)), ddas_settings(), epochs=1)}
 
 
@@ -135,13 +133,12 @@ def test_targets_move_with_their_images_through_every_algorithm(name: str) -> No
         for index, image in enumerate(half):
             image[:, 3 + index % 4, 4 + index % 3] = 200
     targets = [Points.of(half) for half in images]
-    noise = algorithm.draw_noise(algorithm.settings.draws * B, generator).to(torch.zeros((), dtype=torch.float64))
+    noise = algorithm.draw_noise(algorithm.settings.draws_per_image * B, generator).to(torch.zeros((), dtype=torch.float64))
     network, updated = PointLoss(), []
     settings = algorithm.settings
     parts = Step(network, settings, lambda pixels: pixels.double() / 255, lambda gradient: updated.append(gradient),
                  lambda optimizer: updated.append(optimizer), move,
-                 squares=RunningMean(network, 0.9) if settings.preconditioned else None,
-                 v_mean=None if settings.v_decay is None else RunningMean(network, settings.v_decay))
+                 running=RunningDirection(network).double() if settings.running_v else None)
     log = algorithm.step(parts, Batch(images[0], targets[0], images[1], targets[1], noise, noise[:1]), 0.1, epoch=1)
     assert log["loss"].isfinite() and network.seen >= 4 * B
     assert sorted(map(str, map(type, updated))) == ["<class 'dict'>", "<class 'str'>"]

@@ -4,7 +4,7 @@ A third of the images trains, a third is transformed by one operation and valida
 trained from scratch. All rows share their images, first weights and batches seed by seed, so differences are paired.
 
 auc         how well the preferences of all 105 sub-policies rank those that hold the planted operation (0.5 is chance)
-difference  of each run's AUC to that of the row named behind it, with the same operation and seed
+difference  of each run's AUC to that of the default with the same operation and seed
 first       runs in which the planted operation is used most among the fifteen; seconds: of a search, its data included
 
 Intervals are of 95 % over the runs (operations x seeds). Rows that --json already holds are not run again, so the same
@@ -27,47 +27,25 @@ from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.report.measurements import Rows
 from dada_det.report.statistics import mean_interval, paired_difference
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from measuring import measure, rows_in
 from planted_images import MADE, SIDE, write_folders
 
 DEFAULT = "default"
-PLAIN = "plain score"
 ROWS = {  # name: config entries changed
     DEFAULT: [],
-    PLAIN: ["search.estimator=score"],
-    "relax": ["search.estimator=relax"],
-    "gumbel": ["search.estimator=gumbel"],
-    "straight-through": ["search.spread=None", "search.estimator=score"],  # there is no marginal of strengths not drawn
-    "rewards by the batch's statistics": ["search.reward_statistics=batch"],
-    "rewards of the losses themselves": ["search.log_losses=False"],
-    "the image as it is as baseline": ["search.baseline=unaugmented"],
-    "no baseline": ["search.baseline=none"],
-    "second draw as baseline": ["search.baseline=second_draw"],
-    "one draw": ["search.draws=1"],
+    "one draw": ["search.draws_per_image=1"],
     "a validation pass every step": ["search.val_every=1"],
-    "one draw, a validation pass every step": ["search.draws=1", "search.val_every=1"],
-    "half of the images as they are": ["search.clean=0.5"],
+    "one draw, a validation pass every step": ["search.draws_per_image=1", "search.val_every=1"],
+    "half of each batch unaugmented": ["search.unaugmented=0.5"],
+    "nothing unaugmented": ["search.unaugmented=0.0"],
+    "everything unaugmented": ["search.unaugmented=1.0"],
     "spread 0.8": ["search.spread=0.8"],
-    "all images with their policies": ["search.clean=0.0"],
-    "no image with its policy": ["search.clean=1.0"],
-    "preferences shared alone": ["search.shared=preferences"],
-    "nothing shared": ["search.shared=none"],
-    "rewards not divided by their spread": ["search.normalise=False"],
     "ranges autoaugment": ["search.ranges=autoaugment"],
     "no warm-up": ["search.warmup_epochs=0"],
     "warm-up 5": ["search.warmup_epochs=5"],
-    "entropy 0.1": ["search.entropy=0.1"],
-    "average over the last third": ["search.average=0.3333"],
     "policy lr 0.01": ["policy_optimizer.lr=0.01"],
-    "2 validation batches": ["search.val_batches=2"],
-    "validation by the batch's statistics": ["search.val_statistics=batch"],
-    "validation by running statistics": ["search.val_statistics=running"],
-    "this step's validation gradient": ["search.v_decay=0"],
-    "not divided by the curvature": ["search.preconditioned=False"],
-    "none of the last three": ["search.val_statistics=batch", "search.v_decay=0", "search.preconditioned=False"],
 }
-AGAINST = {"straight-through": PLAIN}  # of what a row differs in one ingredient, where that is not the default
 OPERATIONS = ["Rotate", "TranslateX", "Invert", "Solarize", "Color", "Contrast", "Sharpness"]
 
 
@@ -117,13 +95,12 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
     for row in rows:
         runs.setdefault(row["row"], {})[row["operation"], row["seed"]] = row
     width = max(map(len, ROWS))
-    lines = [f"{'row':{width}}    n    auc          difference          to         first  seconds"]
+    lines = [f"{'row':{width}}    n    auc          difference         first  seconds"]
     for name in ROWS:
         if name not in runs:
             continue
-        own, against = runs[name], AGAINST.get(name, DEFAULT)
-        reference = runs.get(against, {})
-        pairs = [key for key in own if key in reference] if name != against else []
+        own, reference = runs[name], runs.get(DEFAULT, {})
+        pairs = [key for key in own if key in reference] if name != DEFAULT else []
         difference = "-"
         if pairs:
             mean, half = paired_difference([own[key]["auc"] for key in pairs], [reference[key]["auc"] for key in pairs])
@@ -131,13 +108,13 @@ def summary(rows: Iterable[dict[str, Any]]) -> list[str]:
         n, first = len(own), sum(row["rank"] == 1 for row in own.values())
         auc = planted.with_interval(*mean_interval([row["auc"] for row in own.values()]))
         lines.append(f"{name:{width}}  {n:3d}  {auc:13}  "
-                     f"{difference:14}  {against if pairs else '-':11}  {f'{first}/{n}':>7}  "
+                     f"{difference:14}  {f'{first}/{n}':>7}  "
                      f"{sum(row['seconds'] for row in own.values()) / n:7.1f}")
     return lines
 
 
 def body(args: argparse.Namespace) -> None:
-    settings = {"tool": "ablation", "epochs": args.epochs, "data": MADE, "default": str(settings_for())}
+    settings = {"tool": "ablation", "epochs": args.epochs, "data": MADE, "default": str(dada_settings())}
     done = done_in(args.json, settings)
     # Seed by seed, so that what is there when a measurement is cut short is paired.
     wanted = [Task(row, operation, seed, args.epochs) for seed in range(args.first_seed, args.first_seed + args.seeds)
@@ -156,7 +133,7 @@ def body(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
-    parser = common.parser_for("ablation.py", __doc__ or "", "python tools/bench/ablation.py --rows default 'no baseline' "
+    parser = common.parser_for("ablation.py", __doc__ or "", "python tools/bench/ablation.py --rows default 'one draw' "
                                "--operations Rotate Invert --seeds 5 --processes 2 --json results/ablation.json")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW",
                         help=f"(default: all) {'; '.join(ROWS)}")

@@ -29,7 +29,7 @@ from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.measurements import Rows
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from measuring import measure, rows_in, run_search
 from natural_detection import NUCLEI, DetectionProblem
 from natural_problems import PROBLEMS as CLASSIFICATION
@@ -123,7 +123,7 @@ def search_argv(task: Task, data: Path, work_dir: Path) -> list[str]:
 
 def search_of(options: Sequence[str]) -> str:
     """What a row says of the search that it is of."""
-    return " ".join([str(settings_for()), *options])
+    return " ".join([str(dada_settings()), *options])
 
 
 def tasks_of(args: argparse.Namespace) -> list[Task]:

@@ -28,7 +28,7 @@ from dada_det.data.memory import MemoryImages
 from dada_det.engine.compare.trial import Recipe, run_trial
 from dada_det.report.comparison import summarise, table
 from dada_det.report.measurements import Rows
-from dada_det.search.settings import PAPER_ESTIMATORS, settings_for
+from dada_det.search.settings import ESTIMATORS, dada_settings
 from measuring import measure, rows_in, run_search
 from planted_images import SIDE, images_for, write_folders
 
@@ -65,7 +65,7 @@ class Task:
     setup: Setup
     data: Path | None  # CIFAR-10's folder; None: digits
     searched: str  # of SETS; "-" for a control
-    estimator: str  # of PAPER_ESTIMATORS; "default": the default mode; of CONTROLS
+    estimator: str  # of ESTIMATORS; "default": the default mode; of CONTROLS
     seed: int
 
     @property
@@ -109,7 +109,7 @@ def search_flags(task: Task, train: MemoryImages, folder: Path) -> list[str]:
     setup = task.setup
     shown = setup.reduced if task.searched == "reduced" else len(train)
     options = [f"classifier.name={setup.recipe.model}", f"mirror={setup.recipe.mirror}"]
-    if task.estimator in PAPER_ESTIMATORS:
+    if task.estimator in ESTIMATORS:
         options += [*PAPER, f"search.estimator={task.estimator}"]
     if task.data is not None:
         options.append(f"data.images_per_class={shown // setup.recipe.classes}")  # CIFAR-10's classes are equally large
@@ -134,7 +134,7 @@ def body(args: argparse.Namespace) -> None:
                     recipe=replace(setup.recipe, epochs=args.epochs or setup.recipe.epochs))
     tasks = tasks_for(setup, args.data, list(dict.fromkeys(args.estimators)), args.seeds)
     settings = {"data": args.data.name if args.data else None, "search_epochs": setup.search_epochs,
-                "epochs": setup.recipe.epochs, "default": str(settings_for())}
+                "epochs": setup.recipe.epochs, "default": str(dada_settings())}
     rows = rows_in(args.json, settings)
     left = [task for task in tasks if not any(task.is_of(row) for row in rows)]
     measure("paper_ablation", run, left, args.processes, rows, args.json, settings,
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = common.parser_for("paper_ablation.py", __doc__ or "",
                                "python tools/bench/paper_ablation.py --processes 2 --json results/paper_ablation.json")
     parser.add_argument("--data", type=Path, metavar="DIR", help="CIFAR-10's binary files (default: digits)")
-    parser.add_argument("--estimators", nargs="+", choices=PAPER_ESTIMATORS, default=list(PAPER_ESTIMATORS),
+    parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS),
                         help="of the paper mode (default: all)")
     parser.add_argument("--seeds", type=common.positive, default=5, metavar="n", help="(default: %(default)s)")
     parser.add_argument("--epochs", type=common.positive, metavar="N", help="of the networks trained from scratch (default: "

@@ -39,7 +39,7 @@ from dada_det.engine.compare.trial import Recipe, run_trial
 from dada_det.engine.runtime.launch import read_config
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.ddas import ddas_settings
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from measuring import measure, rows_in, run_search
 from planted_images import SIDE, oracle, plant, source, write_folders
 
@@ -241,7 +241,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def body(args: argparse.Namespace) -> None:
     # No rows of other settings stand beside these; after a change of the search's code give another file.
-    settings = {"tool": "planted", **settings_of(args), "options": args.cfg_options, "default": str(settings_for())}
+    settings = {"tool": "planted", **settings_of(args), "options": args.cfg_options, "default": str(dada_settings())}
     modes = list(dict.fromkeys(mode for given in args.modes for mode in given))
     if "ddas" in modes:
         config = read_config(DDAS_CONFIG, [])
@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="+", type=modes_in, default=[["default", "paper"]], metavar="MODE",
                         help=f"of {', '.join(MODES)}, with spaces or commas between (default: default paper)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
-                        help="config entries changed in the default mode, such as search.estimator=score")
+                        help="config entries changed in the default mode, such as search.val_every=1")
     return common.run(body, parser, argv)
 
 

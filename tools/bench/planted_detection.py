@@ -29,7 +29,7 @@ from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.measurements import write_rows
 from dada_det.report.statistics import mean_interval, paired_difference
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from measuring import rows_in, run_search
 from planted_coco import oracle, plant_detection, write_coco
 
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write hardware, versions and rows after every training; those that it holds are not run again")
     args = parser.parse_args(argv)
-    settings = {"tool": "planted_detection", "default": str(settings_for()), "data": args.data.name,
+    settings = {"tool": "planted_detection", "default": str(dada_settings()), "data": args.data.name,
                 "image_size": args.image_size, "epochs": args.epochs, "search_epochs": args.search_epochs,
                 "options": search_options(args), "lr": LR}
     torch.set_num_threads(1)

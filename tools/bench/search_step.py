@@ -58,6 +58,7 @@ from dada_det.search.ddas import Ddas
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODES = {"default": "search_{}", "paper": "search_{}_paper", "ddas": "search_ddas_{}"}  # config
+BASELINES = {"default": "batch", "paper": "none", "ddas": "unaugmented"}
 MODELS = {"wide_resnet40_2": ("cifar10", 10, 32, 32), "resnet50": ("imagenet", 120, 128, 8),
           "convnet": ("imagenet", 10, 16, 32)}  # data of the config, classes, side in pixels, batch
 COLUMNS = {"model": "15", "mode": "20", "ratio": "6.2f", "low": "6.2f", "high": "6.2f", "memory_ratio": "13.2f",
@@ -87,7 +88,9 @@ class Case:
         """Plain forward+backward on a batch made ready beforehand."""
         batch = self.batches.batch(0, number % len(self.batches))
         images = self.searcher.normalise(batch.images_BCHW)
-        return lambda: F.cross_entropy(self.searcher.network(images), batch.targets_B).backward()
+        assert isinstance(batch.targets_B, torch.Tensor)
+        labels_B = batch.targets_B
+        return lambda: F.cross_entropy(self.searcher.network(images), labels_B).backward()
 
     def plain_training(self, number: int) -> None:
         """Plain forward+backward and the weights' update."""
@@ -153,7 +156,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                for name in ("weights_update", "policy_update")}
     return {"ratio": statistics.median(ratios), "low": low, "high": high, "memory_ratio": memory_ratio,
             "rewards_per_step": int(parts[-1]["rewards"]), **share, **updates,
-            "baseline": getattr(case.searcher.algorithm.settings, "baseline", "unaugmented"),
+            "baseline": BASELINES[str(case.searcher.algorithm.provenance.get("mode", "ddas"))],
             "plain_ms": 1000 * statistics.median(plains), "rounds": rounds}
 
 
@@ -206,7 +209,6 @@ def watched(case: Case) -> Iterator[dict[str, float]]:
           patch.object(Ddas, "learn", counted_by_method(Ddas.learn)),
           # Each estimate of the magnitudes goes through one of these, with every reward once.
           patch.object(estimators, "marginal_score", counted(estimators.marginal_score)),
-          patch.object(estimators, "magnitude_score", counted(estimators.magnitude_score)),
           patch.object(estimators, "straight_through_magnitude", counted(estimators.straight_through_magnitude))):
         yield spent
 
@@ -257,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
     parser = common.parser_for("search_step.py", __doc__ or "",
                                "python tools/bench/search_step.py --models wide_resnet40_2 --modes default paper ddas\n"
-                               "  python tools/bench/search_step.py --modes default --settings draws=1 --json step.json")
+                               "  python tools/bench/search_step.py --modes default --settings val_every=1 --json step.json")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["wide_resnet40_2", "resnet50"],
                         help="(default: %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["default", "paper"],

@@ -22,7 +22,7 @@ from dada_det.data.random import epoch_order, generator_for
 from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
 from dada_det.engine.search.detector_losses import DetectorLosses
-from dada_det.engine.search.loop import SearchBatches, own_draws, own_part, validates
+from dada_det.engine.search.loop import SearchBatches, draw_rows, own_part, validates
 from dada_det.engine.search.problem import Problem, say_groups, search_device
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
@@ -132,11 +132,11 @@ class DetectionBatches(SearchBatches):
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         flips = (torch.rand(self.batch_size, generator=generator) < 0.5) & self.mirror
-        noise = self.draw_noise(self.settings.draws * self.batch_size, generator)
+        noise = self.draw_noise(self.settings.draws_per_image * self.batch_size, generator)
         mine = own_part(self.batch_size)
         images, targets = self.train.batch(chosen[mine], flips[mine])
         val_images, val_targets = self.val.batch(self.own_val(step))
         return Batch(images.to(device), targets, val_images.to(device), val_targets,
-                     noise[own_draws(self.settings.draws, self.batch_size)], noise[:1],
+                     noise[draw_rows(self.settings.draws_per_image, self.batch_size)], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed(), step,
                      validates(self.settings, step, len(self)))

@@ -6,10 +6,10 @@ is called on the outputs (or, of a RoI head, the features) of one image after an
 
 What the search differentiates. Anchors are matched to boxes and not to predictions, so RetinaNet's loss is smooth in the
 weights as it stands. Of a two-stage detector, MMDetection's own gradient takes the proposals, and which of them are
-sampled, as given, although both depend on the weights. Here they are given: the first pass that sees some targets makes
-the proposals and leaves them in `targets_B.proposals_P4`, every later pass on the same targets reads them there, and the
-samples of an image follow from torch's seed, which a search sets anew for each step, before each of its passes. So both
-ends of a finite difference see one loss, without jumps, and its derivative is MMDetection's gradient.
+sampled, as given, although both depend on the weights. Here they are given: the first pass on some targets makes the
+proposals, `DetectionTargets.proposals` keeps them for every later pass on the same object, and the samples of an image
+follow from torch's seed, which a search sets anew for each step, before each of its passes. So both ends of a finite
+difference see one loss, without jumps, and its derivative is MMDetection's gradient.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from dada_det.data.detection import DetectionTargets
 from dada_det.data.random import generator_for
 from dada_det.engine.detect import mmcv_ops
 from dada_det.errors import UserError
-from dada_det.search.alignment import LossNetwork
+from dada_det.search.alignment import LossNetwork, Targets
 
 mmcv_ops.install()  # before mmdet.models, which imports mmcv.ops
 from mmdet.models import AnchorHead, RPNHead, SingleStageDetector, StandardRoIHead, TwoStageDetector  # noqa: E402
@@ -52,14 +52,16 @@ class DetectorLosses(LossNetwork):
         self.detector: Any = detector
         self.two_stage = two_stage
 
-    def forward(self, images_BCHW: Tensor, targets_B: DetectionTargets) -> Tensor:
+    def forward(self, images_BCHW: Tensor, targets_B: Targets) -> Tensor:
         """The losses [B] of normalised images [B,3,S,S], the sum of the detector's loss terms.
 
         Of one image it is what `detector.loss` gives. The mean over a batch is `detector.loss` of the batch: where an
         AnchorHead divides by the number of its anchors in the batch (`avg_factor`), each image is weighed by its own
         share of them. RoI heads divide by an image's own samples instead, so there the mean is MMDetection's where all
         images have equally many: box terms once proposals fill the sampler, mask terms up to the number of positives.
+        Of a two-stage detector the first pass on `targets_B` makes the proposals of all passes on it.
         """
+        assert isinstance(targets_B, DetectionTargets)
         features = self.detector.extract_feat(images_BCHW)
         samples = [data_sample(targets_B, row, images_BCHW) for row in range(len(targets_B))]
         with torch.autocast(images_BCHW.device.type, enabled=False):  # bfloat16 is for the convolutions below
@@ -69,9 +71,8 @@ class DetectorLosses(LossNetwork):
             classless = [_with_labels_0(sample) for sample in samples]
             outputs = self.detector.rpn_head(features)
             losses_B = self._dense_losses(self.detector.rpn_head, outputs, classless)
-            if targets_B.proposals_P4 is None:
-                targets_B.proposals_P4 = self._proposals(outputs, samples)
-            return losses_B + self._roi_losses(features, targets_B.proposals_P4, samples)
+            proposals_P4 = targets_B.proposals(lambda: self._proposals(outputs, samples))
+            return losses_B + self._roi_losses(features, proposals_P4, samples)
 
     def _dense_losses(self, head: Any, outputs: Any, samples: list[Any]) -> Tensor:
         losses, divisors = [], []
@@ -80,8 +81,8 @@ class DetectorLosses(LossNetwork):
             with _same_samples(row):
                 losses.append(_total(head.loss_by_feat(*own, [sample.gt_instances], [sample.metainfo])))
             divisors.append(head._raw_positive_infos["sampling_results"][0].avg_factor)
-        shares_B = torch.tensor(divisors, dtype=losses[0].dtype, device=losses[0].device)
-        return torch.stack(losses) * shares_B / shares_B.mean()
+        anchors_B = torch.tensor(divisors, dtype=losses[0].dtype, device=losses[0].device)
+        return torch.stack(losses) * anchors_B / anchors_B.mean()
 
     def _roi_losses(self, features: tuple[Tensor, ...], proposals_P4: list[Tensor], samples: list[Any]) -> Tensor:
         losses = []

@@ -52,9 +52,9 @@ class SearchBatches:
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
         images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
-        noise = self.draw_noise(self.settings.draws * self.batch_size, generator)
+        noise = self.draw_noise(self.settings.draws_per_image * self.batch_size, generator)
         mine, val_mine = own_part(self.batch_size), self.own_val(step)
-        rows = own_draws(self.settings.draws, self.batch_size)
+        rows = draw_rows(self.settings.draws_per_image, self.batch_size)
         return Batch(images[mine].contiguous(), self.train.labels_N[chosen[mine]],
                      center_crop(self.val.images_NCHW[val_mine], self.image_size), self.val.labels_N[val_mine],
                      noise[rows], noise[:1],
@@ -80,9 +80,9 @@ def own_part(batch_size: int) -> slice:
     return slice(rank, batch_size, size)
 
 
-def own_draws(draws: int, batch_size: int) -> torch.Tensor:
+def draw_rows(draws_per_image: int, batch_size: int) -> torch.Tensor:
     """The rows of the draws of a batch, draw by draw, that belong to this process's part of it."""
-    return torch.arange(draws * batch_size).view(draws, batch_size)[:, own_part(batch_size)].flatten()
+    return torch.arange(draws_per_image * batch_size).view(draws_per_image, batch_size)[:, own_part(batch_size)].flatten()
 
 
 @LOOPS.register_module()

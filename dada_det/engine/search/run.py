@@ -27,14 +27,13 @@ from dada_det.engine.search.searcher import Searcher
 from dada_det.errors import UserError
 from dada_det.models.darts import SuperNet
 from dada_det.report.search_page import search_page
-from dada_det.search import daas
-from dada_det.search.alignment import learned
-from dada_det.search.daas import Daas
+from dada_det.search.alignment import trainable
+from dada_det.search.daas import Daas, daas_settings
 from dada_det.search.dada import Dada
 from dada_det.search.ddas import Ddas, ddas_settings
 from dada_det.search.ranks import world
 from dada_det.search.results import POLICY_SIZE
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from dada_det.search.step import Algorithm
 
 POLICY_LR = {"default": 0.02, "paper": 5e-3}  # Adam's, by the search's mode (the paper's Section 4.1)
@@ -93,7 +92,7 @@ def run_search(config: Config, resume: bool) -> None:
         if forks is not None:
             with explained(runner):
                 assert isinstance(algorithm, Dada)
-                closing = decide(config, forks, problem.network, algorithm.found.policy(POLICY_SIZE), low,
+                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), low,
                                  checkpoint is not None, provenance)
     if forks is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
@@ -125,7 +124,7 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     use_modes_rate(config)
     weights = dict(config.weights_optimizer)
     weights["lr"] *= config.batch_size / config.base_batch_size
-    sgd = torch.optim.SGD(learned(searcher.network).values(), **weights)
+    sgd = torch.optim.SGD(trainable(searcher.network).values(), **weights)
     adams = {}
     for name, groups in searcher.algorithm.groups().items():
         options = config[f"{name}_optimizer"]
@@ -150,7 +149,7 @@ def identity(config: Config, problem: Problem, algorithm: Algorithm) -> Identity
 
 
 def dada(config: Config) -> Callable[[nn.Module], Dada]:
-    settings = settings_for(**config.search)
+    settings = dada_settings(**config.search)
     if settings.warmup_epochs >= config.epochs:  # a short search spends its last epoch on the policy all the same
         settings = replace(settings, warmup_epochs=config.epochs - 1)
     space = SearchSpace(operations=config.operations, ranges=settings.ranges) if config.get("operations") \
@@ -159,7 +158,7 @@ def dada(config: Config) -> Callable[[nn.Module], Dada]:
 
 
 def joint(config: Config) -> Callable[[nn.Module], Daas]:
-    settings = daas.settings_for(**config.search)
+    settings = daas_settings(**config.search)
     if settings.warmup_epochs >= config.epochs:
         settings = replace(settings, warmup_epochs=config.epochs - 1)
     space = SearchSpace(operations=config.operations) if config.get("operations") else SearchSpace()

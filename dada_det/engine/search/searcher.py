@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dada_det import __version__
 from dada_det.files import write_json
-from dada_det.search.alignment import Weights, learned
-from dada_det.search.curvature import SQUARES_DECAY, RunningMean
+from dada_det.search.alignment import Weights, trainable
+from dada_det.search.curvature import RunningDirection
 from dada_det.search.ranks import mean_over_ranks, world
 from dada_det.search.step import Algorithm, Apply, Batch, Step, apply_to_images
 
@@ -34,9 +34,7 @@ class Searcher(BaseModel):
                  low: torch.dtype | None = None, apply: Apply = apply_to_images) -> None:
         super().__init__()
         self.network, self.algorithm, self.low, self.apply_policies = network, algorithm, low, apply
-        settings = algorithm.settings
-        self.squares = RunningMean(network, SQUARES_DECAY) if settings.preconditioned else None
-        self.v_mean = None if settings.v_decay is None else RunningMean(network, settings.v_decay)
+        self.running = RunningDirection(network) if algorithm.settings.running_v else None
         self.mean_C11: Tensor
         self.std_C11: Tensor
         self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -53,10 +51,10 @@ class Searcher(BaseModel):
     def search_step(self, batch: Batch, optimizers: OptimWrapperDict, epoch: int) -> dict[str, Tensor]:
         """One step of the search; returns what is logged."""
         weights = optimizers["weights"]
-        batch = replace(batch, noise=batch.noise.to(self.mean_C11), shared_noise=batch.shared_noise.to(self.mean_C11))
+        batch = replace(batch, noise=batch.noise.to(self.mean_C11), common_noise=batch.common_noise.to(self.mean_C11))
 
         def update_weights(gradient: Weights) -> None:
-            for name, parameter in learned(self.network).items():
+            for name, parameter in trainable(self.network).items():
                 parameter.grad = gradient[name]
             weights.step()
             weights.zero_grad()
@@ -66,19 +64,19 @@ class Searcher(BaseModel):
             optimizers[name].zero_grad()
 
         parts = Step(self.network, self.algorithm.settings, self.normalise, update_weights, update, self.apply_policies,
-                     self.low, self.squares, self.v_mean)
+                     self.low, self.running)
         # Dropout draws from torch's global generator, which no checkpoint keeps.
         seeding = self.network.register_forward_pre_hook(lambda *_: torch.manual_seed(batch.network_seed) and None)
         try:
             log = self.algorithm.step(parts, batch, zeta=weights.get_lr()["lr"][0], epoch=epoch)
         finally:
             seeding.remove()
-        share_buffers(self.network)
+        average_buffers(self.network)
         return log
 
 
 @torch.no_grad()
-def share_buffers(network: nn.Module) -> None:
+def average_buffers(network: nn.Module) -> None:
     """The mean over the processes of BatchNorm's running statistics, by which each would judge differently, and a resumed
     search otherwise than the one that wrote the checkpoint."""
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
@@ -88,7 +86,8 @@ def share_buffers(network: nn.Module) -> None:
 
 @HOOKS.register_module()
 class WritePolicy(Hook):
-    """After every epoch: the files of the algorithm's results, each whole; after every step tells it how far it has come.
+    """After every epoch it writes the files of the algorithm's results, each whole.
+
 
     mirror: whether the search flips images, which the policies say. proposal: policy.json is called proposal.json, since a
     trial decides later what is handed over.
@@ -96,10 +95,6 @@ class WritePolicy(Hook):
 
     def __init__(self, provenance: dict, mirror: bool, proposal: bool = False) -> None:
         self.provenance, self.mirror, self.proposal = provenance, mirror, proposal
-
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch | None = None,
-                         outputs: dict | None = None) -> None:
-        runner.model.algorithm.after_step(runner.iter, runner.max_iters)
 
     def after_train_epoch(self, runner: Runner) -> None:
         algorithm: Algorithm = runner.model.algorithm

@@ -72,7 +72,7 @@ def test_a_resumed_search_ends_in_the_same_files(data: Path, found: Path, tmp_pa
 @pytest.mark.parametrize(("flags", "sentence"), [
     (["--cfg-options", "method=dads"], "the config's method is 'dads'; choose one of dada, ddas"),
     (["--cfg-options", "search.mode=paper"], "search has no entry mode in the method ddas; entries: levels, draws"),
-    (["--cfg-options", "search.draws=0"], "search.draws is 0; give a whole number of at least 1"),
+    (["--cfg-options", "search.draws_per_image=0"], "search.draws_per_image is 0; give a whole number of at least 1"),
     (["--cfg-options", "operations=[Blur]"], "'Blur' is no operation")])
 def test_mistakes_get_one_sentence(flags: list[str], sentence: str, data: Path, tmp_path: Path,
                                    capsys: pytest.CaptureFixture) -> None:
@@ -143,5 +143,6 @@ def test_the_configs_of_the_paper_s_size() -> None:
         algorithm = METHODS[config.method](config)(nn.Identity())
         assert isinstance(algorithm, Ddas)
         assert len(algorithm.space) == atoms and algorithm.settings.val_batches == val_batches
-        assert (config.policy_optimizer.lr, algorithm.settings.probability_lr, algorithm.settings.draws) == (lr, 1e-3, 3)
+        settings = algorithm.settings
+        assert (config.policy_optimizer.lr, settings.probability_lr, settings.draws_per_image) == (lr, 1e-3, 3)
         assert json.dumps(algorithm.settings.levels) == ("[2, 10, 14]" if name == "cifar10" else "[7, 14]")

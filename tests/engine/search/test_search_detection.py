@@ -87,8 +87,8 @@ def test_images_of_one_tile_stay_in_one_half():
 
 @pytest.mark.parametrize(("flags", "options"), [
     (("--val-data", "{data}/annotations/instances_val.json"), ()), (("--val-data", "{data}"), ("masks=True",)),
-    ((), ("search.mode=paper",)), ((), ("search.draws=2", "search.baseline=second_draw"))],
-    ids=["file", "folder, masks", "paper", "two draws"])
+    ((), ("search.mode=paper",)), ((), ("search.draws_per_image=1",))],
+    ids=["file", "folder, masks", "paper", "one draw"])
 def test_other_searches_run_and_find_other_policies(flags, options, data, tmp_path):
     assert search(data, tmp_path, *(flag.format(data=data) for flag in flags), options=options) == 0
     assert len(Policy.load(tmp_path / "policy.json").sub_policies) == 25
@@ -97,7 +97,7 @@ def test_other_searches_run_and_find_other_policies(flags, options, data, tmp_pa
 def test_ddas_runs_on_a_detector(data, tmp_path):
     config = tmp_path / "ddas.py"
     config.write_text(f"_base_ = {str(Path(CONFIG).resolve())!r}\nmethod = 'ddas'\n"
-                      "search = dict(_delete_=True, levels=(7, 14), draws=2, val_batches=1)\n")
+                      "search = dict(_delete_=True, levels=(7, 14), draws_per_image=2, val_batches=1)\n")
     assert search(data, tmp_path / "w", config=str(config)) == 0
     assert (tmp_path / "w/policy.json").exists()
 
@@ -148,9 +148,9 @@ def test_a_batch_is_the_same_for_one_process_and_for_two(data, monkeypatch):
 def _algorithm():
     from dada_det.augment.space import SearchSpace
     from dada_det.search.dada import Dada
-    from dada_det.search.settings import settings_for
+    from dada_det.search.settings import dada_settings
 
-    return Dada(SearchSpace(), settings_for())
+    return Dada(SearchSpace(), dada_settings())
 
 
 def test_one_sided_and_central_rewards_agree_through_the_core():
@@ -158,7 +158,7 @@ def test_one_sided_and_central_rewards_agree_through_the_core():
     network = DetectorLosses(tiny("faster-rcnn", norm_eval=True).float())
     images, targets = batch((3, 1, 5))
     images = images.float()
-    gradient, losses = alignment.training_gradient(network, images[:3], targets[:3])
+    gradient, losses = alignment.training_gradient(network, images, targets)
     weights = alignment.weights_of(network)
     sided = alignment.rewards(network, weights, gradient, images, targets, losses_B=losses)
     central = alignment.rewards(network, weights, gradient, images, targets)

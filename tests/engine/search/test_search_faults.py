@@ -28,7 +28,7 @@ from dada_det.engine.search.loop import SearchBatches, validates
 from dada_det.engine.search.run import optimizers
 from dada_det.engine.search.searcher import Searcher
 from dada_det.search.dada import Dada
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 KILLED = -signal.SIGKILL
@@ -145,7 +145,7 @@ def test_a_network_that_draws_random_numbers(nursery: Any, data: Path, tmp_path:
 def tiny_search(mode: str, *layers: nn.Module, **changes: Any) -> tuple[Searcher, SearchBatches, OptimWrapperDict]:
     """A searcher of a linear network behind `layers`, two steps an epoch."""
     images = MemoryImages(torch.randint(1, 256, (16, 3, 16, 16), dtype=torch.uint8), torch.arange(16) % 2)
-    settings = settings_for(mode, **changes)
+    settings = dada_settings(mode, **changes)
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
     searcher = Searcher(network, Dada(SearchSpace(("Invert", "Solarize", "Brightness"), settings.ranges), settings),
                         [-1.0] * 3, [1.0] * 3)  # no input is 0, so a 0 was dropped
@@ -155,21 +155,19 @@ def tiny_search(mode: str, *layers: nn.Module, **changes: Any) -> tuple[Searcher
         batch_size=8, base_batch_size=8, clip_grad=5.0, weights_optimizer=dict(lr=0.1), policy_optimizer=dict(lr=0.05))))
 
 
-@pytest.mark.parametrize(("mode", "changes"), [("default", {"reward_statistics": "batch"}), ("paper", {})])
-def test_every_pass_of_a_step_drops_the_same(mode: str, changes: dict[str, Any]) -> None:
-    """A finite difference between two passes that drop different units would be that of two networks; passes of a draw and
-    of two see different networks, but all of one size the same."""
+def test_every_pass_of_a_step_drops_the_same() -> None:
+    """A finite difference between two passes that drop different units would be that of two networks; passes of one size
+    see the same network. The default's rewards are in eval mode, where nothing is dropped."""
     dropout, kept = nn.Dropout(0.5), []
-    # Passes by running statistics, the default's rewards among them, are in eval mode, where nothing is dropped.
     dropout.register_forward_hook(lambda module, inputs, output: kept.append(output != 0) if module.training else None)
-    searcher, batches, wrappers = tiny_search(mode, dropout, **changes)
+    searcher, batches, wrappers = tiny_search("paper", dropout)
     firsts = []
     for index in range(2):
         kept.clear()
         searcher.search_step(batches.batch(5, index), wrappers, epoch=5)
         firsts.append(kept[0])
         sizes = [len(mask) for mask in kept]
-        assert sizes[-2] == sizes[-1] == 8 * searcher.algorithm.settings.draws and len(kept) >= 3
+        assert sizes[-2] == sizes[-1] == 8 * searcher.algorithm.settings.draws_per_image and len(kept) >= 3
         assert all(torch.equal(mask, kept[sizes.index(size)]) for mask, size in zip(kept, sizes, strict=True))
     assert not torch.equal(*firsts)
 
@@ -199,7 +197,7 @@ def test_the_validation_batches_walk_through_all_images_however_seldom_they_are_
 @pytest.mark.parametrize(("warmup", "steps", "every", "first"), [
     (1, 11, 2, [11, 13, 15]), (1, 12, 2, [12, 14, 16]), (0, 5, 3, [0, 3, 6]), (2, 2, 1, [4, 5, 6])])
 def test_the_first_step_that_learns_has_a_validation_pass(warmup: int, steps: int, every: int, first: list[int]) -> None:
-    settings = settings_for(warmup_epochs=warmup, val_every=every)
+    settings = dada_settings(warmup_epochs=warmup, val_every=every)
     learning = range(warmup * steps, warmup * steps + 2 * every + 1)
     assert [step for step in learning if validates(settings, step, steps)] == first
 

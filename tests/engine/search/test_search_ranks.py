@@ -17,29 +17,29 @@ from dada_det.engine.search.run import optimizers
 from dada_det.engine.search.searcher import Searcher
 from dada_det.search.dada import Dada
 from dada_det.search.ddas import Ddas, ddas_settings
-from dada_det.search.settings import settings_for
+from dada_det.search.settings import dada_settings
 from dada_det.search.step import Algorithm
 
 STEPS = 4
 
 
-def algorithm_for(mode: str, baseline: str) -> Algorithm:
+def algorithm_for(mode: str) -> Algorithm:
     operations = ("ShearX", "Invert", "Solarize", "Brightness", "Cutout")
     if mode == "ddas":
         ddas = ddas_settings(val_batches=1, probability_lr=0.05)
         return Ddas(AtomSpace.of_levels(operations, ddas.levels), ddas, epochs=1)
-    settings = settings_for(mode) if mode == "paper" else settings_for(mode, warmup_epochs=0, baseline=baseline)
+    settings = dada_settings(mode) if mode == "paper" else dada_settings(mode, warmup_epochs=0)
     return Dada(SearchSpace(operations, settings.ranges), settings)
 
 
-def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
+def search_steps(mode: str) -> dict[str, Tensor]:
     """The state after four steps on random images, a small net without BatchNorm, and Adam's large steps."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     halves = [MemoryImages(torch.randint(0, 256, (24, 3, 18, 18), generator=generator, dtype=torch.uint8),
                            torch.randint(0, 4, (24,), generator=generator)) for _ in range(2)]
     network = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 7 * 7, 4))
-    algorithm = algorithm_for(mode, baseline)
+    algorithm = algorithm_for(mode)
     searcher = Searcher(network, algorithm, [125.0] * 3, [60.0] * 3).double()
     batches = SearchBatches(*halves, image_size=16, padding=0, mirror=True, batch_size=8,
                             algorithm=algorithm, seed=3)
@@ -51,36 +51,34 @@ def search_steps(mode: str, baseline: str) -> dict[str, Tensor]:
     return searcher.state_dict()
 
 
-@pytest.mark.parametrize(("share", "n", "size"), [(0.75, 6, 2), (0.75, 2, 2), (0.75, 2, 1), (0.5, 8, 1), (1.0, 3, 2),
+@pytest.mark.parametrize(("fraction", "n", "size"), [(0.75, 6, 2), (0.75, 2, 2), (0.75, 2, 1), (0.5, 8, 1), (1.0, 3, 2),
                                                   (0.0, 4, 2), (0.75, 25, 2), (0.9, 2, 3)])
-def test_the_processes_share_the_images_as_they_are(share: float, n: int, size: int,
+def test_the_processes_share_the_images_that_train_unaugmented(fraction: float, n: int, size: int,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one process has them, and never all of a batch where a share has its policies."""
-    algorithm = Dada(SearchSpace(("Invert", "Solarize")), settings_for(clean=share))
+    """As one process has them, and never all of a batch where a part of it has its policies."""
+    algorithm = Dada(SearchSpace(("Invert", "Solarize")), dada_settings(unaugmented=fraction))
     parts = []
     for rank in range(size):
         monkeypatch.setattr("dada_det.search.dada.world", lambda rank=rank: (rank, size))
-        parts.append(algorithm.clean(n))
+        parts.append(algorithm.unaugmented(n))
     monkeypatch.setattr("dada_det.search.dada.world", lambda: (0, 1))
-    assert sum(parts) == algorithm.clean(n * size) == min(round(share * n * size), n * size - (share < 1))
+    assert sum(parts) == algorithm.unaugmented(n * size) == min(round(fraction * n * size), n * size - (fraction < 1))
     assert max(parts) - min(parts) <= 1
 
 
-def process(rank: int, folder: str, mode: str, baseline: str) -> None:
+def process(rank: int, folder: str, mode: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(search_steps(mode, baseline), f"{folder}/{rank}.pth")
+    torch.save(search_steps(mode), f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("mode", "baseline"), [
-    ("default", "batch"), ("ddas", "unaugmented"), pytest.param("default", "unaugmented", marks=pytest.mark.slow),
-    pytest.param("paper", "none", marks=pytest.mark.slow)])
-def test_two_processes_equal_one(mode: str, baseline: str, tmp_path: Path) -> None:
-    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode, baseline]) for rank in range(2)]
+@pytest.mark.parametrize("mode", ["default", "ddas", pytest.param("paper", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(mode: str, tmp_path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode]) for rank in range(2)]
     assert [child.wait(timeout=300) for child in children] == [0, 0]
     ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
-    alone = search_steps(mode, baseline)
+    alone = search_steps(mode)
     moved = [name for name, tensor in alone.items()
              if name.startswith(("algorithm.distribution", "algorithm.alpha")) and tensor.std() > 1e-4]
     assert moved, "the policy did not move, so there would be nothing to compare"
