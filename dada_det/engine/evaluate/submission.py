@@ -2,7 +2,6 @@
 
 The server takes detections_test-dev2017_<alg>_results.zip with one JSON of the same stem at its root; boxes and masks
 are two entries. (Its CodaLab pages have been closed since early 2026: cocodataset/cocoapi issues 691 and 693.)
-Suffixes: C characters of an RLE's text, R its runs.
 """
 
 import io
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dada_det.data.checks import coco_categories
+from dada_det.data.coco_segmentation import pixels_of
 from dada_det.engine.evaluate.results_stream import dump_array, parse_array
 from dada_det.errors import UserError
 from dada_det.files import read_json, whole_file
@@ -132,32 +132,6 @@ def _mask_fault(mask: Any, size: tuple[int, int]) -> str | None:
     if (pixels := pixels_of(mask["counts"])) != size[0] * size[1]:
         return f"its RLE is broken: its runs cover {pixels} of its image's {size[0] * size[1]} pixels"
     return None
-
-
-def pixels_of(counts: str) -> int:
-    """The pixels that the runs of a compressed RLE cover in all; -1 where the text is no such RLE.
-
-    A run is written in groups of five bits from the lowest, a character each: 48 + the bits + 32 where more follow; the
-    last group's highest bit is the sign. From the fourth run on, it is the difference to the run two before (pycocotools'
-    maskApi.c, rleFrString).
-    """
-    try:
-        codes_C = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        return -1
-    last_C = (codes_C & 32) == 0
-    if codes_C.min() < 0 or codes_C.max() > 63 or not last_C[-1]:
-        return -1
-    starts_R = np.flatnonzero(np.concatenate([[True], last_C[:-1]]))
-    places_C = np.arange(len(codes_C)) - np.repeat(starts_R, np.diff(np.append(starts_R, len(codes_C))))
-    if places_C.max() > 6:  # 35 bits: more than any image has pixels
-        return -1
-    runs_R = np.add.reduceat((codes_C & 31) << (5 * places_C), starts_R)
-    ends_R = np.flatnonzero(last_C)
-    runs_R -= np.where(codes_C[ends_R] & 16, np.int64(1) << (5 * (places_C[ends_R] + 1)), 0)
-    for first in (1, 2):
-        runs_R[first::2] = np.cumsum(runs_R[first::2])
-    return int(runs_R.sum()) if runs_R.min() >= 0 else -1
 
 
 def _is_number(value: Any) -> bool:
