@@ -8,6 +8,7 @@ from typing import Any
 from dada_det.commands import common
 from dada_det.data.arrays import READERS
 from dada_det.data.checks import check_coco, find_annotations, find_coco
+from dada_det.data.coco_instances import FILTER, what_is_learned
 from dada_det.data.groups import AUTO, NONE
 from dada_det.data.splits import search_lists
 from dada_det.errors import UserError
@@ -86,9 +87,11 @@ def check_detection(config: Any) -> None:
     """Images and annotations in COCO's layout, and the detector's backbone."""
     part = find_coco(config.data.root, ("train",)).part("train")
     summary = check_coco(*part)
+    what_is_learned(summary, part[0], FILTER)
     if config.data.get("val_root"):
         val = find_annotations(config.data.val_root)
         other = check_coco(*val)
+        what_is_learned(other, val[0], FILTER)
         if (other.categories, other.category_ids) != (summary.categories, summary.category_ids):
             raise UserError(f"{val[0]} and {part[0]} list different categories; give both the same list in the same order")
     init = config.model.backbone.get("init_cfg")

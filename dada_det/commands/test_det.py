@@ -12,7 +12,8 @@ from dada_det.commands.train_det import (
     data_layout,
     detector_config,
 )
-from dada_det.data.checks import CocoLayout, CocoSummary, check_coco
+from dada_det.data.checks import CocoLayout, check_coco
+from dada_det.data.coco_instances import CocoSummary
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.data.checks import CocoLayout, CocoSummary, check_coco, find_coco
+from dada_det.data.checks import CocoLayout, check_coco, find_coco
+from dada_det.data.coco_instances import CocoSummary, what_is_learned
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
@@ -33,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def body(args: Namespace) -> None:
     config = detector_config(args)
+    from dada_det.engine.detect.config import filter_of
+
     backbone = config.model.backbone.init_cfg.checkpoint
     check_backbone(backbone, config)
     layout = data_layout(args, config, ("train", "val"))
     summary, val = check_coco(*layout.part("train")), check_coco(*layout.part("val"))
-    if summary.zero_area == summary.annotations:
-        raise UserError(f"{layout.train_annotations} has no box to train on: all {summary.annotations} have no area or are "
-                        "under 1 px wide or high; give boxes in pixels as [x, y, width, height]")
+    what_is_learned(summary, layout.part("train")[0], filter_of(config))
     if (summary.categories, summary.category_ids) != (val.categories, val.category_ids):
         raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
                         "give both the same list in the same order")

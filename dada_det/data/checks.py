@@ -1,17 +1,22 @@
 """What commands check before anything heavy is imported: image folders, and COCO's files and layouts."""
 
 import json
-import math
 import os
-from collections.abc import Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dada_det.data.coco_instances import CocoSummary, Picture, reason_to_drop, shown
+from dada_det.data.coco_segmentation import fault_of
+from dada_det.data.decode import load_sized
 from dada_det.errors import UserError
 from dada_det.files import read_json
 
 SPLIT_SUFFIXES = ("2017", "")  # COCO's own layout, then the plain one
+MOST = 1e12  # no coordinate or area is larger; NaN and infinity are not smaller
 TEST_ANNOTATIONS = "image_info_test-dev2017.json"
 
 
@@ -32,28 +37,6 @@ class CocoLayout:
         if annotations is None or images is None:
             raise ValueError(f"this layout has no {name} part")
         return annotations, images
-
-
-@dataclass(frozen=True)
-class CocoSummary:
-    """What an annotation file holds: category names in the file's order and their ids, and counts."""
-
-    categories: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    images: int
-    annotations: int
-    zero_area: int  # boxes that MMDetection drops in training: under 1 px wide or high, or of no area
-    zero_area_images: tuple[int, ...]
-    without_mask: int  # annotations that have no segmentation
-
-    @property
-    def note(self) -> str:
-        """One line about the boxes that training drops; "" where there are none."""
-        if not self.zero_area:
-            return ""
-        named = ", ".join(map(str, self.zero_area_images[:5])) + (", .." if len(self.zero_area_images) > 5 else "")
-        return (f"dropped {self.zero_area} of {self.annotations} boxes, which have no area or are under 1 px wide or high "
-                f"(images {named})")
 
 
 def coco_categories() -> list[dict[str, Any]]:
@@ -110,12 +93,12 @@ def find_annotations(place: str | Path) -> tuple[Path, Path]:
 
 
 def check_coco(annotations: str | Path, images: str | Path, test: bool = False) -> CocoSummary:
-    """Checks a COCO annotation file against the folder of its images.
+    """Checks a COCO annotation file against the folder of its images, which are not opened.
 
     `test`: an image_info file, which needs no annotations. Raises UserError, naming the file and the first offender:
-    no JSON, no images, no or repeated categories, repeated annotation ids, annotations of images or categories that the
-    file lacks, boxes that are no four finite numbers, no area or iscrowd, a segmentation that is neither polygons nor
-    RLE, image files that the folder lacks. Boxes that training drops are counted only.
+    no JSON, no images, no or repeated categories, repeated ids, images without a size, files that the folder lacks or
+    that lie outside it, annotations of images or categories that the file lacks, boxes that are no four finite numbers,
+    no area or iscrowd, a segmentation that does not fit its image. What training leaves out is counted only.
     """
     annotations, folder = Path(annotations), Path(images)
     content = read_json(annotations, "annotation file")
@@ -127,15 +110,23 @@ def check_coco(annotations: str | Path, images: str | Path, test: bool = False) 
             raise UserError(f"the annotation file {annotations} has no {key}; COCO's format needs a non-empty list "
                             f"of objects under {key!r}")
     category_ids = _check_ids(content["categories"], "category", annotations, {"name": str})
-    image_ids = _check_ids(content["images"], "image", annotations, {"file_name": str, "width": int, "height": int})
+    _check_ids(content["images"], "image", annotations, {"file_name": str, "width": int, "height": int})
     _check_files(content["images"], annotations, folder)
+    _check_sizes(content["images"], annotations, folder)
     entries = [] if test else content["annotations"]
-    _check_annotations(entries, set(image_ids), set(category_ids), annotations)
-    flat = [entry["image_id"] for entry in entries if _is_dropped(entry)]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    _check_annotations(entries, sizes, set(category_ids), annotations)
+    reasons = [reason_to_drop(entry, *sizes[entry["image_id"]]) for entry in entries]
+    learned = Counter(entry["image_id"] for entry, reason in zip(entries, reasons, strict=True)
+                      if reason is None and not entry["iscrowd"])
+    annotated = Counter(entry["image_id"] for entry in entries)
+    dropped = [(reason, entry["image_id"]) for entry, reason in zip(entries, reasons, strict=True) if reason is not None]
     return CocoSummary(
         categories=tuple(category["name"] for category in content["categories"]), category_ids=tuple(category_ids),
-        images=len(image_ids), annotations=len(entries), zero_area=len(flat),
-        zero_area_images=tuple(sorted(set(flat))),
+        pictures=tuple(Picture(image["file_name"], image["width"], image["height"], learned[image["id"]],
+                               annotated[image["id"]]) for image in content["images"]),
+        annotations=len(entries), crowds=sum(bool(entry["iscrowd"]) for entry in entries),
+        dropped=Counter(reason for reason, _ in dropped), dropped_images=tuple(sorted({image for _, image in dropped})),
         without_mask=sum(not entry.get("segmentation") for entry in entries))
 
 
@@ -149,11 +140,11 @@ def _check_ids(entries: list[dict[str, Any]], what: str, file: Path, fields: dic
     seen: set[int] = set()
     for place, entry in enumerate(entries):
         for key, kind in {"id": int, **fields}.items():
-            if not isinstance(entry.get(key), kind):
+            if type(entry.get(key)) is not kind:
                 raise UserError(f"{what} number {place} in {file} has no {key!r} of type {kind.__name__}; "
                                 "add it as COCO's format wants")
         if entry["id"] in seen:
-            raise UserError(f"{file} gives the {what} id {entry['id']} twice; every {what} needs an id of its own")
+            raise UserError(f"{file} gives the {what} id {shown(entry['id'])} twice; every {what} needs an id of its own")
         seen.add(entry["id"])
         ids.append(entry["id"])
     return ids
@@ -166,67 +157,69 @@ def _check_files(entries: list[dict[str, Any]], file: Path, folder: Path) -> Non
         present = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise UserError(f"cannot read the image folder {folder}: {error.strerror}; check its permissions") from error
-    missing = [name for name in (entry["file_name"] for entry in entries)
-               if name not in present and not (folder / name).is_file()]
+    root = os.path.abspath(folder)
+    names = [entry["file_name"] for entry in entries]
+    for name in names:
+        inside = os.path.normpath(os.path.join(root, name))
+        if name not in present and os.path.commonpath([root, inside]) != root:
+            raise UserError(f"the image {shown(name)} in {file} lies outside the image folder {folder}; give names of files "
+                            "in it")
+    missing = [name for name in names if name not in present and not os.path.isfile(folder / name)]
     if missing:
         raise UserError(f"{folder} lacks {len(missing)} of the {len(entries)} images that {file} names, such as "
-                        f"{missing[0]}; put them there")
+                        f"{shown(missing[0])}; put them there")
 
 
-def _check_annotations(entries: list[dict[str, Any]], image_ids: set[int], category_ids: set[int], file: Path) -> None:
+def _check_sizes(entries: list[dict[str, Any]], file: Path, folder: Path) -> None:
+    for entry in entries:
+        width, height = entry["width"], entry["height"]
+        if min(width, height) < 1:
+            try:
+                real = "{} x {} px".format(*load_sized(folder / entry["file_name"], at_least=1)[1])
+            except OSError:
+                real = "no image that decodes"
+            raise UserError(f"the image {shown(entry['file_name'])} has the width and height {shown(width)} x "
+                            f"{shown(height)} in {file}, and its file is {real}; correct the annotation file")
+
+
+def _check_annotations(entries: list[dict[str, Any]], sizes: dict[int, tuple[int, int]], category_ids: set[int],
+                       file: Path) -> None:
     seen: set[int] = set()
     for place, entry in enumerate(entries):
-        where = f"annotation {entry.get('id', f'number {place}')} in {file}"
-        if not isinstance(entry.get("id"), int):
+        where = f"annotation {reprlib.repr(entry['id']) if 'id' in entry else f'number {place}'} in {file}"
+        if type(entry.get("id")) is not int:
             raise UserError(f"{where} has no whole number as its id; every annotation needs one of its own")
         if entry["id"] in seen:
-            raise UserError(f"{file} gives the annotation id {entry['id']} twice; every annotation needs an id of its own")
+            raise UserError(f"{file} gives the annotation id {shown(entry['id'])} twice; every annotation needs an id of "
+                            "its own")
         seen.add(entry["id"])
-        if not _is_among(entry.get("image_id"), image_ids):
-            raise UserError(f"{where} belongs to image {entry.get('image_id')}, which the file's images lack; "
+        if not _is_among(entry.get("image_id"), sizes):
+            raise UserError(f"{where} belongs to image {reprlib.repr(entry.get('image_id'))}, which the file's images lack; "
                             "remove the annotation or add the image")
         if not _is_among(entry.get("category_id"), category_ids):
-            raise UserError(f"{where} has category {entry.get('category_id')}, which the file's categories lack; "
-                            "remove the annotation or add the category")
+            raise UserError(f"{where} has category {reprlib.repr(entry.get('category_id'))}, which the file's categories "
+                            "lack; remove the annotation or add the category")
         box = entry.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4
-                and all(isinstance(x, int | float) and math.isfinite(x) for x in box)):
-            raise UserError(f"{where} has the bbox {box}; it must be four finite numbers: x, y, width, height")
-        _check_mask_fields(entry, where)
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+            raise UserError(f"{where} has the bbox {reprlib.repr(box)}; it must be four finite numbers: x, y, width, height")
+        _check_mask_fields(entry, where, *sizes[entry["image_id"]])
 
 
-def _check_mask_fields(entry: dict[str, Any], where: str) -> None:
+def _check_mask_fields(entry: dict[str, Any], where: str, width: int, height: int) -> None:
     """UserError unless area, iscrowd and, where there is one, segmentation are what pycocotools and mmdet read."""
-    area = entry.get("area")
-    if not isinstance(area, int | float) or isinstance(area, bool) or not math.isfinite(area):
+    if not _is_number(entry.get("area")):
         raise UserError(f"{where} has no number as its area; add 'area', the object's size in square pixels (without a "
                         "mask: width times height)")
     if entry.get("iscrowd") not in (0, 1):
         raise UserError(f"{where} has no iscrowd of 0 or 1; add 'iscrowd', which is 0 for a single object")
     segmentation = entry.get("segmentation")
-    if segmentation not in (None, []) and not (_is_polygons(segmentation) or _is_rle(segmentation)):
-        raise UserError(f"{where} has a segmentation that is neither a list of polygons (each x, y, x, y, .. of "
-                        "three points or more) nor an RLE with size and counts; correct it or leave it out")
+    if segmentation not in (None, []) and (fault := fault_of(segmentation, width, height)):
+        raise UserError(f"{where} has {fault}; correct it or leave it out")
 
 
-def _is_polygons(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-        and set(map(type, polygon)) <= {int, float} for polygon in value)
+def _is_among(value: Any, ids: Collection[int]) -> bool:
+    return type(value) is int and value in ids
 
 
-def _is_rle(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    size, counts = value.get("size"), value.get("counts")
-    return isinstance(size, list) and list(map(type, size)) == [int, int] and isinstance(counts, str | list)
-
-
-def _is_among(value: Any, ids: set[int]) -> bool:
-    return isinstance(value, int) and value in ids
-
-
-def _is_dropped(entry: dict[str, Any]) -> bool:
-    """Whether mmdet's CocoDataset leaves the box out (mmdet/datasets/coco.py, parse_data_info)."""
-    _, _, width, height = entry["bbox"]
-    return width < 1 or height < 1 or entry["area"] <= 0
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST  # as NaN is not

@@ -38,7 +38,8 @@ def numbered(content: dict[str, Any]) -> NumberedTruth:
         for part in ("images", "categories"))
     annotations = [
         {**{name: value for name, value in entry.items() if name != "ignore"}, "id": number,
-         "image_id": image_numbers[entry["image_id"]], "category_id": category_numbers[entry["category_id"]]}
+         "iscrowd": int(entry.get("iscrowd", 0)), "image_id": image_numbers[entry["image_id"]],
+         "category_id": category_numbers[entry["category_id"]]}
         for number, entry in enumerate(content.get("annotations", []), 1)]
     return NumberedTruth({
         **content, "annotations": annotations,

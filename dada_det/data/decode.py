@@ -33,11 +33,21 @@ def load_image(source: Source, at_least: int | None = None) -> Image.Image:
     With `at_least`, a JPEG may come back smaller, both sides >= `at_least` pixels: it decodes several times faster.
     Raises OSError where the file does not decode or is truncated.
     """
+    return load_sized(source, at_least)[0]
+
+
+def load_sized(source: Source, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The image as load_image gives it, and the width and height in pixels of the whole of it, upright."""
     with _damage_is_oserror(source):
         image = _opened(source)
+        width, height = image.size
+        lying = isinstance(image, JpegImageFile) and image.getexif().get(ExifTags.Base.Orientation) in LYING
         if at_least is not None:
             image.draft(None, (at_least, at_least))
-        return _upright_rgb(image)
+        upright = _upright_rgb(image)
+        if not isinstance(image, JpegImageFile):  # which alone may have been decoded smaller
+            return upright, upright.size
+        return upright, (height, width) if lying else (width, height)
 
 
 def load_part(source: Source, size: int, window: Callable[[int, int], Box], interpolation: str = "bilinear") -> Image.Image:

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from dada_det.augment.boxes import geometry_of, transform_instances
 from dada_det.augment.transform import Draws, apply_draws
-from dada_det.data.decode import load_image
+from dada_det.data.coco_instances import FILTER, Picture, listed, reason_to_drop, size_mistake
+from dada_det.data.decode import load_sized
 from dada_det.data.imagenet import check_broken
 from dada_det.devices import move
 from dada_det.errors import UserError
@@ -155,17 +156,18 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
     """Images of a COCO file at `side` px, in the file's order, and the names of those that do not decode and are left out.
 
     An image is scaled (bilinear) so that its longer side has `side` px and stands in the upper left corner, the rest in
-    PADDING's colour. As in mmdet's training, labels count the file's categories in order, and crowds, boxes outside the
-    image, without area or under 1 px wide or high (here also after scaling) are left out, and so are images without any
-    instance. most: of the images, drawn by `generator`; None takes all. Raises UserError where none is left, or more than
-    1 % of the files do not decode. The file has passed `check_coco`.
+    PADDING's colour. As in mmdet's training, labels count the file's categories in order, and small images and what
+    `reason_to_drop` names are left out; here also crowds, boxes under 1 px wide or high after scaling, and images without
+    any instance. most: of the images, drawn by `generator`; None takes all. Raises UserError where none is left, an image's
+    size is not the annotated one, or more than 1 % of the files do not decode. The file has passed `check_coco`.
     """
     content = read_json(annotations, "annotation file")
     label_of = {category["id"]: label for label, category in enumerate(content["categories"])}
     instances: dict[int, list[dict[str, Any]]] = {}
     for entry in content["annotations"]:
         instances.setdefault(entry["image_id"], []).append(entry)
-    infos = [info for info in content["images"] if any(_counts(e, info, side) for e in instances.get(info["id"], []))]
+    infos = [info for info in content["images"] if min(info["width"], info["height"]) >= FILTER["min_size"]
+             and any(_counts(entry, info, side) for entry in instances.get(info["id"], []))]
     if not infos:
         raise UserError(f"{annotations} has no image with a box of 1 px or more at {side} px; give a larger --image-size")
     if most is not None and most < len(infos):
@@ -174,11 +176,15 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
     pixels_NCSS[:] = np.array(PADDING)[:, None, None]
 
     def fill(row: int) -> bool:
-        size = _scaled(infos[row], side)
+        info, size = infos[row], _scaled(infos[row], side)
         try:
-            image = load_image(images / infos[row]["file_name"], at_least=side)
+            if not os.path.isfile(images / info["file_name"]):
+                return False  # a pipe would never end
+            image, whole = load_sized(images / info["file_name"], at_least=side)
         except OSError:
             return False
+        if whole != (info["width"], info["height"]):
+            raise size_mistake(Picture(info["file_name"], info["width"], info["height"], 0, 0), whole, annotations, images)
         image = image.resize(size, Image.Resampling.BILINEAR)
         pixels_NCSS[row, :, :size[1], :size[0]] = np.asarray(image).transpose(2, 0, 1)
         return True
@@ -187,6 +193,9 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         fine = torch.tensor(list(pool.map(fill, range(len(infos)))))
     broken = [info["file_name"] for info, good in zip(infos, fine.tolist(), strict=True) if not good]
     check_broken(broken, len(infos), images)
+    if len(broken) == len(infos):
+        raise UserError(f"the image {listed(broken)} in {images}, the only one with a box to learn, does not decode; put a "
+                        "whole file there")
     boxes_M4, labels_M, run_lengths = [], [], []
     for info in infos:
         own = [entry for entry in instances[info["id"]] if _counts(entry, info, side)]
@@ -214,9 +223,10 @@ def _box(entry: dict[str, Any], info: dict[str, Any], side: int) -> list[float]:
 
 
 def _counts(entry: dict[str, Any], info: dict[str, Any], side: int) -> bool:
-    _, _, width, height = entry["bbox"]
+    if reason_to_drop(entry, info["width"], info["height"]):
+        return False
     x1, y1, x2, y2 = _box(entry, info, side)
-    return not entry["iscrowd"] and entry["area"] > 0 and min(width, height, x2 - x1, y2 - y1) >= 1
+    return not entry["iscrowd"] and min(x2 - x1, y2 - y1) >= 1
 
 
 def _mask(entry: dict[str, Any], info: dict[str, Any], side: int) -> Mask:

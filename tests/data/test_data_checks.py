@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dada_det.data.checks import check_coco, coco_categories, find_coco
 from dada_det.errors import UserError
@@ -44,23 +45,43 @@ def changed(*path: str | int, to: Any) -> dict[str, Any]:
 def test_summary(tmp_path: Path) -> None:
     summary = check_coco(*write(tmp_path, CONTENT))
     assert (summary.categories, summary.category_ids) == (("cell", "vessel"), (3, 7))
-    assert (summary.images, summary.annotations, summary.zero_area, summary.without_mask) == (2, 2, 0, 1)
-    assert summary.note == ""
+    assert (summary.images, summary.annotations, summary.dropped, summary.without_mask) == (2, 2, {}, 1)
+    assert summary.pictures == (("a.jpg", 64, 48, 1, 1), ("deep/b.jpg", 64, 48, 1, 1)) and summary.dropped_boxes == ""
 
 
-@pytest.mark.parametrize("content", [changed("annotations", 1, "bbox", to=[5, 5, 0, 4]),
-                                     changed("annotations", 1, "bbox", to=[5, 5, 4, 0.0]),
-                                     changed("annotations", 1, "bbox", to=[5, 5, 0.9, 40]),
-                                     changed("annotations", 1, "bbox", to=[5, 5, 40, 0.9]),
-                                     changed("annotations", 1, "area", to=0)])
-def test_boxes_without_area_are_counted_and_named(tmp_path: Path, content: Any) -> None:
-    summary = check_coco(*write(tmp_path, content))
-    assert summary.zero_area == 1 and summary.zero_area_images == (11,)
-    assert summary.note == "dropped 1 of 2 boxes, which have no area or are under 1 px wide or high (images 11)"
+@pytest.mark.parametrize("key, to, reason", [
+    ("bbox", [5, 5, 0, 4], "without area or under 1 px wide or high"), ("bbox", [70, 5, 9, 9], "outside their image"),
+    ("ignore", 1, "marked ignore")])
+def test_boxes_that_training_leaves_out_are_counted_and_named(tmp_path: Path, key: str, to: Any, reason: str) -> None:
+    summary = check_coco(*write(tmp_path, changed("annotations", 1, key, to=to)))
+    assert summary.dropped == {reason: 1} and summary.dropped_images == (11,)
+    assert summary.dropped_boxes == f"1 of 2 boxes: 1 {reason} (images 11)"
+    assert [picture.boxes for picture in summary.pictures] == [1, 0]
 
 
-def test_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
-    assert check_coco(*write(tmp_path, changed("annotations", 1, "bbox", to=[5, 5, 1, 1]))).zero_area == 0
+@pytest.mark.parametrize("name", ["/etc/hostname", "../annotations.json", "deep/../../annotations.json"])
+def test_images_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=rf"the image {name} in .* lies outside the image folder .*images; give names"):
+        check_coco(*write(tmp_path, changed("images", 0, "file_name", to=name)))
+
+
+def test_an_image_may_be_a_link_and_may_be_named_by_a_detour(tmp_path: Path) -> None:
+    file, images = write(tmp_path, changed("images", 0, "file_name", to="deep/../link.jpg"))
+    (images / "link.jpg").symlink_to(file)
+    assert check_coco(file, images).images == 2
+
+
+@pytest.mark.parametrize("width, height", [(0, 48), (64, -1), (0, 0)])
+def test_images_without_a_size_are_refused_with_that_of_the_file(tmp_path: Path, width: int, height: int) -> None:
+    content = changed("images", 0, "width", to=width)
+    content["images"][0]["height"] = height
+    file, images = write(tmp_path, content)
+    with pytest.raises(UserError, match=f"the image a.jpg has the width and height {width} x {height} in .*, and its "
+                                        "file is no image that decodes; correct"):
+        check_coco(file, images)
+    Image.new("RGB", (90, 60)).save(images / "a.jpg")
+    with pytest.raises(UserError, match=f"the width and height {width} x {height} in .*, and its file is 90 x 60 px;"):
+        check_coco(file, images)
 
 
 @pytest.mark.parametrize("content, message", [
@@ -86,6 +107,12 @@ def test_a_box_of_one_pixel_is_kept(tmp_path: Path) -> None:
     (changed("annotations", 1, "area", to="120"), r"annotation 2 in .* has no number as its area; add 'area'"),
     (changed("annotations", 1, "area", to=float("nan")), r"annotation 2 in .* has no number as its area; add 'area'"),
     (changed("annotations", 1, "iscrowd", to=None), r"annotation 2 in .*annotations.json has no iscrowd of 0 or 1; add"),
+    (changed("images", 0, "file_name", to="x" * 300), r"images lacks 1 of the 2 images that .* names, such as xxx"),
+    (changed("images", 0, "file_name", to="a\0b\n"), r"lacks 1 of the 2 images that .* names, such as a\\x00b\\n; put"),
+    (changed("images", 0, "id", to=True), r"image number 0 in .* has no 'id' of type int"),
+    (changed("annotations", 0, "image_id", to=["x" * 999] * 99), r"belongs to image \['x.{0,300}\], which the file's"),
+    (changed("annotations", 1, "bbox", to=[1, 2, 3, 10**400]), r"it must be four finite numbers"),
+    (changed("annotations", 1, "area", to=10**400), r"annotation 2 in .* has no number as its area; add 'area'"),
     (changed("annotations", 1, "iscrowd", to=2), r"annotation 2 in .* has no iscrowd of 0 or 1; add 'iscrowd'"),
 ])
 def test_messages(tmp_path: Path, content: Any, message: str) -> None:
@@ -109,7 +136,7 @@ def test_segmentations_that_are_none(tmp_path: Path, mask: Any) -> None:
         check_coco(*write(tmp_path, changed("annotations", 0, "segmentation", to=mask)))
 
 
-@pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6.5]], {"size": [48, 64], "counts": "abc"},
+@pytest.mark.parametrize("mask", [[[1, 2, 3, 4, 5, 6.5]], {"size": [48, 64], "counts": "PP3"},
                                   {"size": [48, 64], "counts": [0, 3072]}])
 def test_polygons_and_rle_are_masks(tmp_path: Path, mask: Any) -> None:
     assert check_coco(*write(tmp_path, changed("annotations", 1, "segmentation", to=mask))).without_mask == 0

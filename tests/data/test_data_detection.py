@@ -1,6 +1,7 @@
 """Detection images in memory against mmdet's own loading rules, and policies on them against rendering."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -85,9 +86,52 @@ def test_a_file_without_a_box_that_counts_is_a_users_mistake(folder):
 
 
 def test_images_that_do_not_decode_are_left_out_and_named(folder):
+    def loads():
+        return load_coco(folder / "annotations/train.json", folder / "train", SIDE, True, None, generator())
+
     (folder / "train/2.png").write_bytes(b"no image")
-    memory, broken = load_coco(folder / "annotations/train.json", folder / "train", SIDE, True, None, generator())
+    memory, broken = loads()
     assert (len(memory), broken) == (1, ["2.png"])
+    for make in (os.mkdir, os.mkfifo, lambda path: os.symlink("/nonexistent/image.png", path)):
+        (folder / "train/2.png").rename(folder / "train" / f"away{make}")
+        make(folder / "train/2.png")
+        assert loads()[1] == ["2.png"]
+
+
+def test_an_image_of_another_size_is_refused_with_both_sizes(folder):
+    """An image scaled down, and a photograph that stands upright only by its EXIF orientation; a JPEG is decoded smaller."""
+    Image.new("RGB", (16, 32)).save(folder / "train/2.png")
+    with pytest.raises(UserError, match=r"the image 2.png is 32 x 64 px in .*train.json and 16 x 32 px in .*train, so"):
+        load_coco(folder / "annotations/train.json", folder / "train", SIDE, True, None, generator())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for size, lies in (((32, 64), True), ((64, 32), False)):
+        Image.new("RGB", size).save(folder / "train/2.png", "JPEG", exif=exif)
+        if lies:
+            with pytest.raises(UserError, match=r"is 32 x 64 px in .* and 64 x 32 px in .* once it is turned upright"):
+                load_coco(folder / "annotations/train.json", folder / "train", 8, True, None, generator())
+        else:
+            assert len(load_coco(folder / "annotations/train.json", folder / "train", SIDE, True, None, generator())[0]) == 2
+
+
+def test_what_training_ignores_and_small_images_are_left_out(folder):
+    content = json.loads((folder / "annotations/train.json").read_text())
+    content["annotations"][0]["ignore"] = 1
+    content["images"].append({"id": 4, "file_name": "4.png", "width": 80, "height": 31})
+    content["annotations"].append(entry(9, 4, [4, 8, 16, 16]))
+    Image.new("RGB", (80, 31)).save(folder / "train/4.png")
+    (folder / "annotations/train.json").write_text(json.dumps(content))
+    memory, _ = load_coco(folder / "annotations/train.json", folder / "train", SIDE, False, None, generator())
+    assert list(map(len, memory.labels_M)) == [1, 1]
+
+
+def test_the_only_image_must_decode(folder):
+    content = json.loads((folder / "annotations/train.json").read_text())
+    content["images"] = content["images"][:1]
+    (folder / "annotations/train.json").write_text(json.dumps(content))
+    (folder / "train/1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"the image 1.png in .*train, the only one with a box to learn, does not decode"):
+        load_coco(folder / "annotations/train.json", folder / "train", SIDE, False, None, generator())
 
 
 def test_mirrored_images_have_mirrored_boxes_and_masks(folder):

@@ -53,7 +53,7 @@ def test_coco_layout(demo: Path) -> None:
     train = check_coco(layout.train_annotations, layout.train_images)
     val = check_coco(layout.val_annotations, layout.val_images)
     assert (train.images, val.images) == (24, 12) and len(train.categories) == 80
-    assert train.annotations >= 24 and train.zero_area == train.without_mask == 0
+    assert train.annotations >= 24 and not train.dropped and train.without_mask == 0
     assert layout.test_annotations is not None and layout.test_images is not None
     assert check_coco(layout.test_annotations, layout.test_images, test=True).images == 3
     assert "annotations" not in COCO(layout.test_annotations).dataset

@@ -152,9 +152,12 @@ def search_stage(config: Config, data: str | None) -> Stage:
 def detection_stage(config: Config, data: str | None) -> Stage:
     """On real images, as a detector's step depends on their boxes; the backbone starts from random weights."""
     from dada_det.engine.detect import config as detector_config
+    from dada_det.engine.detect.whole_images import what_trains
 
     layout = find_coco(data or config.data_root, ("train",))
-    detector_config.use_data(config, layout, check_coco(*layout.part("train")).categories)
+    summary = check_coco(*layout.part("train"))
+    detector_config.use_data(config, layout, summary.categories)
+    detector_config.leave_out(config, what_trains(config, summary, *layout.part("train"))[0])
     # The same network without the guard, which wants a backbone's file.
     config.model.backbone.update(type="ResNet", init_cfg=None)
     init_default_scope("mmdet")

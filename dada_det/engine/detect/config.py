@@ -175,6 +175,16 @@ def use_test_time_augmentation(config: Config) -> None:
     config.model = {**model, "module": config.model}
 
 
+def filter_of(config: Config) -> dict[str, Any]:
+    """By which rules MMDetection leaves images out of training."""
+    return innermost(config.train_dataloader.dataset).get("filter_cfg") or {}
+
+
+def pipeline_of(config: Config, part: str) -> list[Any]:
+    """The transforms of the data set of "train", "val" or "test"."""
+    return innermost(config[f"{part}_dataloader"].dataset).pipeline
+
+
 def has_masks(config: Config) -> bool:
     """Whether the detector learns masks."""
     return any("mask_head" in entry for entry in dicts_in(config.model))

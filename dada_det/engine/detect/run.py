@@ -1,6 +1,7 @@
 """Training and testing a detector: MMDetection's Runner with checked inputs, whole artefacts and one closing line."""
 
 import datetime
+import functools
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from mmengine.runner import Runner, set_random_seed
 from pycocotools import coco, cocoeval
 from torch import nn
 
-from dada_det.data.checks import CocoLayout, CocoSummary
+from dada_det.data.checks import CocoLayout, check_coco
+from dada_det.data.coco_instances import CocoSummary
 from dada_det.engine.detect import config as change
 from dada_det.engine.detect import guard  # noqa: F401  registers DADAResNet and hands mmcv its operators
 from dada_det.engine.detect.identity import identity_of
-from dada_det.engine.detect.whole_images import demand_whole, leave_out_broken
+from dada_det.engine.detect.whole_images import demand_whole, reader_of, what_trains
 from dada_det.engine.evaluate.figures import FIGURES, evaluate_results
 from dada_det.engine.evaluate.results_stream import read_array
 from dada_det.engine.evaluate.submission import KINDS, check_submission, submission_stem, write_submission
@@ -52,15 +54,15 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
     """
     _join(config, launcher)
-    annotations, images = layout.part("train")
-    if change.has_masks(config) and summary.without_mask:
-        raise UserError(f"{annotations} has {summary.without_mask} annotations without a segmentation, "
-                        f"which {Path(config.filename).stem} needs; add them or train a detector of boxes")
+    (annotations, images), val_part = layout.part("train"), layout.part("val")
+    val = check_coco(*val_part)
+    _demand_masks(config, summary, annotations)
+    _demand_masks(config, val, val_part[0])
     _refuse_sync_bn(config)
     change.use_backbone(config)
     change.use_data(config, layout, summary.categories)
-    broken = leave_out_broken(annotations, images)
-    demand_whole(*layout.part("val"))
+    broken, notes = what_trains(config, summary, annotations, images)
+    demand_whole(val.pictures, *val_part, reader_of(change.pipeline_of(config, "val")))
     if amp:
         if not torch.cuda.is_available():
             raise UserError("--amp trains in float16 and needs a GPU, of which there is none here; leave it out")
@@ -77,10 +79,9 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     runner.register_hook(StampIdentity(identity))
     if found:
         matching_weights(check_checkpoint(found), runner.model, found, config)
-    if is_main_process() and summary.note:
-        print(f"{annotations}: {summary.note}")
-    if is_main_process() and broken:
-        print(f"{images}: left out {len(broken)} images that do not decode: {', '.join(broken[:5])}")
+    if is_main_process():
+        for note in notes:
+            _say_once(note)
     runner.train()
     if is_main_process():
         print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {_last_scores(runner)}")
@@ -99,7 +100,11 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     annotations, images = layout.part("test" if test_dev else "val")
     if test_dev:
         change.use_test_dev(config, annotations, images)
-    demand_whole(annotations, images)
+    else:
+        _demand_masks(config, summary, annotations)
+    demand_whole(summary.pictures, annotations, images, reader_of(change.pipeline_of(config, "test")))
+    if is_main_process() and summary.dropped:
+        print(f"{annotations}: COCO's figures count as objects what training would leave out, {summary.dropped_boxes}")
     content = None if checkpoint == "none" else check_checkpoint(checkpoint)
     _use_test_flags(config, flags)
     with tempfile.TemporaryDirectory(prefix=".results-", dir=config.work_dir) as folder:
@@ -165,6 +170,18 @@ def _refuse_pickles(config: Config) -> None:
                 if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
                     raise UserError(f"{loader} has {name}={value}: a pickle file can carry code and is not opened; give the "
                                     "same as JSON")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Prints a line about the data, once for all runs of a comparison."""
+    print(line)
+
+
+def _demand_masks(config: Config, summary: CocoSummary, annotations: Path) -> None:
+    if change.has_masks(config) and summary.without_mask:
+        raise UserError(f"{annotations} has {summary.without_mask} annotations without a segmentation, "
+                        f"which {Path(config.filename).stem} needs; add them or take a detector of boxes")
 
 
 def _refuse_sync_bn(config: Config) -> None:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from mmdet.evaluation import CocoMetric
-from mmdet.evaluation.metrics import FasterCocoMetric
-from mmdet.registry import METRICS
-
 from dada_det.data.coco_numbers import numbered
+from dada_det.engine.detect import mmcv_ops
+
+mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops
+from mmdet.evaluation import CocoMetric  # noqa: E402
+from mmdet.evaluation.metrics import FasterCocoMetric  # noqa: E402
+from mmdet.registry import METRICS  # noqa: E402
 
 MOST_DETECTIONS = (1, 10, 100)  # an image, of COCO's figures; MMDetection's own (100, 300, 1000) are those of proposals
 

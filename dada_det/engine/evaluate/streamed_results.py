@@ -7,12 +7,15 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import IO, Any
 
-from mmdet.evaluation import CocoMetric
-from mmdet.registry import METRICS
 from mmengine.dist import barrier, broadcast_object_list, get_rank, get_world_size, is_main_process
 
+from dada_det.engine.detect import mmcv_ops
 from dada_det.engine.evaluate.results_stream import write_array
 from dada_det.errors import UserError
+
+mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops
+from mmdet.evaluation import CocoMetric  # noqa: E402
+from mmdet.registry import METRICS  # noqa: E402
 
 Image = dict[str, list[dict[str, Any]]]  # kind -> one image's detections in COCO's results format
 

@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from dada_det.data.checks import check_coco, find_annotations, find_coco
+from dada_det.data.coco_instances import FILTER, listed, what_is_learned
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
 from dada_det.data.groups import AUTO, group_halves, groups_of
 from dada_det.data.random import epoch_order, generator_for
@@ -46,6 +47,8 @@ def load_detection(config: Config) -> Problem:
         raise UserError("the detector learns masks, which masks=False does not load; set masks=True")
     annotations, images = find_coco(config.data.root, ("train",)).part("train")
     summary = check_coco(annotations, images)
+    if (note := what_is_learned(summary, annotations, FILTER)) and world()[0] == 0:
+        print(f"search  {annotations}: {note}")
     train = loaded(annotations, images, config)
     if config.data.get("val_root"):
         rule, val = None, loaded(*find_annotations(config.data.val_root), config)
@@ -63,7 +66,7 @@ def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
     memory, broken = load_coco(annotations, images, config.image_size, config.masks, config.data.get("images"),
                                generator_for(config.seed, 3))
     if broken and world()[0] == 0:
-        print(f"search  left out {len(broken)} images in {images} that do not decode: {', '.join(broken[:3])}")
+        print(f"search  left out {len(broken)} images in {images} that do not decode: {listed(broken)}")
     return memory
 
 

@@ -221,7 +221,7 @@ def test_training_names_what_is_wrong_with_the_annotations(backbone, one_class, 
     fails("c", lambda c: c["annotations"][0].pop("segmentation"),
           "has 1 annotations without a segmentation, which mask_rcnn needs")
     fails("e", lambda c: [entry.update(bbox=[5, 5, 0.5, 9]) for entry in c["annotations"]],
-          "has no box to train on: all 6 have no area or are under 1 px wide or high")
+          "has no box to train on: dropped 6 of 6 boxes: 6 without area or under 1 px wide or high (images 1, 2, 3, 4,")
     fails("d", lambda c: c["categories"][0].update(name="dog"), "list different categories", "val2017")
 
 
@@ -230,7 +230,7 @@ def test_boxes_without_area_and_a_broken_image_are_left_out_and_named_once(backb
     (data / "train2017" / "4.jpg").write_bytes((data / "train2017" / "4.jpg").read_bytes()[:500])
     run(train_det.main, [RETINANET, "--backbone", backbone, "--data", data, "--work-dir", tmp_path / "w", *TINY])
     said = capsys.readouterr().out
-    assert said.count("dropped 1 of 6 boxes, which have no area or are under 1 px wide or high (images 3)") == 1
+    assert said.count("dropped 1 of 6 boxes: 1 without area or under 1 px wide or high (images 3)") == 1
     assert said.count("left out 1 images that do not decode: 4.jpg") == 1
 
 

@@ -1,0 +1,100 @@
+"""Images that the pipeline does not read, or reads at another size than annotated, are found by every process."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dada_det.data.coco_instances import Picture
+from dada_det.engine.detect import whole_images
+from dada_det.engine.detect.whole_images import broken_images, demand_whole, leave_out_broken, reader_of
+from dada_det.errors import UserError
+
+SIZE = (60, 40)
+LOADING = [{"type": "LoadImageFromFile"}, {"type": "PackDetInputs"}]
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+def noise(size: tuple[int, int] = SIZE) -> Image.Image:
+    return Image.effect_noise(size, 80).convert("RGB")
+
+
+def encoded(kind: str, size: tuple[int, int] = SIZE, **options: object) -> bytes:
+    file = io.BytesIO()
+    noise(size).save(file, kind, **options)
+    return file.getvalue()
+
+
+def damaged(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes(value ^ 0x5A for value in data[at:at + 30]) + data[at + 30:]
+
+
+PNG, JPEG = encoded("PNG"), encoded("JPEG")
+TABLES = JPEG.index(b"\xff\xc4")  # the first Huffman table
+WHOLE = {"png": PNG, "jpeg": JPEG, "jpeg with more behind it": JPEG + bytes(500), "bmp": encoded("BMP"),
+         "webp": encoded("WEBP"), "turned jpeg": encoded("JPEG", SIZE[::-1], exif=TURNED)}
+BROKEN = {"png damaged inside": damaged(PNG, PNG.index(b"IDAT") + 20), "cut png": PNG[:-30], "cut jpeg": JPEG[:-30],
+          "jpeg damaged in its tables": damaged(JPEG, TABLES + 2), "tga": encoded("TGA"), "cut webp": WHOLE["webp"][:-200],
+          "text": b"no image", "nothing": b""}
+
+
+def pictures(folder: Path, files: dict[str, bytes], size: tuple[int, int] = SIZE) -> list[Picture]:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return [Picture(name, *size, 1, 1) for name in files]
+
+
+def test_what_opencv_reads_is_whole_and_what_it_does_not_read_is_broken(tmp_path):
+    every = pictures(tmp_path, WHOLE | BROKEN)
+    (tmp_path / "dangling").symlink_to("/nonexistent/image.png")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    none = ["dangling", "folder", "pipe", "absent", "long" * 100]
+    every += [Picture(name, *SIZE, 1, 1) for name in none]
+    assert broken_images(every, Path("t.json"), tmp_path, reader_of(LOADING)) == [*BROKEN, *none]
+
+
+def test_the_config_s_loading_decides(tmp_path):
+    every = pictures(tmp_path, {"tga": encoded("TGA")})
+    assert broken_images(every, Path("t.json"), tmp_path, reader_of([{**LOADING[0], "imdecode_backend": "pillow"}])) == []
+    every = pictures(tmp_path, {"turned": encoded("JPEG", SIZE, exif=TURNED)})
+    lying = [{**LOADING[0], "color_type": "color_ignore_orientation"}]
+    assert broken_images(every, Path("t.json"), tmp_path, reader_of(lying)) == []
+    with pytest.raises(UserError, match=r"is 60 x 40 px in t.json and 40 x 60 px in .* once it is turned upright"):
+        broken_images(every, Path("t.json"), tmp_path, reader_of(LOADING))
+
+
+@pytest.mark.parametrize("size", [(30, 20), (61, 40), (60, 41), (40, 60)])
+def test_another_size_is_refused_with_the_first_such_image_and_both_sizes(size, tmp_path):
+    every = pictures(tmp_path, {"0.png": PNG, "1.png": encoded("PNG", size), "2.png": encoded("PNG", size)})
+    with pytest.raises(UserError, match=rf"the image 1.png is 60 x 40 px in t.json and {size[0]} x {size[1]} px in"):
+        broken_images(every, Path("t.json"), tmp_path, reader_of(LOADING))
+
+
+def test_processes_share_the_work_and_all_know_the_outcome(tmp_path, monkeypatch):
+    """Three processes, one after another: what each would send, then what each makes of all that is sent."""
+    files = {f"{number}.png": b"" if number % 3 else PNG for number in range(10)}
+    every, read, sent = pictures(tmp_path, files), reader_of(LOADING), []
+    monkeypatch.setattr(whole_images, "get_world_size", lambda: 3)
+    for gather in (lambda own: sent.append(own) or sent, lambda own: sent):
+        for rank in range(3):
+            monkeypatch.setattr(whole_images, "get_rank", lambda rank=rank: rank)
+            monkeypatch.setattr(whole_images, "all_gather_object", gather)
+            found = broken_images(every, Path("t.json"), tmp_path, read)
+    assert len(sent) == 3 and found == [name for name, data in files.items() if not data]
+    sent[1] = (sent[1][0], (4, (3, 5)))
+    with pytest.raises(UserError, match=r"the image 4.png is 60 x 40 px in t.json and 3 x 5 px"):
+        broken_images(every, Path("t.json"), tmp_path, read)
+
+
+def test_one_broken_image_may_be_left_out_of_training_and_none_of_an_evaluation(tmp_path):
+    every, read = pictures(tmp_path, {"0.png": PNG, "1.png": b"", "2.png": PNG}), reader_of(LOADING)
+    assert leave_out_broken(every, Path("t.json"), tmp_path, read) == ["1.png"]
+    with pytest.raises(UserError, match=r"1 of the images in .* do not decode, such as 1.png; an evaluation needs"):
+        demand_whole(every, Path("t.json"), tmp_path, read)
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"2 of the 3 images in .* do not decode, such as 1.png, 2.png; more than 1 %"):
+        leave_out_broken(every, Path("t.json"), tmp_path, read)
