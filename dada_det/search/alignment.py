@@ -3,8 +3,8 @@
     R_i = d/d eps  l_i(w + eps v)  at eps = 0,      v = grad L_val(w'),      w' = w - zeta grad L_train(w, q)
 
 (DESIGN.md, "The mathematics in one page"; DADA's default takes v at w). Weights are dictionaries of tensors by parameter
-name; no pass here changes the network, neither its parameters nor BatchNorm's running buffers. B images, C channels, H
-height, W width.
+name. But for `training_gradient`, which updates BatchNorm's running buffers, no pass here changes the network.
+B images, C channels, H height, W width.
 
 `low` (torch.bfloat16) is for the two passes with a gradient alone. Rewards are differences of nearly equal losses, of which
 bfloat16 keeps eight bits: never difference against a bfloat16 loss, not even at one end (tested).
@@ -51,7 +51,7 @@ class LossNetwork(nn.Module):
 
 def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Targets,
               low: torch.dtype | None = None) -> Tensor:
-    """The loss of every image [B] with other weights; in train mode BatchNorm uses the batch and keeps its buffers."""
+    """Returns the loss of every image [B] at `weights`. In train mode BatchNorm uses the batch's statistics."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     return _losses(network, lambda *inputs: functional_call(network, {**weights, **buffers}, inputs), images_BCHW, targets_B,
                    low)
@@ -76,20 +76,23 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """The network's weights by name, without a graph; they share memory with the network."""
+    """Returns the network's trainable parameters by name, without a graph; they share memory with the network."""
     return {name: parameter.detach() for name, parameter in trainable(network).items()}
 
 
 def training_gradient(network: nn.Module, images_BCHW: Tensor, targets_B: Targets,
                       low: torch.dtype | None = None) -> tuple[Weights, Tensor]:
-    """(gradient of the mean loss by name, loss of each image [B]); the one pass that updates BatchNorm's buffers."""
+    """Returns (gradient of the mean loss by name, loss of each image [B]) at the network's own weights.
+
+    This is the one pass that updates BatchNorm's running buffers.
+    """
     losses_B = _losses(network, network, images_BCHW, targets_B, low)
     return _gradient(losses_B.mean(), trainable(network)), losses_B.detach()
 
 
 def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Targets,
                 low: torch.dtype | None = None) -> Weights:
-    """The gradient of the mean loss at other weights, by name."""
+    """Returns the gradient of the mean loss at `weights`, by name."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
     return _gradient(losses_at(network, leaves, images_BCHW, targets_B, low).mean(), leaves)
 
@@ -134,10 +137,11 @@ def ends_consuming(weights: Weights, direction: Weights, relative_step: float = 
 
 @torch.no_grad()
 def rewards_between(network: nn.Module, ends: Ends, images_BCHW: Tensor, targets_B: Targets, log: bool = False) -> Tensor:
-    """R_i of each image [B] by a central difference: two forward passes.
+    """Returns R_i of each image [B] by a central difference: two forward passes.
 
-    log: the reward of log(1 + l_i), the fraction of its loss that an image would lose, so that hard images count no more
-    than others; otherwise that of l_i.
+    Args:
+        ends: of `ends_consuming`.
+        log: takes the reward of log(1 + l_i), so that images with a large loss count no more than others.
     """
     above, below, epsilon = ends
     above_B, below_B = (losses_at(network, end, images_BCHW, targets_B) for end in (above, below))
@@ -149,9 +153,11 @@ def rewards_between(network: nn.Module, ends: Ends, images_BCHW: Tensor, targets
 @torch.no_grad()
 def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Targets,
             relative_step: float | None = None, losses_B: Tensor | None = None) -> Tensor:
-    """R_i of each image [B] along `direction`, which stays whole: two forward passes.
+    """Returns R_i of each image [B] along `direction`: by a central difference, two forward passes.
 
-    losses_B: the float32 losses at `weights`, from a training pass; with them a one-sided difference takes one forward pass.
+    Args:
+        relative_step: eps times ||direction||; default RELATIVE_STEP, or ONE_SIDED_STEP with losses_B.
+        losses_B: float32 losses at `weights`, from a training pass. With them a one-sided difference takes one pass.
     """
     if losses_B is None:
         ends = ends_consuming(weights, dict(direction), relative_step or RELATIVE_STEP)
@@ -163,15 +169,15 @@ def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCH
 
 def rewards_forward_mode(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor,
                          targets_B: Targets) -> Tensor:
-    """R_i of each image [B], exactly, by one forward-mode pass (a Jacobian-vector product)."""
+    """Returns R_i of each image [B], exactly, by one forward-mode pass (a Jacobian-vector product)."""
     return jvp(lambda w: losses_at(network, w, images_BCHW, targets_B), (weights,), (direction,))[1].detach()
 
 
 def losses_and_pixel_sums(network: nn.Module, weights: Weights, images_BCHW: Tensor,
                           targets_B: Targets) -> tuple[Tensor, Tensor]:
-    """(losses [B], the sum of each one's derivative over all pixels of its image [B]) at other weights.
+    """Returns (losses [B], the sum of each loss's derivative over all pixels of its image [B]) at `weights`.
 
-    The second is the straight-through derivative for a magnitude (Eq. 10 of DADA sets every pixel's derivative to 1).
+    The sum is the straight-through derivative for a magnitude: Eq. 10 of DADA sets every pixel's derivative to 1.
     """
     images_BCHW = images_BCHW.detach().requires_grad_()
     losses_B = losses_at(network, weights, images_BCHW, targets_B)

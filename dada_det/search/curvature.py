@@ -4,9 +4,9 @@ At the end of training w*(d), where grad_w L_train = 0, the implicit function th
 
     grad_d L_val(w*) = -v^T H^-1 grad_d grad_w L_train,      H the Hessian of L_train      (Lorraine et al., AISTATS 2020)
 
-One virtual step (DARTS, DADA) puts zeta times the identity in the place of H^-1: it credits an operation with what later
-steps would undo in the steep directions, and overlooks what they would add up in the flat ones. The diagonal of the Fisher
-matrix, from the squares of the gradients at hand, costs no pass.
+One virtual step (DARTS, DADA) replaces H^-1 by zeta times the identity. In steep directions it credits an operation with
+what later steps would undo; in flat directions it overlooks what later steps would add. We replace H by the diagonal of the
+Fisher matrix, from the squares of the gradients that a step computes anyway.
 """
 
 import torch
@@ -20,9 +20,9 @@ V_DECAY = 0.9  # a mean over some ten validation passes
 
 
 class RunningMean(nn.Module):
-    """An exponential running mean over steps, one buffer a weight, so that a search's checkpoints hold it.
+    """An exponential running mean over steps of a dictionary of weights, in buffers, so that checkpoints hold it.
 
-    It starts at 0; what is made of it here does not depend on its scale, so that nothing is to be corrected. decay: 0..1.
+    It starts at 0 without a bias correction: its users do not depend on its scale. decay: 0..1.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -45,7 +45,7 @@ class RunningMean(nn.Module):
 
 
 class RunningDirection(nn.Module):
-    """What a step keeps of earlier ones for its validation direction.
+    """What a step keeps from earlier steps for its validation direction.
 
     v: the running mean of the validation gradient's direction. squares: that of the squares of L_train's gradients, from
     which `precondition` takes the curvature.

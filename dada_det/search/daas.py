@@ -1,15 +1,16 @@
 """DAAS (arXiv:2109.15273), architecture and policy searched together: a reconstruction from its abstract and introduction.
 
-The paper's: a single path, Gumbel-softmax for the memory's sake, policy gradient for the augmentation, both jointly. Ours
-(inferred): DARTS's cells, paths drawn by the Gumbel maximum, a score function of the validation loss of pairs of paths for
-the architecture, and DADA's PolicyDistribution with the alignment reward. One step: the weights on the augmented training
-batch; the policy by score function, with the mean over the batch for baseline; the architecture on the validation batch.
+The paper has a single path, Gumbel-softmax to save memory, and a policy gradient for the augmentation; it learns both
+jointly. We infer the rest: DARTS's cells, paths drawn by the Gumbel maximum, a score function of the validation loss of
+pairs of paths for the architecture, and DADA's PolicyDistribution with the alignment reward. One step updates the weights
+on the augmented training batch, the policy by score function with the mean of the batch's other rewards as its baseline,
+and the architecture on the validation batch.
 
 B images of a training batch, E edges of a cell, O operations of an edge, N sub-policies, P paths; 2 the cells, normal and
-reduction. One path is that of all passes of weights and policy: the gradients whose inner product is the reward are of the
-same weights, and both ends of a difference are of one network. It is drawn with equal chances (Guo et al., ECCV 2020): a
-path that is drawn more is trained more, and would be preferred for that alone. For the same reason the paths that the
-architecture learns from are drawn apart from it.
+reduction. All passes of a step for weights and policy use one path: the two gradients of a reward are of the same weights,
+and both ends of a difference are of one network. That path is drawn uniformly (Guo et al., ECCV 2020): a path that is drawn
+more often is trained more, and would be preferred for that alone. For the same reason the paths that the architecture
+learns from are drawn independently of it.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
 from dada_det.search.step import Algorithm, Batch, Provenance, Step, augment, validation_gradient
 
-PATHS = 2  # of which a step compares the validation loss: each is the other's baseline
+PATHS = 2  # a step compares the validation losses of so many paths; each is the other's baseline
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class DaasSettings:
             raise UserError(f"search.warmup_epochs is {self.warmup_epochs!r}; give a whole number of at least 0")
 
 
-def daas_settings(**changes: Any) -> DaasSettings:
+def daas_settings(**changes: object) -> DaasSettings:
     """The settings with warmup_epochs changed; UserError for any other entry, and for no whole number."""
     unknown = [name for name in changes if name != "warmup_epochs"]
     if unknown:
         raise UserError(f"search has no entry {unknown[0]} for the method daas; entries: warmup_epochs")
-    return DaasSettings(**changes)
+    return DaasSettings(**changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ class Daas(Algorithm[JointNoise]):
         return JointNoise(policy, gumbel_P2EO.expand(n, -1, -1, -1, -1))
 
     def paths(self, gumbel_P2EO: Tensor) -> Tensor:
-        """The operation that each path draws on each edge, long [P,2,E], with the chances of the softmax (Gumbel-max)."""
+        """Returns the operation that each path draws on each edge from the softmax, long [P,2,E] (Gumbel-max)."""
         return (self.architecture_2EO.detach().log_softmax(2) + gumbel_P2EO).argmax(3)
 
     def step(self, parts: Step, batch: Batch[JointNoise], zeta: float, epoch: int) -> dict[str, Tensor]:
-        """Weights, policy, architecture, each once; in warm-up the weights alone."""
+        """Updates weights, policy and architecture once each, in this order; in warm-up the weights alone."""
         network, learn = parts.network, epoch >= self.settings.warmup_epochs
         assert isinstance(network, SuperNet)
         noise = batch.noise.policy
@@ -139,7 +140,7 @@ class Daas(Algorithm[JointNoise]):
 
     @torch.no_grad()
     def update_architecture(self, parts: Step, batch: Batch[JointNoise], choices_P2E: Tensor) -> None:
-        """The score function of the validation loss of P paths, all on the same images and at the same weights."""
+        """Updates it by the score function of the validation losses of P paths, on the same images at the same weights."""
         assert isinstance(parts.network, SuperNet)
         images, weights, losses = parts.normalise(batch.val_images_VCHW), alignment.weights_of(parts.network), []
         for choices_2E in choices_P2E.tolist():
@@ -151,7 +152,7 @@ class Daas(Algorithm[JointNoise]):
 
     @torch.no_grad()
     def genotype(self, provenance: Provenance) -> Genotype:
-        """The cells as they are found so far."""
+        """Returns the cells found so far."""
         return discretise(self.architecture_2EO.double().softmax(2), self.operations, dict(provenance))
 
     def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
@@ -170,10 +171,10 @@ class Daas(Algorithm[JointNoise]):
 
 
 def path_score(losses_P: Tensor, choices_P2E: Tensor, logits_2EO: Tensor) -> Tensor:
-    """The gradient of E[loss] for the logits of the operations [2,E,O], from P independent paths: unbiased.
+    """Returns an unbiased estimate of the gradient of E[loss] for the operations' logits [2,E,O], from P independent paths.
 
-    Each loss less the mean of the others (Williams, 1992; Kool et al., 2019): of two, (L_a - L_b) / 2 times the difference
-    of their scores.
+    The baseline of a loss is the mean of the others (Williams, 1992; Kool et al., 2019). Of two paths a and b that is
+    (L_a - L_b) / 2 times the difference of their scores.
     """
     advantages_P = (losses_P - losses_P.mean()) / (len(losses_P) - 1)
     return torch.einsum("p,pceo->ceo", advantages_P, F.one_hot(choices_P2E, logits_2EO.shape[2]).to(losses_P.dtype))

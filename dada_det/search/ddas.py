@@ -2,18 +2,19 @@
 
 B images of a training batch, V of a validation batch, K copies of a batch under a policy each, A atoms, E epochs.
 An image is augmented with probability sigma(t), by a policy: an ordered pair (i, j) of atoms with probability pi_i pi_j,
-pi = softmax(alpha). K policies are drawn uniformly; D_k is the batch under policy k, D_0 the batch as it is, and
+pi = softmax(alpha). A step draws K policies uniformly. D_k is the batch under policy k, D_0 the unaugmented batch, and
 
-    L_T = (1 - sum_k q_k) L(D_0) + sum_k q_k L(D_k),   q_k = sigma(t) pi_i pi_j / Z,   Z = sum_k pi_i pi_j held fixed,
+    L_T = (1 - sum_k q_k) L(D_0) + sum_k q_k L(D_k),   q_k = sigma(t) pi_i pi_j / Z,   Z = sum_k pi_i pi_j held fixed.
 
-whose weights q enter linearly, so that one virtual step w' = w - zeta grad L_T has the gradient, without second derivatives,
+The weights q enter linearly, so one virtual step w' = w - zeta grad L_T has a gradient without second derivatives:
 
     d L_val(w') / d theta = -zeta sum_k d_k d q_k / d theta,   d_k = g_k - g_0,   g_k = <grad L(D_k; w), grad L_val(w')>.
 
-g_k is the mean of alignment's rewards over copy k, and d_k that with the batch as it is for baseline. L_T needs the
-gradient of every copy anyway, so g_k is their inner product with v: exact, and no pass more (a central difference would
-take two forward passes a copy). In the paper Blur, Smooth and two flips are atoms too, which our fifteen operations lack
-(Sharpness at its low end is Smooth, and the crop mirrors); its level 0 is the image as it is, one atom here.
+g_k is the mean over copy k of the rewards of dada_det.search.alignment, and d_k subtracts the unaugmented batch's as a
+baseline. L_T needs the gradient of every copy anyway, so g_k is its inner product with v: exact, without another pass (a
+central difference would take two forward passes a copy). The paper's atoms also hold Blur, Smooth and two flips, which our
+fifteen operations lack (Sharpness at its low end is Smooth, and the crop mirrors). Its level 0 is the unaugmented image,
+one atom here.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -55,8 +56,8 @@ class DdasSettings:
         """UserError for a value that does not exist."""
         levels = tuple(self.levels) if isinstance(self.levels, tuple | list) else ()
         start, rate = self.probability, self.probability_lr
-        fine: dict[str, dict[str, Any]] = {
-            f"different whole numbers from 1 to {LAST_LEVEL}": {"levels": levels and len(set(levels)) == len(levels) and all(
+        fine: dict[str, dict[str, bool]] = {
+            f"different whole numbers from 1 to {LAST_LEVEL}": {"levels": 0 < len(levels) == len(set(levels)) and all(
                 isinstance(level, int) and 1 <= level <= LAST_LEVEL for level in levels)},
             "a whole number of at least 1": {entry: isinstance(number, int) and number >= 1 for entry, number in
                                              (("draws_per_image", self.draws_per_image),
@@ -70,13 +71,13 @@ class DdasSettings:
         object.__setattr__(self, "levels", levels)
 
 
-def ddas_settings(**changes: Any) -> DdasSettings:
+def ddas_settings(**changes: object) -> DdasSettings:
     """The paper's settings with single entries changed; UserError for an entry or a value that does not exist."""
     known = [field.name for field in fields(DdasSettings)]
     unknown = [name for name in changes if name not in known]
     if unknown:
         raise UserError(f"search has no entry {unknown[0]} in the method ddas; entries: {', '.join(known)}")
-    return DdasSettings(**changes)
+    return DdasSettings(**changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Ddas(Algorithm[PairNoise]):
         return PairNoise(pairs_K2.repeat_interleave(n // copies, 0), signs_B2, torch.rand(n, 2, 2, generator=generator))
 
     def copy_weights(self, pairs_K2: Tensor) -> Tensor:
-        """q_k, the weights of the copies in L_T, [K]."""
+        """Returns q_k, the weights of the copies in L_T, [K]. pairs_K2: the atoms of each policy."""
         p_K = self.alpha_A.softmax(0)[pairs_K2].prod(1)
         return self.t.sigmoid() * p_K / p_K.sum().detach()
 
@@ -151,7 +152,7 @@ class Ddas(Algorithm[PairNoise]):
         return {"loss": mean_over_ranks([torch.stack(losses) @ q_0K.to(losses[0])])[0], "advantage": norm}
 
     def learn(self, advantages_K: Tensor, q_K: Tensor) -> Tensor:
-        """Puts the gradient of -sum_k d_k q_k / ||d||_1 into .grad; returns ||d||_1."""
+        """Puts the gradient of -sum_k d_k q_k / ||d||_1 into .grad, and returns ||d||_1."""
         norm = advantages_K.abs().sum().clamp_min(1e-30)
         self.zero_grad()
         torch.autograd.backward(-(advantages_K / norm) @ q_K)
@@ -162,7 +163,7 @@ class Ddas(Algorithm[PairNoise]):
         self.past_EA[epoch] = torch.cat([self.t.sigmoid()[None], self.alpha_A.softmax(0)])
 
     def schedule(self, provenance: Provenance) -> Schedule:
-        """The epochs so far, stretched over a whole training."""
+        """Returns the epochs so far as a schedule that spans a whole training."""
         rows = [row for row in self.past_EA.double().tolist() if row[0] > 0]  # an epoch to come has no probability yet
         return Schedule(self.space.ranges, self.space.atoms, tuple(
             Stage((epoch + 1) / len(rows), row[0], tuple(row[1:])) for epoch, row in enumerate(rows)), dict(provenance))

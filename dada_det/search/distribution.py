@@ -6,7 +6,7 @@ c a sub-policy, b its two on/off flags, m its two magnitudes (DADA, ECCV 2020, S
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ SHARED = ("all", "preferences", "none")  # by the sub-policies that hold an oper
 
 @dataclass(frozen=True)
 class Noise:
-    """Everything random in B draws; given the same noise, a distribution draws the same policies.
+    """Everything random in B draws: with the same noise a distribution draws the same policies.
 
     gumbel_BN and logistic_BN2 pick the sub-policy and all flags; redraw_gumbel_BN and redraw_uniform_B2 redraw them given
     the outcome (z tilde of RELAX); normal_B2 moves the magnitudes; signs_B2 (+-1) and centers_B22 are the operations'.
@@ -43,7 +43,7 @@ class Noise:
 
 
 def draw_noise(n: int, sub_policies: int, generator: torch.Generator) -> Noise:
-    """Noise for `n` draws from `sub_policies` sub-policies, float64 on the CPU."""
+    """Returns noise for `n` draws from `sub_policies` sub-policies, float64 on the CPU."""
 
     def uniform(*shape: int) -> Tensor:
         # 0 and 1 have no finite logarithm
@@ -72,18 +72,33 @@ class Sample:
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """An estimate of the gradient of E[R] for the logits of p(c) [N], of the flags [N,2], and for the magnitudes [N,2]."""
+    """An estimate of the gradient of E[R] for the logits of p(c) [N] and of the flags [N,2], and the magnitudes [N,2]."""
 
     logits_N: Tensor
     flag_logits_N2: Tensor
     magnitudes_N2: Tensor
 
 
+class OperationRow(TypedDict):
+    """One operation of a sub-policy, as search.json has it."""
+
+    name: str
+    probability: float
+    magnitude: float
+
+
+class SubPolicyRow(TypedDict):
+    """One sub-policy of a distribution, as search.json has it."""
+
+    preference: float
+    operations: list[OperationRow]
+
+
 class PolicyDistribution(nn.Module):
     """Preferences of N sub-policies, probabilities and magnitudes of their two operations.
 
-    unconstrained: the parameters are logits, so nothing sticks at a clamp; otherwise they are, as in the paper, numbers
-        in 0..1 that `clamp_` cuts back after each step, alpha starts at 1e-3 and beta = m = 0.5.
+    unconstrained: the parameters are logits. Otherwise, as in the paper, they are numbers in 0..1 that `clamp_` cuts back
+        after each step; alpha starts at 1e-3, beta and m at 0.5.
     shared_by_operation: what the sub-policies that hold an operation share, of SHARED. "preferences": the preference of one
         is a_s + u_{op 1} + u_{op 2}, and all sub-policies that hold the operation share u; "all": probabilities and
         magnitudes have such a part too, b_{s,k} + w_{op k}; "none".
@@ -119,7 +134,7 @@ class PolicyDistribution(nn.Module):
         return flags_N2 if self.unconstrained else flags_N2.clamp(1e-6, 1 - 1e-6).logit()
 
     def magnitude_logits_N2(self) -> Tensor:
-        """The means of the magnitudes, on the logit."""
+        """The logits of the magnitudes' means."""
         magnitudes_N2 = self._with_shared(self.magnitudes_N2, self.operation_magnitudes_O)
         return magnitudes_N2 if self.unconstrained else magnitudes_N2.clamp(1e-6, 1 - 1e-6).logit()
 
@@ -128,7 +143,7 @@ class PolicyDistribution(nn.Module):
 
     @torch.no_grad()
     def sample(self, noise: Noise) -> Sample:
-        """One policy for every row of `noise`."""
+        """Draws one policy for every row of `noise`."""
         c_B = (self.logits_N() + noise.gumbel_BN).argmax(1)
         rows = torch.arange(len(c_B), device=c_B.device)
         b_B2 = self.flag_logits_N2()[c_B] + noise.logistic_BN2[rows, c_B] > 0
@@ -146,17 +161,19 @@ class PolicyDistribution(nn.Module):
             self.magnitudes_N2.clamp_(0, 1)
 
     def backward(self, gradients: PolicyGradient) -> None:
-        """Adds the NEGATIVE of a gradient of E[R] to the parameters' .grad: optimisers minimise, R is to be large."""
-        # The magnitudes' gradient comes in the parameter's own unit: the logit, or the magnitude where it is clamped.
+        """Adds the NEGATIVE of a gradient of E[R] to the parameters' .grad: optimisers minimise, R is to be large.
+
+        The magnitudes' gradient is for the parameter itself: the logit, or the magnitude where it is clamped.
+        """
         magnitudes_N2 = self._with_shared(self.magnitudes_N2, self.operation_magnitudes_O)
         outputs = (self.logits_N(), self.flag_logits_N2(), magnitudes_N2)
         torch.autograd.backward(outputs, (-gradients.logits_N, -gradients.flag_logits_N2, -gradients.magnitudes_N2))
 
     @torch.no_grad()
-    def policy(self, most: int, provenance: Mapping[str, Any] | None = None) -> Policy:
-        """The `most` sub-policies with the largest preference as a Policy; ties go to the earlier one.
+    def policy(self, most: int, provenance: Mapping[str, object] | None = None) -> Policy:
+        """Returns the `most` sub-policies with the largest preference; ties go to the earlier one.
 
-        The default weighs each by its preference; the paper's released policies are drawn uniformly (weight 1).
+        A sub-policy's weight is its preference; with clamped parameters it is 1, as in the paper's released policies.
         """
         table = self.table()
         order = sorted(range(len(self.space)), key=lambda s: -table[s]["preference"])[:most]
@@ -166,8 +183,8 @@ class PolicyDistribution(nn.Module):
                 for o in table[s]["operations"])) for s in order))
 
     @torch.no_grad()
-    def table(self) -> list[dict[str, Any]]:
-        """All N sub-policies in the order of the space: preference (sums to 1), and each operation's numbers, as saved."""
+    def table(self) -> list[SubPolicyRow]:
+        """Returns all N sub-policies in the order of the space; their preferences sum to 1."""
         preferences = self.logits_N().double().softmax(0).tolist()
         probabilities = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()
         magnitudes = self.magnitude_logits_N2().double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()

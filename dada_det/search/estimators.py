@@ -1,8 +1,8 @@
 """Estimates of the gradient of E_q[R] for the logits of a policy distribution, one image at a time.
 
-B images, N sub-policies, 2 slots. q = (c, b): a sub-policy and its two flags; p(q) = p(c) p(b | c), so only the flags of
-the chosen sub-policy are scored (DESIGN.md, point 3). Every estimator is a function of tensors, its noise passed in, and
-returns (logits_BN, flag_logits_BN2), whose mean over B is the estimate.
+B images, N sub-policies, 2 slots. q = (c, b): a sub-policy and its two flags. p(q) = p(c) p(b | c), so an estimator scores
+only the flags of the chosen sub-policy (DESIGN.md, point 3). Every estimator is a function of tensors, and its noise is an
+argument. But for `marginal_score` it returns (logits_BN, flag_logits_BN2), whose mean over B is the estimate.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Gradient = tuple[Tensor, Tensor]
 
 
 def score_function(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, c_B: Tensor, b_B2: Tensor) -> Gradient:
-    """REINFORCE: R_i times the gradient of log p(q_i) (Williams, 1992). Unbiased; subtract a baseline from R first."""
+    """REINFORCE: R_i times the gradient of log p(q_i) (Williams, 1992). Unbiased; a baseline is to be subtracted before."""
     logits_BN, flags_BN2 = scores(logits_N, flag_logits_N2, c_B, b_B2)
     return rewards_B[:, None] * logits_BN, rewards_B[:, None, None] * flags_BN2
 
@@ -27,13 +27,19 @@ def marginal_score(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, 
                    pairs_N2: Tensor, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
     """The score function with the sub-policy summed out: R_i times the gradient of log p(what acted on image i).
 
-    An image sees which operations acted (A) and how strongly (m), not which sub-policy brought them, so
+    An image sees which operations acted (A) and how strongly (m), not which sub-policy brought them:
 
         grad log p(A, m) = sum_s r_s grad log [p(s) p(A | s) p(m | A, s)],    r_s = p(s | A, m)
 
-    has the mean of the plain score and, by Rao and Blackwell, never more variance: one operation that acted alone is
-    credited to all sub-policies that hold it. pairs_N2: the operations of each sub-policy (long); means_N2, spread: of the
-    magnitudes' normal on the logit. Returns means over B for the logits [N], the flags' logits [N,2], the means [N,2].
+    This has the mean of the plain score and, by Rao and Blackwell, never more variance: an operation that acted alone is
+    credited to all sub-policies that hold it.
+
+    Args:
+        means_N2, spread: of the magnitudes' normal on the logit.
+        pairs_N2: the operations of each sub-policy, long.
+
+    Returns:
+        The estimate, a mean over B, for the logits [N], the flags' logits [N,2] and means_N2 [N,2].
     """
     operations_B2 = torch.where(sample.b_B2, pairs_N2[sample.c_B], -1)
     # [B,N,2,2]: whether slot k of sub-policy s is what acted in slot j of image i
@@ -56,8 +62,8 @@ def gumbel_softmax(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, 
                    temperature: float) -> Gradient:
     """Straight-through Gumbel-softmax: R_i times the gradient of the relaxed weight of what was drawn. Biased.
 
-    The weight is softmax(z / temperature)[c] for the sub-policy and the relaxed Bernoulli of each of its flags
-    (Jang et al. 2017; Maddison et al. 2017). Forward each weight is 1, so the product's gradient is the sum of theirs.
+    The weight is softmax(z / temperature)[c] for the sub-policy, times the relaxed Bernoulli of each of its flags (Jang et
+    al. 2017; Maddison et al. 2017). In the forward pass each factor is 1, so the product's gradient is the sum of theirs.
     """
     logits_BN, flags_BN2 = _leaves(logits_N, flag_logits_N2, len(c_B))
     weights_BN, relaxed_BN2 = _soften(*_relaxed(logits_BN, flags_BN2, noise), temperature)
@@ -87,32 +93,38 @@ def relax(rewards_B: Tensor, logits_N: Tensor, flag_logits_N2: Tensor, c_B: Tens
 
 
 def less_mean_of_others(rewards_B: Tensor) -> Tensor:
-    """R_i less the mean of all other rewards, of all processes; a baseline that held R_i itself would bias the estimate."""
+    """Returns R_i less the mean of all other rewards, those of the other processes among them, [B].
+
+    A baseline that holds R_i itself would bias the estimate.
+    """
     n = len(rewards_B) * world()[1]
     return (rewards_B - mean_over_ranks([rewards_B.mean()])[0]) * (n / (n - 1))
 
 
 def squared_norm(gradient: Gradient) -> Tensor:
-    """The mean over B of ||g_i||^2, a scalar: the variance of the estimate up to a constant."""
+    """Returns the mean over B of ||g_i||^2, a scalar: the variance of the estimate up to a constant."""
     return gradient[0].square().sum(1).mean() + gradient[1].square().sum((1, 2)).mean()
 
 
 def straight_through_magnitude(pixel_rewards_B: Tensor, c_B: Tensor, b_B2: Tensor, n: int) -> Tensor:
-    """Eq. 10 of DADA: every pixel's derivative for the magnitude is 1, so dR_i/dm is the sum of dR_i/dx; mean over B."""
+    """Eq. 10 of DADA: every pixel's derivative for the magnitude is 1, so dR_i/dm is the sum of dR_i/dx.
+
+    pixel_rewards_B: these sums. Returns the mean over B for the magnitudes of n sub-policies, [n,2].
+    """
     return _scatter_mean(pixel_rewards_B[:, None] * b_B2, c_B, n)
 
 
 def scores(logits_N: Tensor, flag_logits_N2: Tensor, c_B: Tensor, b_B2: Tensor) -> Gradient:
-    """The gradient of log p(q_i) for the logits, image by image: [B,N] and [B,N,2]."""
+    """Returns the gradient of log p(q_i) for the logits of each image, [B,N] and [B,N,2]."""
     chosen_BN = F.one_hot(c_B, len(logits_N)).to(logits_N.dtype)
     score_B2 = b_B2.to(logits_N.dtype) - flag_logits_N2.detach().sigmoid()[c_B]
     return chosen_BN - logits_N.detach().softmax(0), chosen_BN[:, :, None] * score_B2[:, None]
 
 
 class ControlVariate(nn.Module):
-    """c_phi of softmax(z_c / tau) [B,N] and the relaxed flags of all sub-policies [B,N,2]: two layers of 100 -> [B].
+    """c_phi(softmax(z_c / tau) [B,N], relaxed flags of all sub-policies [B,N,2]) -> [B]: two hidden layers of 100.
 
-    The last layer starts at zero, where RELAX is the score function.
+    The last layer starts at zero: there RELAX is the score function.
     """
 
     def __init__(self, n: int) -> None:

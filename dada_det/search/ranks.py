@@ -1,4 +1,4 @@
-"""Means over the processes of torch.distributed; without a process group each is its own mean."""
+"""Means over the processes of torch.distributed; without a process group a tensor is its own mean."""
 
 import torch
 import torch.distributed as dist
@@ -6,12 +6,12 @@ from torch import Tensor
 
 
 def world() -> tuple[int, int]:
-    """(rank, number of processes)."""
+    """Returns (rank, number of processes)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def mean_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
-    """The mean of each tensor over all processes, in one call to all_reduce."""
+    """Returns the mean of each tensor over all processes, by one call to all_reduce."""
     size = world()[1]
     if size == 1 or not tensors:
         return tensors

@@ -1,19 +1,19 @@
-"""What a search by DADA writes: search.json, and which operations are used how often."""
+"""What a search by DADA writes: search.json, and how often each operation is used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.search.distribution import PolicyDistribution
+from dada_det.search.distribution import PolicyDistribution, SubPolicyRow
 
 POLICY_SIZE = 25  # sub-policies in the saved policy, as in the paper
 
 
 def search_result(distribution: PolicyDistribution, adam: torch.optim.Optimizer,
-                  provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """search.json: all sub-policies, and the steps and rates of the Adam that learned them."""
+                  provenance: Mapping[str, object]) -> dict[str, Any]:
+    """Returns search.json: all sub-policies, and the steps and rates of the Adam that learned them."""
     def rate(parameter: torch.Tensor) -> float:
         return next(group["lr"] for group in adam.param_groups if any(parameter is own for own in group["params"]))
 
@@ -29,10 +29,10 @@ def search_result(distribution: PolicyDistribution, adam: torch.optim.Optimizer,
             "optimizer": optimizer, "sub_policies": table, "provenance": dict(provenance)}
 
 
-def usage(table: list[dict[str, Any]]) -> dict[str, float]:
-    """How often each operation acts on an image drawn from the whole distribution, most used first.
+def usage(table: Sequence[SubPolicyRow]) -> dict[str, float]:
+    """Returns how many times each operation acts on an image on average, most used first.
 
-    The sum over sub-policies of preference times the operation's probability; two operations an image at most.
+    It is the sum over sub-policies of the preference times the operation's probability; all together are at most 2.
     """
     use = dict.fromkeys(OPERATION_NAMES, 0.0)
     for entry in table:
@@ -42,5 +42,5 @@ def usage(table: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def most_used(use: dict[str, float]) -> str:
-    """The three first of `usage`, for a closing line."""
+    """Returns the first three of `usage`, for a closing line."""
     return "most used: " + ", ".join(f"{name} {value:.2f}" for name, value in list(use.items())[:3])

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from dada_det.engine.search.detection import build_detector
 from detector_trial import average_precision, train_detector
-from planted_coco import oracle, write_coco
+from planted_coco import detector_oracle, write_coco
 from tests.conftest import load_bench
 from tests.engine.search.test_search_detection import CONFIG, squares
 
@@ -46,7 +46,7 @@ def test_another_tables_file_and_missing_data_are_refused(bench, tmp_path, capsy
 
 def test_equal_seeds_give_equal_detectors_and_other_policies_others():
     train, results = squares(8, 0), []
-    for policy in (None, None, oracle("Invert")):
+    for policy in (None, None, detector_oracle("Invert")):
         torch.manual_seed(3)
         detector = build_detector(Config.fromfile(CONFIG).model, classes=1)
         train_detector(detector, train, policy=policy, epochs=1, batch_size=4, lr=1e-3, weight_decay=1e-4, seed=3)

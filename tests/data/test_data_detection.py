@@ -15,7 +15,7 @@ from dada_det.augment.operations import INDEX
 from dada_det.data.checks import find_annotations
 from dada_det.data.detection import PADDING, DetectionTargets, apply_with_instances, load_coco
 from dada_det.errors import UserError
-from planted_coco import moved, oracle, plant_detection, write_coco
+from planted_coco import detector_oracle, moved, plant_detection, write_coco
 
 SIDE = 64
 GEOMETRY = [name for name, spec in OPERATIONS.items() if spec.kind == "affine"]
@@ -249,7 +249,7 @@ def test_a_planted_shift_moves_two_thirds_with_their_masks(inverted):
         _, targets = part.batch(torch.arange(20))
         for boxes, masks in zip(targets.boxes_M4, targets.masks_MSS, strict=True):
             assert torch.equal(boxes, mask_extents(masks)[0])
-    assert oracle("Rotate").sub_policies[0].operations[0].magnitude == 1.0
+    assert detector_oracle("Rotate").sub_policies[0].operations[0].magnitude == 1.0
 
 
 def test_what_is_written_is_what_is_loaded(inverted, tmp_path):

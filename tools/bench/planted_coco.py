@@ -46,7 +46,7 @@ def plant_detection(operation: str, seed: int, data: Path, side: int) -> tuple[M
     return thirds[0], *(moved(third, operation, generator_for(seed, 12, part)) for part, third in enumerate(thirds[1:]))
 
 
-def oracle(operation: str) -> Policy:
+def detector_oracle(operation: str) -> Policy:
     """The planted operation at its magnitude with probability 1/2: what a perfect search could say."""
     only = Operation(operation, probability=0.5, magnitude=STRENGTH.get(operation, OTHERWISE))
     return Policy("strength", (SubPolicy(1.0, (only,)),), {"source": "oracle"})

@@ -31,7 +31,7 @@ from dada_det.report.measurements import write_rows
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.settings import dada_settings
 from measuring import rows_in, run_search
-from planted_coco import oracle, plant_detection, write_coco
+from planted_coco import detector_oracle, plant_detection, write_coco
 
 CONFIG = str(ROOT / "configs/debug/search_det.py")
 POLICIES = ("none", "random", "one-op", "oracle", "found")
@@ -53,7 +53,7 @@ def run(operation: str, seed: int, left: list[str], args: argparse.Namespace) ->
         if name == "found":
             policy, facts = searched(operation, seed, train, val, args)
         else:
-            policy = oracle(operation) if name == "oracle" else cast(Policy | None, resolve_policy(name, seed))
+            policy = detector_oracle(operation) if name == "oracle" else cast(Policy | None, resolve_policy(name, seed))
         torch.manual_seed(seed)
         detector = build_detector(load_config(CONFIG).model, classes=1)
         train_detector(detector, train, policy=policy, epochs=args.epochs, batch_size=BATCH, lr=LR,

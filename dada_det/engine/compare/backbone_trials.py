@@ -74,7 +74,7 @@ def run_backbone_trials(trials: Sequence[Trial], layout: CocoLayout, work_dir: P
     began = time.monotonic()
     for done, (trial, identity) in enumerate(left, 1):
         try:
-            run_trial(trial, parts[trial.fraction, trial.seed], identity, launcher)
+            run_backbone_trial(trial, parts[trial.fraction, trial.seed], identity, launcher)
         except UserError as error:
             raise UserError(f"{trial}: {error}") from error
         rest = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(left) - done)))
@@ -85,7 +85,7 @@ def run_backbone_trials(trials: Sequence[Trial], layout: CocoLayout, work_dir: P
             print(f"compare  run {len(trials) - len(left) + done}/{len(trials)}  {trial}: {said}  ETA {rest}", flush=True)
 
 
-def run_trial(trial: Trial, layout: CocoLayout, identity: dict[str, Any], launcher: str) -> None:
+def run_backbone_trial(trial: Trial, layout: CocoLayout, identity: dict[str, Any], launcher: str) -> None:
     """Trains, validates once at the end, and keeps the evaluation of each image; goes on from a checkpoint in the folder."""
     config, prefix = trial.config, trial.folder / "results"
     use_results_of_validation(config, prefix)

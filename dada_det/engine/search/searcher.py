@@ -77,8 +77,10 @@ class Searcher(BaseModel):
 
 @torch.no_grad()
 def average_buffers(network: nn.Module) -> None:
-    """The mean over the processes of BatchNorm's running statistics, by which each would judge differently, and a resumed
-    search otherwise than the one that wrote the checkpoint."""
+    """Sets BatchNorm's running statistics to their mean over the processes.
+
+    Otherwise each process would reward by other statistics, and a resumed search by those of the first process alone.
+    """
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     for own, mean in zip(buffers, mean_over_ranks(buffers), strict=True):
         own.copy_(mean)
