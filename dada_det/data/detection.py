@@ -100,6 +100,18 @@ class MemoryDetection:
                                [self.names[row] for row in chosen] if self.names else (),
                                None if self.sizes is None else [self.sizes[row] for row in chosen])
 
+    def __add__(self, other: "MemoryDetection") -> "MemoryDetection":
+        """The images of both, of squares of one size; UserError where one part has masks and the other has none."""
+        if (self.masks is None) != (other.masks is None):
+            raise UserError("one part of the images has masks and the other has none; give both or leave them out")
+        whole = [(self.images_NCHW.shape[2], self.images_NCHW.shape[3])]
+        sizes = None if self.sizes is None and other.sizes is None else \
+            (self.sizes or whole * len(self)) + (other.sizes or whole * len(other))
+        return MemoryDetection(torch.cat([self.images_NCHW, other.images_NCHW]), self.boxes_M4 + other.boxes_M4,
+                               self.labels_M + other.labels_M,
+                               None if self.masks is None or other.masks is None else self.masks + other.masks,
+                               (*self.names, *other.names), sizes)
+
     def batch(self, rows: Tensor, flips_B: Tensor | None = None) -> tuple[Tensor, DetectionTargets]:
         """(images [B,3,S,S], their targets); those of `flips_B` (bool) are mirrored left to right."""
         side, chosen = self.images_NCHW.shape[-1], rows.tolist()

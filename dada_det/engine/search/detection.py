@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.coco_instances import FILTER, listed, what_is_learned
@@ -22,7 +22,9 @@ from dada_det.data.groups import AUTO, group_halves, groups_of
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
+from dada_det.engine.search.detection_forks import DetectionForks
 from dada_det.engine.search.detector_losses import DetectorLosses
+from dada_det.engine.search.forks import Fold
 from dada_det.engine.search.loop import SearchBatches, draw_rows, own_part, validates
 from dada_det.engine.search.problem import Problem, say_groups, search_device
 from dada_det.errors import UserError
@@ -50,15 +52,21 @@ def load_detection(config: Config) -> Problem:
     if (note := what_is_learned(summary, annotations, FILTER)) and world()[0] == 0:
         print(f"search  {annotations}: {note}")
     train = loaded(annotations, images, config)
+    rule, trains = config.data.get("groups", AUTO), bool(config.data.get("target_trains"))
     if config.data.get("val_root"):
-        rule, val = None, loaded(*find_annotations(config.data.val_root), config)
+        target = loaded(*find_annotations(config.data.val_root), config)
+        folds = halves(target, rule, config.seed, beside=train) if trains else [Fold(train, target, grouped(target, rule))]
+        rule = rule if trains else None
     else:
-        rule = config.data.get("groups", AUTO)
-        train, val = halves(train, rule, config.seed)
+        target, folds = None, halves(train, rule, config.seed)
+    whole = len(train) + (len(target) if trains and target is not None else 0)
+    train, val = folds[0].train, folds[0].val
     return Problem(network=lambda: DetectorLosses(build_detector(config.model, len(summary.categories))),
                    batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
                    identity={"model": model_identity(config), "image_size": config.image_size, "masks": config.masks,
-                             "mirror": config.mirror}, groups=rule,
+                             "mirror": config.mirror, "target_trains": config.data.get("target_trains")}, groups=rule,
+                   forks=lambda normalise: DetectionForks(folds, whole=whole, mirror=config.mirror, seed=config.seed,
+                                                          batch_size=config.batch_size, normalise=normalise),
                    data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std, apply=apply_with_instances)
 
 
@@ -70,13 +78,23 @@ def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
     return memory
 
 
-def halves(images: MemoryDetection, rule: str, seed: int) -> tuple[MemoryDetection, MemoryDetection]:
-    """The images in two halves of whole groups; `rule`: see groups_of, with the images' file_name as their path."""
+def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetection | None = None) -> list[Fold]:
+    """Two folds by halves of whole groups, which train and validate in turn; `beside`: what trains in both folds, too.
+
+    rule: see groups_of, with the images' file_name as their path.
+    """
     groups = groups_of(images.names, [0] * len(images), rule, images.images_NCHW)
     order = torch.randperm(len(images), generator=generator_for(seed))
-    train, val = group_halves([torch.cat([order[1::2], order[::2]]).tolist()], groups.ids)
+    parts = [torch.tensor(part) for part in group_halves([torch.cat([order[1::2], order[::2]]).tolist()], groups.ids)]
     say_groups(groups.said)
-    return images[torch.tensor(train)], images[torch.tensor(val)]
+    ids_N = torch.tensor(groups.ids)
+    return [Fold(images[ours] if beside is None else beside + images[ours], images[theirs], ids_N[theirs])
+            for ours, theirs in (parts, parts[::-1])]
+
+
+def grouped(images: MemoryDetection, rule: str) -> Tensor:
+    """The group of each image [N]."""
+    return torch.tensor(groups_of(images.names, [0] * len(images), rule, images.images_NCHW).ids)
 
 
 def build_detector(model: dict[str, Any], classes: int) -> nn.Module:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dada_det.augment.named import AnyPolicy, image_transform
-from dada_det.data.memory import MemoryImages, center_crop, random_crop
+from dada_det.data.memory import center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.files import make_folder, whole_file
 from dada_det.search.forks import Batches, image_scores
@@ -26,51 +26,86 @@ JUDGED_AT_ONCE = 256  # validation images of a pass
 
 @dataclass(frozen=True)
 class Fold:
-    """One way to part the images: those that train and those that judge, and the group of each of the latter [V]."""
+    """One way to part the images: those that train and those that judge, and the group of each of the latter [V].
 
-    train: MemoryImages
-    val: MemoryImages
+    train, val: MemoryImages, or MemoryDetection of a search on a detector.
+    """
+
+    train: Any
+    val: Any
     groups_V: Tensor
 
 
-class ImageForks:
-    """Batches and scores of forks on one or two folds.
+class Forks:
+    """Batches and scores of forks on one or two folds; a class for each kind of images.
 
-    normalise: uint8 images -> what the network takes; whole: images of a whole training, by which costs are counted. The
-    crops are those of the search (SearchBatches).
+    whole: images of a whole training, by which costs are counted; normalise: uint8 images -> what the network takes.
+    fixed: the policies that a user would otherwise take; reference: that of them to which differences are given; figure:
+    what `judge` gives beside the score, for the head of a table.
     """
 
-    fixed = ("none", "random", "uniform", "one-op", "trivial", "rand")  # what a user would otherwise take
-    reference = "trivial"
+    fixed: tuple[str, ...]
+    reference: str
+    figure: str
 
-    def __init__(self, folds: Sequence[Fold], *, whole: int, image_size: int, padding: int, mirror: bool,
-                 batch_size: int, seed: int, normalise: Callable[[Tensor], Tensor]) -> None:
-        self.folds, self.whole, self.normalise, self.seed = folds, whole, normalise, seed
-        self.image_size, self.padding, self.mirror, self.batch_size = image_size, padding, mirror, batch_size
+    def __init__(self, folds: Sequence[Fold], *, whole: int, mirror: bool, batch_size: int, seed: int,
+                 normalise: Callable[[Tensor], Tensor]) -> None:
+        self.folds, self.whole, self.normalise = folds, whole, normalise
+        self.mirror, self.batch_size, self.seed = mirror, batch_size, seed
 
     def steps(self, fold: int, epochs: float) -> int:
         """Steps that make `epochs` of the fold's training images."""
         return max(1, round(epochs * len(self.folds[fold].train) / self.batch_size))
 
     def batches(self, fold: int, number: int, policy: AnyPolicy) -> Batches:
-        """The batches of fork `number`; of one fold and number all policies see the same images and crops."""
-        train, transform = self.folds[fold].train, image_transform(policy)
-        per_epoch = max(1, len(train) // self.batch_size)
+        """The batches of fork `number`; of one fold and number all policies see the same images, crops and flips."""
+        images = len(self.folds[fold].train)
+        per_epoch = max(1, images // self.batch_size)
+        order_seed = generator_for(self.seed, fold, number).initial_seed()
+        augmented = self.augmented(fold, policy)
 
-        def batch(step: int) -> tuple[Tensor, Tensor]:
+        def batch(step: int) -> tuple[Tensor, Any]:
             epoch, index = divmod(step, per_epoch)
-            rows = epoch_order(len(train), generator_for(self.seed, fold, number).initial_seed(), epoch)
-            rows = rows[index * self.batch_size:][:self.batch_size]
-            keys = (self.seed, fold, number, step)
-            crops_BCHW = random_crop(train.images_NCHW[rows], self.image_size, self.padding, self.mirror,
-                                     generator_for(*keys, CROPS))
-            images_BCHW: Any = transform(crops_BCHW, generator=generator_for(*keys, DRAWS))
-            return self.for_network(images_BCHW), train.labels_N[rows]
+            rows = epoch_order(images, order_seed, epoch)[index * self.batch_size:][:self.batch_size]
+            images_BCHW, targets_B = augmented(rows, (self.seed, fold, number, step))
+            return self.for_network(images_BCHW), targets_B
 
         return batch
 
+    def augmented(self, fold: int, policy: AnyPolicy) -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Any]]:
+        """A function of (rows [B] of the fold's training images, keys of the random streams) that gives uint8 images
+        [B,3,H,W] after crop, flip and policy, and their targets."""
+        raise NotImplementedError
+
+    def judge(self, network: nn.Module, fold: int) -> Tensor:
+        """What each validation image says of a network, float64 [2,V] on the CPU: its score, and its share of `figure`."""
+        raise NotImplementedError
+
     def for_network(self, images_BCHW: Tensor) -> Tensor:
         return self.normalise(images_BCHW).contiguous(memory_format=torch.channels_last)
+
+
+class ImageForks(Forks):
+    """Classification: the crops are those of the search (SearchBatches)."""
+
+    fixed = ("none", "random", "uniform", "one-op", "trivial", "rand")
+    reference = "trivial"
+    figure = "top-1 %"
+
+    def __init__(self, folds: Sequence[Fold], *, image_size: int, padding: int, **options: Any) -> None:
+        super().__init__(folds, **options)
+        self.image_size, self.padding = image_size, padding
+
+    def augmented(self, fold: int, policy: AnyPolicy) -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Any]]:
+        train, transform = self.folds[fold].train, image_transform(policy)
+
+        def some(rows_B: Tensor, keys: tuple[int, ...]) -> tuple[Tensor, Any]:
+            crops_BCHW = random_crop(train.images_NCHW[rows_B], self.image_size, self.padding, self.mirror,
+                                     generator_for(*keys, CROPS))
+            images_BCHW: Any = transform(crops_BCHW, generator=generator_for(*keys, DRAWS))
+            return images_BCHW, train.labels_N[rows_B]
+
+        return some
 
     @torch.no_grad()
     def judge(self, network: nn.Module, fold: int) -> Tensor:

@@ -12,7 +12,8 @@ from torch import nn
 from dada_det import __version__
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import NamedPolicy, Policy
-from dada_det.engine.search.forks import ImageForks
+from dada_det.engine.search.forks import Forks
+from dada_det.engine.search.problem import search_device
 from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
 from dada_det.search.forks import ForkRecipe
@@ -22,18 +23,18 @@ from dada_det.search.verdict import Standing, Verdict
 UNIT = "nats of calibrated cross-entropy less than the mean operation"
 
 
-def decide(config: Config, forks: ImageForks, network: Callable[[], nn.Module], proposed: Policy,
+def decide(config: Config, forks: Forks, network: Callable[[], nn.Module], proposed: Policy,
            low: torch.dtype | None, resume: bool, provenance: dict[str, Any]) -> str:
     """Holds what alignment has proposed, and what forks find, against the fixed policies; returns the closing line.
 
     The forks' recipe is that of the search's weights. Without `resume` an earlier search's forks in the work folder go.
     """
     torch.manual_seed(config.seed)
-    weights, device = config.weights_optimizer, forks.folds[0].train.labels_N.device
+    weights = config.weights_optimizer
     recipe = ForkRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
                         momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
                         clip_grad=config.clip_grad)
-    trial = Trial(forks, channels_last(network().to(device)), recipe, config.epochs, config.seed,
+    trial = Trial(forks, channels_last(network().to(search_device())), recipe, config.epochs, config.seed,
                   Path(config.work_dir, "forks"), low)
     if not resume:
         trial.results.clear()
@@ -41,7 +42,7 @@ def decide(config: Config, forks: ImageForks, network: Callable[[], nn.Module], 
     if world()[0] == 0:
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})
-        print(table_of(found, forks.reference))
+        print(table_of(found, forks.reference, forks.figure))
         print(f"search  {said}; {trial.trainings} short trainings, {trial.cost:.1f} times the images of one whole training")
     return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and forks.json of the trial, and "
             "proposal.json and search.json of the alignment")
@@ -97,10 +98,10 @@ def row_of_effect(effect: Standing) -> dict[str, Any]:
             "measured": round(effect.score.mean, 4), "measured_error": round(effect.score.error, 4)}
 
 
-def table_of(found: Verdict, reference: str) -> str:
+def table_of(found: Verdict, reference: str, figure: str = "top-1 %") -> str:
     """The verdict's table for the screen, the best first."""
     width = max(len(standing.name) for standing in found.table)
-    lines = [f"{'policy':{width}}  trainings  top-1 %  points to {reference}    score to {reference}"]
+    lines = [f"{'policy':{width}}  trainings  {figure:>7}  points to {reference}    score to {reference}"]
     for standing in found.table:
         mark = "  <- handed over" if standing.name == found.winner else ""
         points, score = standing.points, standing.score

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dada_det.augment.named import AnyPolicy, fixed_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
-from dada_det.engine.search.forks import ImageForks, Results, shared_out
+from dada_det.engine.search.forks import Forks, Results, shared_out
 from dada_det.search.candidates import alone, half_unaugmented, proposals, stronger, weaker
 from dada_det.search.forks import ForkRecipe, train
 from dada_det.search.ranks import world
@@ -37,7 +37,7 @@ class Trial:
     whole training; low: dtype of autocast.
     """
 
-    forks: ImageForks
+    forks: Forks
     network: nn.Module
     recipe: ForkRecipe
     epochs: float

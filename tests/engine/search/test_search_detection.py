@@ -51,7 +51,8 @@ def data(tmp_path_factory):
 
 def search(data, work_dir, *flags, options=(), config=CONFIG):
     return main(["--config", config, "--data", str(data), "--work-dir", str(work_dir), "--image-size", str(SIDE),
-                 "--batch-size", "3", "--epochs", "2", *flags, *(["--cfg-options", *options] if options else [])])
+                 "--batch-size", "3", "--epochs", "2", "--no-trial", *flags,
+                 *(["--cfg-options", *options] if options else [])])
 
 
 def test_the_policy_is_written_and_a_resumed_search_ends_in_the_same_file(data, tmp_path, capsys):
@@ -75,14 +76,16 @@ def test_the_policy_is_written_and_a_resumed_search_ends_in_the_same_file(data, 
 def test_images_of_one_tile_stay_in_one_half():
     images = squares(IMAGES, 0)
     names = [f"tile{row % 4}_{row}.png" for row in range(IMAGES)]
-    parts = search_detection.halves(replace(images, names=names), "auto", seed=0)
-    assert [len(part) for part in parts] == [6, 6]
+    first, second = search_detection.halves(replace(images, names=names), "auto", seed=0)
+    parts = (first.train, first.val)
+    assert [len(part) for part in parts] == [6, 6] and len(first.groups_V.unique()) == 2
+    assert (second.train.names, second.val.names) == (first.val.names, first.train.names)
     assert {name[:5] for name in parts[0].names}.isdisjoint({name[:5] for name in parts[1].names})
     order = torch.randperm(IMAGES, generator=generator_for(3))
     for rule, own in (("none", names), ("auto", [f"{row:012d}.jpg" for row in range(IMAGES)])):  # image by image, as ever
-        parts = search_detection.halves(replace(images, names=own), rule, seed=3)
-        assert [list(part.names) for part in parts] == [[own[row] for row in order[side::2].sort().values.tolist()]
-                                                        for side in (0, 1)]
+        fold = search_detection.halves(replace(images, names=own), rule, seed=3)[0]
+        assert [list(part.names) for part in (fold.train, fold.val)] == \
+            [[own[row] for row in order[side::2].sort().values.tolist()] for side in (0, 1)]
 
 
 @pytest.mark.parametrize(("flags", "options"), [

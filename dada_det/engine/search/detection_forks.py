@@ -1,0 +1,90 @@
+"""The forks of a search on a detector: batches with their instances, judged by average precision.
+
+B images of a batch, V validation images, S x S pixels.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from dada_det.augment.named import AnyPolicy
+from dada_det.augment.policy import Policy
+from dada_det.augment.transform import PolicyTransform
+from dada_det.data.detection import MemoryDetection, apply_with_instances
+from dada_det.data.random import generator_for
+from dada_det.engine.search.detector_losses import data_sample
+from dada_det.engine.search.forks import CROPS, DRAWS, Forks
+
+JUDGED_AT_ONCE = 16  # validation images of a pass
+
+
+class DetectionForks(Forks):
+    """Whole images, mirrored at random; a policy moves boxes and masks with them.
+
+    An image's score is its own box AP (COCO's mean over ten thresholds): the AP of all images together has no standard
+    error, and images that are judged one by one can be paired. Images without an instance say nothing, and score 0.
+    """
+
+    fixed = ("none", "random", "uniform", "one-op")  # torchvision's policies do not move boxes
+    reference = "none"
+    figure = "AP"
+
+    def augmented(self, fold: int, policy: AnyPolicy) -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Any]]:
+        train = self.folds[fold].train
+        transform = PolicyTransform(policy) if isinstance(policy, Policy) else None
+
+        def some(rows_B: Tensor, keys: tuple[int, ...]) -> tuple[Tensor, Any]:
+            flips_B = (torch.rand(len(rows_B), generator=generator_for(*keys, CROPS)) < 0.5) & self.mirror
+            images_BCHW, targets = train.batch(rows_B, flips_B)
+            if transform is not None:
+                draws = transform.draw(len(rows_B), generator_for(*keys, DRAWS))
+                images_BCHW, targets = apply_with_instances(images_BCHW, targets, draws, transform.policy.ranges)
+            return images_BCHW, targets
+
+        return some
+
+    @torch.no_grad()
+    def judge(self, network: nn.Module, fold: int) -> Tensor:
+        val: MemoryDetection = self.folds[fold].val
+        detector: Any = network.eval().detector
+        found: list[list[dict[str, Any]]] = []
+        for rows in torch.arange(len(val)).split(JUDGED_AT_ONCE):
+            images_BCHW, targets = val.batch(rows)
+            images_BCHW = self.for_network(images_BCHW)
+            samples = [data_sample(targets, row, images_BCHW) for row in range(len(rows))]
+            for result in detector.predict(images_BCHW, samples, rescale=False):
+                predicted = result.pred_instances
+                found.append([{"bbox": corner_and_size(box), "category_id": label + 1, "score": score}
+                              for box, label, score in zip(predicted.bboxes.tolist(), predicted.labels.tolist(),
+                                                           predicted.scores.tolist(), strict=True)])
+        ap_V = torch.tensor([image_ap(val.boxes_M4[row].tolist(), val.labels_M[row].tolist(), own)
+                             for row, own in enumerate(found)], dtype=torch.float64)
+        return torch.stack([ap_V, ap_V])
+
+
+def image_ap(boxes_M4: list[list[float]], labels_M: list[int], found: list[dict[str, Any]]) -> float:
+    """COCO's box AP of one image, 0..1; 0 where it has no instance or nothing was found."""
+    if not boxes_M4 or not found:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {"images": [{"id": 1}], "categories": [{"id": label + 1} for label in sorted(set(labels_M))],
+                         "annotations": [{"id": number, "image_id": 1, "category_id": label + 1, "iscrowd": 0,
+                                          "bbox": corner_and_size(box), "area": (box[2] - box[0]) * (box[3] - box[1])}
+                                         for number, (box, label) in enumerate(zip(boxes_M4, labels_M, strict=True), 1)]}
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([{**each, "image_id": 1} for each in found]), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = torch.from_numpy(evaluation.eval["precision"][:, :, :, 0, -1])  # all areas, 100 detections
+    return max(0.0, float(precision[precision > -1].mean())) if (precision > -1).any() else 0.0
+
+
+def corner_and_size(box: list[float]) -> list[float]:
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]

@@ -1,0 +1,86 @@
+"""Forks on a detector: an image's own AP is pycocotools', policies move boxes with the pixels, and the command's trial."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dada_det.augment.named import fixed_policy, resolve
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.commands.search import main
+from dada_det.engine.search.detection import halves
+from dada_det.engine.search.detection_forks import DetectionForks, image_ap
+from dada_det.engine.search.detector_losses import DetectorLosses
+from dada_det.engine.search.forks import Fold
+from planted_coco import write_coco
+from tests.engine.search.test_search_detection import CONFIG, squares
+from tests.engine.search.test_search_detector_losses import tiny
+
+BOXES = [[10.0, 10.0, 30.0, 30.0], [40.0, 5.0, 60.0, 25.0]]
+
+
+def detection(box: list[float], score: float, label: int = 0) -> dict:
+    return {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "category_id": label + 1, "score": score}
+
+
+@pytest.mark.parametrize(("found", "expected"), [
+    ([], 0.0), ([detection(BOXES[0], 0.9), detection(BOXES[1], 0.8)], 1.0), ([detection(BOXES[0], 0.9)], 51 / 101),
+    ([detection(BOXES[0], 0.9, label=1), detection(BOXES[1], 0.8, label=1)], 0.0),
+    ([detection([100.0, 100.0, 120.0, 120.0], 0.99), detection(BOXES[0], 0.9), detection(BOXES[1], 0.8)], 2 / 3),
+    ([detection([12.0, 10.0, 32.0, 30.0], 0.9), detection(BOXES[1], 0.8)], None)])
+def test_the_ap_of_an_image(found: list[dict], expected: float | None) -> None:
+    ap = image_ap(BOXES, [0, 0], found)
+    if expected is None:  # IoU 0.818 counts at seven of ten thresholds
+        assert 0.7 < ap < 0.9
+    else:
+        assert ap == pytest.approx(expected, abs=0.01)
+    assert image_ap([], [], found) == 0
+
+
+def forks(folds: list[Fold]) -> DetectionForks:
+    return DetectionForks(folds, whole=12, mirror=True, batch_size=4, seed=0,
+                          normalise=lambda images: (images.float() - 120) / 60)
+
+
+def test_boxes_move_with_the_pixels_and_all_policies_see_the_same_images() -> None:
+    images = squares(12, 0)
+    folds = halves(replace(images, names=[f"{row}.jpg" for row in range(12)]), "none", seed=0)
+    ours = forks(folds)
+    shift = Policy("strength", (SubPolicy(1.0, (Operation("TranslateX", 1.0, 0.5),)),))
+    (plain, plain_targets), (moved, moved_targets) = (ours.batches(0, 1, policy)(0) for policy in (None, shift))
+    assert plain.shape == moved.shape == (4, 3, 64, 64) and len(plain_targets) == len(moved_targets) == 4
+    kept = [(ours_M4, theirs_M4) for ours_M4, theirs_M4 in zip(plain_targets.boxes_M4, moved_targets.boxes_M4, strict=True)
+            if len(ours_M4) == len(theirs_M4)]
+    assert kept and all(not torch.equal(ours_M4, theirs_M4) for ours_M4, theirs_M4 in kept)
+    again, _ = ours.batches(0, 1, None)(0)
+    other, _ = ours.batches(0, 2, None)(0)
+    assert torch.equal(plain, again) and not torch.equal(plain, other)
+    for name in DetectionForks.fixed:
+        ours.batches(1, 0, fixed_policy(name))(0)
+
+
+def test_a_detector_is_judged_image_by_image() -> None:
+    torch.manual_seed(0)
+    folds = [Fold(squares(4, 0), squares(5, 1), torch.arange(5))]
+    scores = forks(folds).judge(DetectorLosses(tiny("retinanet").float()), 0)
+    assert scores.shape == (2, 5) and torch.equal(scores[0], scores[1]) and ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_the_target_trains_beside_the_others() -> None:
+    folds = halves(replace(squares(6, 1), names=[f"{row}.jpg" for row in range(6)]), "none", 0, beside=squares(8, 0))
+    assert [(len(fold.train), len(fold.val)) for fold in folds] == [(11, 3), (11, 3)]
+
+
+@pytest.mark.slow
+def test_the_command_hands_over_what_won(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_coco(tmp_path / "data", train=squares(12, 0), val=squares(5, 1))
+    flags = ["--config", CONFIG, "--data", str(data), "--image-size", "64", "--batch-size", "3", "--epochs", "2"]
+    for name, more in (("halves", ()), ("target", ("--val-data", f"{data}/annotations/instances_val.json")),
+                       ("both", ("--val-data", f"{data}/annotations/instances_val.json", "--target-trains"))):
+        assert main([*flags, "--work-dir", str(tmp_path / name), *more]) == 0
+        verdict = json.loads((tmp_path / name / "verdict.json").read_text())
+        assert {*DetectionForks.fixed, "aligned", "few"} < {row["name"] for row in verdict["candidates"]}
+        assert "handed over" in capsys.readouterr().out
+        resolve(str(tmp_path / name / "policy.json"))
