@@ -9,5 +9,6 @@ Hardware: one GPU, or --gpus N. Hours: not measured by this project.
 _base_ = "search_det_retinanet.py"
 method = "ddas"
 precision = "float32"  # what is learned is the difference of two inner products of gradients
-search = dict(_delete_=True, levels=(7, 14), draws_per_image=3, probability=0.35, probability_lr=1e-3, val_batches=1)
-policy_optimizer = dict(lr=3e-3)
+search = dict(_delete_=True, levels=(7, 14), draws_per_image=3, probability=0.35, probability_lr=0.02, val_batches=1,
+              running_v=True)
+policy_optimizer = dict(lr=0.05)

@@ -136,13 +136,21 @@ def test_pretraining_replays_a_schedule_and_resumes_into_the_same_weights(data: 
     assert "is of another run" in capsys.readouterr().err
 
 
-def test_the_configs_of_the_paper_s_size() -> None:
-    """37 atoms on CIFAR-10 and 28 on ImageNet, with the paper's rates."""
-    for name, atoms, lr, val_batches in (("cifar10", 37, 5e-3, 8), ("imagenet", 28, 3e-3, 1)):
-        config = Config.fromfile(f"configs/search_ddas_{name}.py")
-        algorithm = METHODS[config.method](config)(nn.Identity())
-        assert isinstance(algorithm, Ddas)
-        assert len(algorithm.space) == atoms and algorithm.settings.val_batches == val_batches
-        settings = algorithm.settings
-        assert (config.policy_optimizer.lr, settings.probability_lr, settings.draws_per_image) == (lr, 1e-3, 3)
-        assert json.dumps(algorithm.settings.levels) == ("[2, 10, 14]" if name == "cifar10" else "[7, 14]")
+@pytest.mark.parametrize(("name", "atoms", "lr", "val_batches"), [
+    ("ddas_cifar10", 37, 0.05, 8), ("ddas_imagenet", 28, 0.05, 1), ("ddas_cifar10_paper", 37, 5e-3, 8),
+    ("ddas_imagenet_paper", 28, 3e-3, 1), ("det_retinanet_ddas", 28, 0.05, 1)])
+def test_the_configs_have_the_measured_rates_or_the_paper_s(name: str, atoms: int, lr: float, val_batches: int) -> None:
+    config = Config.fromfile(f"configs/search_{name}.py")
+    algorithm = METHODS[config.method](config)(nn.Identity())
+    assert isinstance(algorithm, Ddas) and len(algorithm.space) == atoms
+    settings, paper = algorithm.settings, name.endswith("paper")
+    assert (config.policy_optimizer.lr, settings.probability_lr, settings.running_v) == \
+        (lr, 1e-3 if paper else 0.02, not paper)
+    assert (settings.draws_per_image, settings.val_batches) == (3, val_batches)
+    assert json.dumps(settings.levels) == ("[2, 10, 14]" if "cifar10" in name else "[7, 14]")
+
+
+def test_planted_py_measures_the_ddas_that_the_shipped_config_runs() -> None:
+    measured, shipped = (Config.fromfile(f"configs/{name}.py") for name in ("debug/search_ddas", "search_ddas_imagenet"))
+    for entry in ("method", "search", "policy_optimizer", "precision", "clip_grad", "mirror"):
+        assert measured[entry] == shipped[entry]
