@@ -8,7 +8,7 @@ import torch
 
 from natural_detection import NUCLEI
 from natural_problems import PROBLEMS, NamedImages, Parts, Problem, data_folder, drawn, write_folders
-from natural_table import effects_of, mean_ranks, noise_lines, rank_correlation, table, truth_lines
+from natural_table import best_fixed, effects_of, mean_ranks, noise_lines, rank_correlation, table, truth_lines
 from tests.conftest import load_bench
 
 
@@ -109,12 +109,17 @@ def test_columns_with_the_target_in_the_training_have_their_own_best_policy_and_
         "all 2 classification problems: learned+t minus none+t, the best single fixed policy, +3.0 ± 0.0 (n = 4 pairs)"]
 
 
+def test_the_best_fixed_policy_is_that_of_the_seeds_that_all_have():
+    assert best_fixed({"none": {0: 60.0, 1: 40.0}, "rand": {0: 59.0}, "learned": {0: 90.0}}) == "none"
+    assert best_fixed({"none": {0: 50.0}, "rand": {1: 59.0}}) == "rand"
+
+
 def test_a_verdict_is_held_against_whole_trainings():
     verdict = {"winner": "strong", "told_apart": True, "best_fixed": "rand", "reference": "trivial", "cost": 11.0}
     rows = [row("trivial", seed, 60.0) for seed in range(3)]
-    rows += [row("learned", seed, 63.0, search="s", effect={"Rotate": 1.0},
-                 verdict={**verdict, "difference": difference, "standard_error": 1.0})
-             for seed, difference in enumerate((2.0, 4.9, 5.0))]
+    rows += [row("learned", seed, 63.0, search="s", effects={"Rotate": 1.0}, verdict={**verdict, "candidates": [
+        {"name": "none", "difference": 0.0}, {"name": "strong", "difference": difference, "standard_error": 1.0}]})
+        for seed, difference in enumerate((2.0, 4.9, 5.0))]
     lines = table(rows, [])
     assert "gtsrb12         learned, seed 0: strong, +2.0 ± 1.0 to trivial, in whole trainings +3.0; the trial costs 11.0 " \
         "trainings" in lines

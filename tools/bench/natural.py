@@ -99,16 +99,13 @@ def searched(task: Task, folder: Path) -> tuple[AnyPolicy, dict[str, Any]]:
     found = folder / f"search-{task.arm}"
     run_search(search_argv(task, folder / "data", found))
     facts: dict[str, Any] = {"search": search_of(task.options)}
-    for file, entry in (("search.json", "use"), ("forks.json", "effect")):  # of the alignment, and of the short trainings
-        if (found / file).exists():
+    for file, entry, name in (("search.json", "use", "use"), ("forks.json", "measured", "effects")):
+        if (found / file).exists():  # of the alignment, and of the short trainings
             operations = read_json(found / file, "search's result")["operations"]
-            facts[entry] = {row["name"]: round(row[entry], 4) for row in operations}
+            facts[name] = {row["name"]: round(row[entry], 4) for row in operations}
     if (found / "verdict.json").exists():
-        verdict = read_json(found / "verdict.json", "verdict")
-        winner = next(row for row in verdict["candidates"] if row["name"] == verdict["winner"])
-        facts["verdict"] = {**{name: verdict[name] for name in ("winner", "told_apart", "best_fixed", "reference", "cost")},
-                            **{name: winner[name] for name in ("difference", "standard_error")}}
-    return resolve_policy(str(found / "policy.json")), facts
+        facts["verdict"] = read_json(found / "verdict.json", "verdict")
+    return resolve_policy(str(found / "policy.json"), task.seed), facts
 
 
 def search_argv(task: Task, data: Path, work_dir: Path) -> list[str]:

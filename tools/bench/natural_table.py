@@ -48,13 +48,18 @@ def lines_of_search(row: dict[str, Any], arms: Mapping[str, Scores], truth: Mapp
     """What a search found beside the truth, and its verdict beside whole trainings."""
     label = f"{row['problem']:14}  {row['arm']}, seed {row['seed']}"
     lines = [f"{label}: rank correlation of {name} with the truth {rank_correlation(row[entry], truth):+.2f}"
-             for entry, name in (("use", "the alignment"), ("effect", "the forks")) if truth and entry in row]
+             for entry, name in (("use", "the alignment"), ("effects", "the forks")) if truth and entry in row]
     if verdict := row.get("verdict"):
-        whole = difference_of(row, arms)
-        lines.append(f"{label}: {verdict['winner']}, {verdict['difference']:+.1f} ± {verdict['standard_error']:.1f} to "
+        whole, winner = difference_of(row, arms), winner_of(verdict)
+        lines.append(f"{label}: {verdict['winner']}, {winner['difference']:+.1f} ± {winner['standard_error']:.1f} to "
                      f"{verdict['reference']}" + ("" if whole is None else f", in whole trainings {whole:+.1f}")
                      + f"; the trial costs {verdict['cost']:.1f} trainings")
     return lines
+
+
+def winner_of(verdict: dict[str, Any]) -> dict[str, Any]:
+    """The verdict's row of what was handed over."""
+    return next(row for row in verdict["candidates"] if row["name"] == verdict["winner"])
 
 
 def difference_of(row: dict[str, Any], arms: Mapping[str, Scores]) -> float | None:
@@ -69,7 +74,8 @@ def honesty(rows: Rows) -> list[str]:
     held = []
     for row in rows:
         if "verdict" in row and (whole := difference_of(row, by_arm(rows, row["problem"]))) is not None:
-            held.append(abs(whole - row["verdict"]["difference"]) <= NORMAL_95 * row["verdict"]["standard_error"])
+            winner = winner_of(row["verdict"])
+            held.append(abs(whole - winner["difference"]) <= NORMAL_95 * winner["standard_error"])
     return [f"the verdict's interval holds the difference of whole trainings in {sum(held)} of {len(held)} rows"] \
         if held else []
 
@@ -96,9 +102,11 @@ def overall(rows: Rows) -> list[str]:
 
 
 def best_fixed(column: Mapping[str, Scores]) -> str | None:
-    """The fixed arm with the highest mean."""
-    fixed = [arm for arm in column if not arm.startswith(LEARNED)]
-    return max(fixed, key=lambda arm: statistics.fmean(column[arm].values()), default=None)
+    """The fixed arm with the highest mean over the seeds that all of them have; of all seeds where they share none."""
+    fixed = {arm: scores for arm, scores in column.items() if not arm.startswith(LEARNED)}
+    shared = set.intersection(*map(set, fixed.values())) if fixed else set()
+    return max(fixed, default=None, key=lambda arm: statistics.fmean(
+        score for seed, score in fixed[arm].items() if seed in shared or not shared))
 
 
 def paired(ours: Scores, reference: Scores) -> str:
