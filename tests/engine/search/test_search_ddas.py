@@ -51,8 +51,8 @@ def test_writes_the_schedule_of_its_epochs_and_their_average(found: Path) -> Non
     assert max(schedule.stages[-1].preferences) > 1.05 / 28
     assert Policy.load(found / "policy.json") == schedule.average() and schedule.mirror is True
     provenance = dict(schedule.provenance)
-    assert provenance.pop("data") and provenance == {"method": "ddas", "config": "search_ddas", "seed": 0, "epoch": 3,
-                                                     "version": "0.1.0"}
+    assert provenance.pop("data") and provenance == {"method": "ddas", "config": "search_ddas", "seed": 0, "groups": "auto",
+                                                     "epoch": 3, "version": "0.1.0"}
 
 
 def test_the_closing_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
