@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,13 @@ def seed(text: str) -> int:
 
 def load_config(path: str, options: Sequence[str] = ()) -> Any:
     """Reads an mmengine config and applies `key=value` options; UserError where file or option is broken."""
+    package, separator, inside = path.partition("::")
+    if separator:  # as in MMDetection's _base_: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py
+        found = find_spec(package)
+        if found is None or found.origin is None:
+            raise UserError(f"the config {path} is of the package {package}, which is not installed; install it, or give a "
+                            "file")
+        path = str(Path(found.origin).parent / ".mim/configs" / inside)
     for folder in (ROOT, PACKAGE):  # the project's own configs are found from any folder, and without the repository
         if not Path(path).is_file() and (folder / path).is_file():
             path = str(folder / path)

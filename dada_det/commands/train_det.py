@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def body(args: Namespace) -> None:
     config = detector_config(args)
+    if config.get("adopted") and not args.backbone:
+        raise UserError(f"{args.config} names no backbone file of this project's; give one with --backbone, such as the "
+                        "r50.pth that tools/pretrain_r50.sh exports")
     from dada_det.engine.detect.config import filter_of
 
     backbone = config.model.backbone.init_cfg.checkpoint
@@ -68,7 +71,8 @@ def body(args: Namespace) -> None:
 
 def add_detector_flags(parser: ArgumentParser) -> None:
     """The flags of training and testing alike."""
-    parser.add_argument("config", metavar="CONFIG", help="a detector's config, such as configs/retinanet_r50_dada.py")
+    parser.add_argument("config", metavar="CONFIG", help="a detector's config, such as configs/retinanet_r50_dada.py, "
+                        "your own for MMDetection, or one of MMDetection's: mmdet::atss/atss_r50_fpn_1x_coco.py")
     parser.add_argument("--backbone", metavar="FILE", help="the backbone's weights; default: the config's")
     parser.add_argument("--data", metavar="DIR", help="COCO's layout: annotations/, {train,val}2017/ or {train,val}/")
     parser.add_argument("--work-dir", metavar="W", help="where results go (default: work_dirs/<config stem>)")
@@ -83,14 +87,14 @@ def detector_config(args: Namespace) -> Any:
         if path and not Path(path).exists():
             raise UserError(f"--{name} {path} does not exist; give the path of one that does")
     config = common.load_config(args.config, args.cfg_options)
-    try:
-        kind, init = config.model.backbone.type, config.model.backbone.init_cfg
-    except AttributeError as error:
-        raise UserError(f"{args.config} is no detector's config (it lacks {error}); give one such as "
-                        "configs/retinanet_r50_dada.py") from error
-    if kind not in ("DADAResNet", "DADATimm"):
-        raise UserError(f"the backbone of {args.config} is a {kind}, which loads weights unchecked; make it "
-                        "DADAResNet, as configs/retinanet_r50_dada.py does")
+    model = config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("backbone"), dict) or "type" not in model["backbone"]:
+        raise UserError(f"{args.config} is no detector's config (it lacks model.backbone); give one of MMDetection's, or "
+                        "one such as configs/retinanet_r50_dada.py")
+    from dada_det.engine.detect.adopt import adopt
+
+    adopt(config, args.backbone, args.config)
+    init = config.model.backbone.get("init_cfg")
     if not isinstance(init, dict) or not (args.backbone or isinstance(init.get("checkpoint"), str)):
         raise UserError(f"{args.config} names no backbone file: model.backbone.init_cfg is {init}; make it "
                         "dict(type='Pretrained', checkpoint=FILE), as configs/retinanet_r50_dada.py does")

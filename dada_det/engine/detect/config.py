@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from dada_det.data.checks import CocoLayout
+from dada_det.engine.detect.adopt import STRIDES
 from dada_det.engine.evaluate.figures import has_faster_evaluator
 from dada_det.errors import UserError
 from dada_det.models.backbone import ARCHITECTURE, architecture_of
@@ -17,7 +18,6 @@ GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
 KEPT = ("frozen_stages", "norm_eval", "norm_cfg", "init_cfg")  # of a backbone's options, where another takes its place
 RESNET_ONLY = ("depth", "num_stages", "out_indices", "style")
 COCO_METRICS = ("CocoMetric", "FasterCocoMetric")  # evaluators that get their ids numbered (NumberedCocoMetric)
-MAPS = 4  # that a neck takes
 
 
 def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> None:
@@ -69,13 +69,17 @@ def use_backbone(config: Config) -> None:
         return
     from dada_det.engine.detect.guard import feature_maps  # imports mmdet
 
-    strange = set(before) - {"type", "architecture", *KEPT, *RESNET_ONLY}
-    if strange or len(config.model.get("neck", {}).get("in_channels", [])) != MAPS:
+    strange = set(before) - {"type", "architecture", "strides", *KEPT, *RESNET_ONLY}
+    channels = config.model.get("neck", {}).get("in_channels", [])
+    strides = STRIDES[-len(channels):]
+    maps = before.get("out_indices", range(len(STRIDES)))  # of a ResNet
+    if strange or not 1 <= len(channels) <= len(STRIDES) or (before.type == "DADAResNet" and \
+            tuple(STRIDES[place] for place in maps) != strides):
         raise UserError(f"{config.filename} has a ResNet of its own kind ({', '.join(sorted(strange)) or 'another neck'}), "
                         f"and timm's {architecture} cannot take its place; give a config such as "
                         "configs/retinanet_r50_dada.py")
-    config.model.neck.in_channels = feature_maps(architecture).feature_info.channels()
-    config.model.backbone = {"type": "DADATimm", "architecture": architecture,
+    config.model.neck.in_channels = feature_maps(architecture, strides).feature_info.channels()
+    config.model.backbone = {"type": "DADATimm", "architecture": architecture, "strides": strides,
                              **{name: before[name] for name in KEPT if name in before}}
 
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.detect.adopt import STRIDES
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
 from dada_det.models.backbone import load_backbone, timm_features
@@ -32,9 +34,6 @@ with contextlib.redirect_stdout(io.StringIO()):
     from mmdet import datasets, evaluation  # noqa: F401
     from mmdet.models.backbones import ResNet
     from mmdet.registry import MODELS
-
-
-STRIDES = (4, 8, 16, 32)  # of the feature maps that the detectors' necks take
 
 
 class Guarded(BaseModule):
@@ -92,21 +91,23 @@ class DADAResNet(Guarded, ResNet):
 
 @MODELS.register_module()
 class DADATimm(Guarded):
-    """A network of timm's, its feature maps at STRIDES, Guarded; options as MMDetection's ResNet has them.
+    """A network of timm's, its feature maps at `strides`, Guarded; options as MMDetection's ResNet has them.
 
     Args:
         architecture: timm's name.
-        frozen_stages: so many of the four maps, and what comes before, keep the file's weights and statistics.
+        strides: of the maps that the neck takes.
+        frozen_stages: so many of the maps, and what comes before, keep the file's weights and statistics.
         norm_eval: BatchNorm keeps the file's statistics.
         norm_cfg: type SyncBN makes BatchNorm that; requires_grad=False keeps its scales and shifts. Other normalisation
             layers stay as the network has them.
     """
 
     def __init__(self, architecture: str, frozen_stages: int = -1, norm_eval: bool = False,
-                 norm_cfg: dict[str, Any] | None = None, init_cfg: dict[str, Any] | None = None) -> None:
+                 norm_cfg: dict[str, Any] | None = None, init_cfg: dict[str, Any] | None = None,
+                 strides: Sequence[int] = STRIDES) -> None:
         super().__init__(init_cfg)
         self.architecture, self.frozen_stages, self.norm_eval = architecture, frozen_stages, norm_eval
-        self.maps = feature_maps(architecture)
+        self.maps = feature_maps(architecture, strides)
         norm_cfg = norm_cfg or {}
         if norm_cfg.get("type") == "SyncBN":
             from timm.layers import convert_sync_batchnorm
@@ -155,31 +156,31 @@ class DADATimm(Guarded):
         return list(self.maps.model.modules())[:last[-1] + 1]
 
 
-def feature_maps(architecture: str) -> Any:
-    """timm's network without what comes after its last feature map; gives float [B,C,H/s,W/s] for each s of STRIDES.
+def feature_maps(architecture: str, strides: Sequence[int] = STRIDES) -> Any:
+    """timm's network without what comes after its last feature map; gives float [B,C,H/s,W/s] for each s of `strides`.
 
     UserError where it has no such maps for images of every size.
     """
     import timm  # takes seconds
 
     def build() -> Any:
-        strides = timm_features(architecture)["strides"]
-        if not set(STRIDES) <= set(strides):
-            raise ValueError(f"its maps have the strides {', '.join(map(str, strides))}")
+        own = timm_features(architecture)["strides"]
+        if not set(strides) <= set(own):
+            raise ValueError(f"its maps have the strides {', '.join(map(str, own))}")
         return timm.create_model(architecture, pretrained=False, features_only=True, feature_cls="getter",
-                                 out_indices=[strides.index(stride) for stride in STRIDES])
+                                 out_indices=[own.index(stride) for stride in strides])
 
     try:
         with torch.device("meta"):
             network = build().eval()
             for height, width in ((96, 160), (128, 64)):
                 shapes = [tuple(found.shape[2:]) for found in network(torch.zeros(1, 3, height, width))]
-                if shapes != [(height // stride, width // stride) for stride in STRIDES]:
+                if shapes != [(height // stride, width // stride) for stride in strides]:
                     raise ValueError(f"its maps of {height} x {width} px are {shapes}")
     except Exception as error:  # networks built for one size, or without maps, raise errors of many types
         why = str(error).strip() or type(error).__name__
-        raise UserError(f"timm's {architecture} cannot be a detector's backbone, which gives maps at strides 4, 8, 16 and "
-                        f"32 for images of any size ({why}); pretrain another") from error
+        raise UserError(f"timm's {architecture} cannot be a detector's backbone, which gives maps at strides "
+                        f"{', '.join(map(str, strides))} for images of any size ({why}); pretrain another") from error
     return build()
 
 

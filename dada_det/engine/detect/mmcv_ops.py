@@ -1,4 +1,4 @@
-"""mmcv's three operators that the detectors call, from torchvision, where mmcv was installed without its own.
+"""mmcv's operators that the detectors call, from torchvision, where mmcv was installed without its own.
 
 mmcv looks its compiled operators up in the module `mmcv._ext`. `install()` registers a stand-in under that name; it
 does nothing where the compiled module is present. The functions keep mmcv's argument order and meaning and, as mmcv's
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import ops
 
+from dada_det.engine.detect import deformable_ops
 from dada_det.errors import UserError
 
 NAME = "mmcv._ext"
@@ -127,7 +128,7 @@ def install() -> bool:
     module = _Operators(NAME)
     module.__spec__ = ModuleSpec(NAME, loader=None)  # mmengine and pkgutil look for one
     for operator in (nms, roi_align_forward, roi_align_backward, sigmoid_focal_loss_forward,
-                     sigmoid_focal_loss_backward):
+                     sigmoid_focal_loss_backward, *deformable_ops.OPERATORS):
         setattr(module, operator.__name__, operator)
     sys.modules[NAME] = module
     return True

@@ -84,7 +84,9 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
             _say_once(note)
     runner.train()
     if is_main_process():
-        print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {_last_scores(runner)}")
+        adopted = f"; {config.adopted}" if config.get("adopted") else ""
+        print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {_last_scores(runner)}"
+              f"{adopted}")
 
 
 def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoint: str, test_dev: bool,

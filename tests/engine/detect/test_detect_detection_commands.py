@@ -187,8 +187,10 @@ def test_training_names_what_is_missing(backbone, coco80, tmp_path, capsys, monk
         says(capsys, test_det.main if "none" in command else train_det.main,
              [*command, *flags(backbone, coco80), "--cfg-options", "model.backbone.init_cfg=None"],
              "names no backbone file: model.backbone.init_cfg is None; make it dict(type='Pretrained', checkpoint=FILE)")
-    says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--cfg-options", "model.backbone.type=ResNet"],
-         "is a ResNet, which loads weights unchecked")
+    says(capsys, train_det.main, ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "--data", coco80],
+         "names no backbone file of this project's; give one with --backbone")
+    says(capsys, train_det.main, ["mmdat::retinanet/retinanet_r50_fpn_1x_coco.py", *flags(backbone, coco80)],
+         "is of the package mmdat, which is not installed")
     assert not (tmp_path / "work_dirs").exists()
 
 

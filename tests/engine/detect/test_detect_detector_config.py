@@ -16,7 +16,8 @@ from dada_det.models.backbone import IMAGENET, export_backbone
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
-EPOCHS = {"": (12, [8, 11]), "_2x": (24, [16, 22]), "_ms3x": (12, [9, 11])}  # ms3x: each epoch passes three times
+# ms3x: each epoch passes three times
+EPOCHS = {"": (12, [8, 11]), "_2x": (24, [16, 22]), "_ms3x": (12, [9, 11]), "_adamw": (12, [8, 11])}
 SOURCES = {
     "retinanet": "retinanet/retinanet_r50_fpn_1x_coco.py",
     "retinanet_2x": "retinanet/retinanet_r50_fpn_2x_coco.py",
@@ -25,6 +26,9 @@ SOURCES = {
     "faster_rcnn_2x": "faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py",
     "faster_rcnn_ms3x": "faster_rcnn/faster-rcnn_r50_fpn_ms-3x_coco.py",
     "mask_rcnn": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "retinanet_adamw": "resnet_strikes_back/retinanet_r50-rsb-pre_fpn_1x_coco.py",
+    "faster_rcnn_adamw": "resnet_strikes_back/faster-rcnn_r50-rsb-pre_fpn_1x_coco.py",
+    "mask_rcnn_adamw": "resnet_strikes_back/mask-rcnn_r50-rsb-pre_fpn_1x_coco.py",
     "mask_rcnn_2x": "mask_rcnn/mask-rcnn_r50_fpn_2x_coco.py",
     "mask_rcnn_ms3x": "mask_rcnn/mask-rcnn_r50_fpn_ms-poly-3x_coco.py",
 }
@@ -87,7 +91,9 @@ def test_schedule_batch_and_learning_rate(name, schedule):
     assert (config.train_cfg.max_epochs, steps.milestones) == EPOCHS[schedule]
     assert (steps.end, steps.gamma, steps.by_epoch) == (config.train_cfg.max_epochs, 0.1, True)
     assert (warmup.type, warmup.begin, warmup.end, warmup.by_epoch) == ("LinearLR", 0, 500, False)
-    assert config.optim_wrapper.optimizer.lr == (0.01 if name == "retinanet" else 0.02)
+    rate = (0.01 if name == "retinanet" else 0.02) / (100 if schedule == "_adamw" else 1)
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(rate)
+    assert config.optim_wrapper.optimizer.type == ("AdamW" if schedule == "_adamw" else "SGD")
     assert config.auto_scale_lr == {"enable": True, "base_batch_size": 16}
     assert config.train_dataloader.batch_size == 2
     dataset = config.train_dataloader.dataset

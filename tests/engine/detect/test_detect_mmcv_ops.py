@@ -138,10 +138,10 @@ def test_mmdet_s_python_focal_loss_agrees():
 
 
 def test_any_other_operator_fails_when_called_and_says_how_to_build_mmcv():
-    from mmcv.ops import soft_nms
+    from mmcv.ops import nms_match
 
-    with pytest.raises(UserError, match=r"no stand-in for softnms; build mmcv .*pip install --no-build-isolation"):
-        soft_nms(torch.zeros(1, 4), torch.zeros(1))
+    with pytest.raises(UserError, match=r"no stand-in for nms_match; build mmcv .*pip install --no-build-isolation"):
+        nms_match(torch.zeros(1, 5), 0.5)
 
 
 def test_module_has_a_spec_and_no_invented_dunders():

@@ -1,0 +1,98 @@
+"""MMDetection's own configs and anybody's: the backbone goes behind the guard, and nothing else changes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dada_det.commands import train_det
+from dada_det.commands.common import load_config
+from dada_det.engine.detect.adopt import adopt
+from dada_det.engine.detect.config import use_backbone
+from dada_det.errors import UserError
+from dada_det.models.backbone import IMAGENET, export_backbone
+from dada_det.models.classifiers import build_classifier
+from tests.engine.detect.test_detect_detection_commands import write_coco
+
+ATSS = "mmdet::atss/atss_r50_fpn_1x_coco.py"
+RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Random weights of a ResNet-50 and of timm's resnet18, as pretraining exports them."""
+    folder, written = tmp_path_factory.mktemp("backbones"), {}
+    for name in ("resnet50", "resnet18"):
+        written[name] = str(folder / f"{name}.pth")
+        export_backbone(build_classifier(name, 0, 224).state_dict(), written[name],
+                        {**IMAGENET, "classes": [], "policy_sha256": None}, name)
+    return written
+
+
+def differing(before: object, after: object, place: str = "") -> set[str]:
+    """The places at which two configs differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return set().union(*(differing(before.get(key), after.get(key), f"{place}.{key}".lstrip("."))
+                             for key in {*before, *after}))
+    return set() if before == after else {place}
+
+
+@pytest.mark.parametrize("config", [
+    ATSS, "mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py", "mmdet::detr/detr_r50_8xb2-150e_coco.py",
+    "mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py", "mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py"])
+def test_a_resnet_is_put_behind_the_guard_and_nothing_else_changes(config: str, files: dict[str, str]) -> None:
+    before, after = load_config(config), load_config(config)
+    adopt(after, files["resnet50"], config)
+    init = {place for place in differing(before.to_dict(), after.to_dict()) if place.startswith("model.backbone.init_cfg")}
+    assert differing(before.to_dict(), after.to_dict()) - init == {"model.backbone.type", "custom_imports", "custom_hooks",
+                                                                    "adopted"}
+    assert after.model.backbone.type == "DADAResNet" and after.model.backbone.init_cfg.checkpoint == files["resnet50"]
+    assert {"type": "BackboneGuardHook"} in after.custom_hooks
+    assert "dada_det.engine.detection" in after.custom_imports["imports"]
+    assert after.adopted == "the config's ResNet is behind the guard as DADAResNet, all else is as it was"
+
+
+def test_timms_networks_take_the_place_of_a_resnet_and_of_others(files: dict[str, str]) -> None:
+    dino = load_config("mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py")
+    adopt(dino, files["resnet18"], "dino")
+    use_backbone(dino)
+    assert tuple(dino.model.backbone.strides) == (8, 16, 32) and dino.model.neck.in_channels == [128, 256, 512]
+    rtmdet = load_config(RTMDET)
+    adopt(rtmdet, files["resnet18"], "rtmdet")
+    use_backbone(rtmdet)
+    assert rtmdet.model.backbone.type == "DADATimm" and rtmdet.model.neck.in_channels == [128, 256, 512]
+    assert rtmdet.adopted == "the config's CSPNeXt made place for timm's resnet18, all else is as it was"
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(files: dict[str, str]) -> None:
+    cases = [(RTMDET, files["resnet50"], {}, "is a CSPNeXt, and .* cannot take its place"),
+             (RTMDET, None, {}, "is a CSPNeXt, and no file cannot take its place"),
+             (ATSS, files["resnet50"], {"depth": 101}, "is a ResNet-101 of style='pytorch', which .* does not fill"),
+             (ATSS, files["resnet50"], {"style": "caffe"}, "is a ResNet-50 of style='caffe'")]
+    for path, file, changes, sentence in cases:
+        config = load_config(path)
+        config.model.backbone.update(changes)
+        with pytest.raises(UserError, match=sentence):
+            adopt(config, file, path)
+    guarded = load_config("configs/retinanet_r50_dada.py")
+    before = guarded.to_dict()
+    adopt(guarded, files["resnet50"], "guarded")
+    assert guarded.to_dict() == before
+
+
+def test_one_of_mmdetections_configs_trains_and_evaluates_by_its_name(files: dict[str, str], tmp_path: Path,
+                                                                      capsys: pytest.CaptureFixture) -> None:
+    data = write_coco(tmp_path / "coco", [{"id": 3, "name": "thing"}])
+    scales = [f"{part}_dataloader.dataset.pipeline.{step}.scale=(64,64)"
+              for part, step in (("train", 2), ("val", 1), ("test", 1))]
+    loaders = [f"{part}_dataloader.{entry}" for part in ("train", "val", "test")
+               for entry in ("num_workers=0", "persistent_workers=False")]
+    argv = [ATSS, "--backbone", files["resnet50"], "--data", str(data), "--work-dir", str(tmp_path / "w"), "--cfg-options",
+            "train_cfg.max_epochs=1", *scales, *loaders]
+    assert train_det.main(argv) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"atss_r50_fpn_1x_coco  done: wrote {tmp_path}/w/epoch_1.pth")
+    assert last.endswith("; the config's ResNet is behind the guard as DADAResNet, all else is as it was")
+    trained = torch.load(tmp_path / "w/epoch_1.pth", weights_only=False)["state_dict"]  # of this test's own making
+    file = torch.load(files["resnet50"], weights_only=True)
+    assert torch.equal(trained["backbone.conv1.weight"], file["conv1.weight"])  # frozen_stages=1
