@@ -18,3 +18,4 @@ policy_optimizer = dict(lr=None, betas=(0.5, 0.999))  # lr None: 0.02, and 5e-3 
 
 backbone = "work_dirs/pretrain_r50_none/r50.pth"
 backbone_command = "tools/pretrain_r50.sh --policy none --work-dir work_dirs/pretrain_r50_none"
+checkpoint = dict(seconds=60)

@@ -11,3 +11,4 @@ epochs = 3
 classifier = dict(name="convnet")
 base_batch_size = 48
 weights_optimizer = dict(lr=0.05)
+checkpoint = dict(seconds=0)

@@ -12,3 +12,4 @@ epochs = 6
 classifier = dict(name="convnet")
 base_batch_size = 24
 weights_optimizer = dict(lr=0.02)
+checkpoint = dict(seconds=0)

@@ -19,3 +19,4 @@ data = dict(root="data/demo/coco", demo=True, images=40)
 image_size = 128
 epochs = 2
 weights_optimizer = dict(lr=0.02)
+checkpoint = dict(seconds=0)

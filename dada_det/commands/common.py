@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dada_det.engine.runtime.environment import check_processes, started_processes
 from dada_det.errors import UserError
 
 SENTENCES = "DADA_DET_SENTENCES"  # names the file in which the processes of one command leave their mistakes
@@ -25,7 +26,8 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         argv: Sequence[str] | None = None, module: str | None = None) -> int:
     """Parses `argv`, runs `body` and returns the exit code: 0, 2 for a user's mistake, 130 for an interrupt.
 
-    With --gpus N > 1 the command starts itself again as `python -m module` in N processes (torchrun).
+    With --gpus N > 1 the command starts itself again as `python -m module` in N processes (torchrun). Where torchrun or srun
+    has started it, it joins the others before it says anything, and args.gpus is their number on all machines.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -33,8 +35,16 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
             stream.reconfigure(errors="backslashreplace")  # a file's name need not be in the terminal's encoding
     args = parser.parse_args(argv)
     try:
-        if module is not None and getattr(args, "gpus", 1) > 1 and "LOCAL_RANK" not in os.environ:
-            return start(module, argv, args.gpus)
+        if module is not None:
+            started = started_processes()
+            check_processes(args.gpus, started)
+            if args.gpus > 1 and "LOCAL_RANK" not in os.environ:
+                return start(module, argv, args.gpus)
+            if started > 1:
+                from dada_det.engine.runtime.launch import join_processes
+
+                join_processes()
+                args.gpus = started
         body(args)
         leave_group()
     except UserError as error:
@@ -102,9 +112,14 @@ def start(module: str, argv: Sequence[str], processes: int) -> int:
 
 def say(sentence: str) -> None:
     """Prints a mistake in one line; processes that `start_processes` has started hand it to their parent, which says it
-    once."""
+    once, and of those that torchrun or srun has started one says it for all."""
     shared, sentence = os.environ.get(SENTENCES), " ".join(sentence.splitlines())
     if shared is None:
+        if "LOCAL_RANK" in os.environ:
+            from dada_det.engine.runtime.launch import said_already
+
+            if said_already(sentence):
+                return
         print(sentence, file=sys.stderr)
     else:
         with open(shared, "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -164,7 +179,8 @@ def mirror_of(args: argparse.Namespace, config: Any, policys: bool | None) -> bo
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=positive, default=1, metavar="N",
-                        help="processes; without that many GPUs they talk over gloo on the CPU (default: 1)")
+                        help="processes here; without that many GPUs they talk over gloo on the CPU (default: 1); left out "
+                        "under torchrun and srun, which start them")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
                         help="change any entry of the config, as in MMDetection")
 

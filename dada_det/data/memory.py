@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dada_det.devices import move, move_all
+
 
 @dataclass(frozen=True)
 class MemoryImages:
@@ -23,8 +25,8 @@ class MemoryImages:
         return len(self.labels_N)
 
     def __getitem__(self, rows: Sequence[int] | Tensor) -> "MemoryImages":
-        """The images at `rows`, copied."""
-        index = torch.as_tensor(rows, dtype=torch.long)
+        """The images at `rows` (indices on the CPU), copied, on the device of the images; nothing waits for it."""
+        index = move(torch.as_tensor(rows, dtype=torch.long), self.images_NCHW.device)
         return MemoryImages(self.images_NCHW[index], self.labels_N[index])
 
 
@@ -37,10 +39,10 @@ def random_crop(images_BCHW: Tensor, size: int, padding: int, mirror: bool, gene
     offsets = torch.arange(size)
     rows_BS = ys[:, None] + offsets
     columns_BS = xs[:, None] + torch.where(flips[:, None], offsets.flip(0), offsets)
-    device = images_BCHW.device
+    rows_BS, columns_BS = move_all((rows_BS, columns_BS), images_BCHW.device)
     padded = F.pad(images_BCHW, (padding,) * 4) if padding else images_BCHW
-    index_B11 = torch.arange(b, device=device)[:, None, None]
-    crops_BSSC = padded.permute(0, 2, 3, 1)[index_B11, rows_BS.to(device)[:, :, None], columns_BS.to(device)[:, None, :]]
+    index_B11 = torch.arange(b, device=images_BCHW.device)[:, None, None]
+    crops_BSSC = padded.permute(0, 2, 3, 1)[index_B11, rows_BS[:, :, None], columns_BS[:, None, :]]
     return crops_BSSC.permute(0, 3, 1, 2).contiguous()
 
 

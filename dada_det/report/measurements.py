@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dada_det import __version__
 from dada_det.files import write_json
 
 Rows = list[dict[str, Any]]
@@ -27,4 +28,4 @@ def hardware() -> str:
 def write_rows(path: Path | str, rows: Rows, settings: dict[str, Any] | None = None) -> None:
     """{"hardware", "versions", "rows"} as JSON, and "settings": what the rows were measured with."""
     write_json(path, {"hardware": hardware(), "rows": rows, **({"settings": settings} if settings else {}),
-                      "versions": {name: version(name) for name in ("torch", "timm", "dada_det")}})
+                      "versions": {"torch": version("torch"), "timm": version("timm"), "dada_det": __version__}})

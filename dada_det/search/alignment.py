@@ -11,6 +11,8 @@ bfloat16 keeps eight bits: never difference against a bfloat16 loss, not even at
 
 Every function takes a classifier, whose logits [B,K] and labels [B] give cross-entropies, or a LossNetwork. Parameters that
 are frozen (requires_grad is False) are no weights; a weight that a pass does not use has a gradient of zeros.
+
+What is done to all weights is done by torch._foreach_*: on a GPU a few launches for all of them, and not one for each.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ from torch.func import functional_call, jvp
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 Ends = tuple[Weights, Weights, Tensor]  # of `ends_consuming`
 RELATIVE_STEP = 0.01  # eps = RELATIVE_STEP / ||v||, as in DARTS and DADA
 ONE_SIDED_STEP = 0.003  # its error grows with eps and not with its square (2-5 % at 0.01, under 2 % here, ResNets)
@@ -52,7 +55,7 @@ class LossNetwork(nn.Module):
 def losses_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targets_B: Targets,
               low: torch.dtype | None = None) -> Tensor:
     """Returns the loss of every image [B] at `weights`. In train mode BatchNorm uses the batch's statistics."""
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    buffers = copies(dict(network.named_buffers())) if network.training else {}
     return _losses(network, lambda *inputs: functional_call(network, {**weights, **buffers}, inputs), images_BCHW, targets_B,
                    low)
 
@@ -99,40 +102,78 @@ def gradient_at(network: nn.Module, weights: Weights, images_BCHW: Tensor, targe
 
 def _gradient(loss: Tensor, weights: Mapping[str, Tensor]) -> Weights:
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {name: torch.zeros_like(weight) if gradient is None else gradient
+    return {name: torch.zeros_like(weight) if gradient is None else laid_out_as(weight, gradient)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True)}
+
+
+def laid_out_as(weight: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the weight's strides, which torch's functions of many tensors want; mostly the gradient itself."""
+    if gradient.stride() == weight.stride():
+        return gradient
+    if all(size == 1 or own == other for size, own, other in zip(weight.shape, gradient.stride(), weight.stride(),
+                                                                 strict=True)):
+        return gradient.as_strided(weight.shape, weight.stride())  # of 1 x 1 convolutions two layouts are one
+    return torch.empty_like(weight).copy_(gradient)
+
+
+def copies(tensors: Mapping[str, Tensor]) -> Weights:
+    """New tensors of the same values: on a GPU by one launch for many where they are numbers, as BatchNorm's are."""
+    made: Weights = {}
+    for dtype in {tensor.dtype for tensor in tensors.values()}:
+        names = [name for name, tensor in tensors.items() if tensor.dtype == dtype]
+        own = [tensors[name] for name in names]
+        made |= zip(names, torch._foreach_mul(own, 1) if dtype in (torch.float32, torch.int64)
+                    else [tensor.clone() for tensor in own], strict=True)
+    return made
 
 
 @torch.no_grad()
 def step(weights: Weights, direction: Weights, size: float | Tensor) -> Weights:
     """weights + size * direction, in new tensors; the virtual step is step(w, g, -zeta)."""
+    own, along = list(weights.values()), [direction[name] for name in weights]
     if isinstance(size, float):
-        return {name: torch.add(tensor, direction[name], alpha=size) for name, tensor in weights.items()}
-    return {name: torch.addcmul(tensor, direction[name], size) for name, tensor in weights.items()}  # no wait for a device
+        moved = torch._foreach_add(own, along, alpha=size)
+    else:
+        moved = torch._foreach_mul(along, size)  # nobody waits for a size that is on a device
+        torch._foreach_add_(moved, own)
+    return dict(zip(weights, moved, strict=True))
 
 
 def norm(direction: Weights) -> Tensor:
     """The Euclidean norm over all tensors."""
-    return torch.stack([tensor.norm() for tensor in direction.values()]).norm()
+    return torch.stack(torch._foreach_norm(list(direction.values()))).norm()
 
 
 def inner(first: Weights, second: Weights) -> Tensor:
     """The inner product over all tensors: of a batch's gradient with v it is the mean of the batch's rewards, exactly."""
-    return torch.stack([tensor.flatten() @ second[name].flatten() for name, tensor in first.items()]).sum()
+    return dot(list(first.values()), [second[name] for name in first])
+
+
+def dot(first: Tensors, second: Tensors) -> Tensor:
+    """The sum of all products of two lists of dense tensors; on a GPU in a few launches, however many tensors they hold."""
+    if not first[0].is_cuda:
+        return torch.stack([one.flatten() @ other.flatten() for one, other in zip(first, second, strict=True)]).sum()
+    return torch.cat([in_memory_order(product) for product in torch._foreach_mul(first, second)]).sum()
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """A view of a dense tensor's numbers, one after the other, without a copy whatever its layout."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 @torch.no_grad()
 def ends_consuming(weights: Weights, direction: Weights, relative_step: float = RELATIVE_STEP) -> Ends:
     """(weights + eps v, weights - eps v, eps) of a central difference along v, eps = relative_step / ||v||.
 
-    Empties the dictionary `direction`: a tensor that nobody else holds is freed as soon as its two ends are there.
+    Empties the dictionary `direction`: its tensors are freed here where nobody else holds them.
     """
     epsilon = relative_step / norm(direction).clamp_min(1e-12)
-    above, below = {}, {}
-    for name, tensor in weights.items():
-        v = direction.pop(name)
-        above[name], below[name] = torch.addcmul(tensor, v, epsilon), torch.addcmul(tensor, v, -epsilon)
-    return above, below, epsilon
+    own = list(weights.values())
+    moves = torch._foreach_mul([direction.pop(name) for name in weights], epsilon)
+    above = torch._foreach_add(own, moves)
+    torch._foreach_neg_(moves)
+    torch._foreach_add_(moves, own)
+    return dict(zip(weights, above, strict=True)), dict(zip(weights, moves, strict=True)), epsilon
 
 
 @torch.no_grad()

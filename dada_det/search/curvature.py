@@ -12,7 +12,7 @@ Fisher matrix, from the squares of the gradients that a step computes anyway.
 import torch
 from torch import Tensor, nn
 
-from dada_det.search.alignment import Weights, trainable
+from dada_det.search.alignment import Weights, dot, trainable
 
 DAMPING = 0.1  # of the mean square: no weight counts more than ten times the mean one
 SQUARES_DECAY = 0.95  # a mean over some twenty training batches
@@ -39,9 +39,13 @@ class RunningMean(nn.Module):
     @torch.no_grad()
     def add(self, values: Weights, scale: Weights | Tensor) -> None:
         """mean <- decay * mean + (1 - decay) * scale * value; scale: one number, or one a weight."""
-        for name, mean in self.means.items():
-            mean.mul_(self.decay)
-            mean.addcmul_(values[name], scale if isinstance(scale, Tensor) else scale[name], value=1 - self.decay)
+        means = self.means
+        own, new = list(means.values()), [values[name] for name in means]
+        torch._foreach_mul_(own, self.decay)
+        if isinstance(scale, Tensor):
+            torch._foreach_add_(own, torch._foreach_mul(new, scale * (1 - self.decay)))
+        else:
+            torch._foreach_addcmul_(own, new, [scale[name] for name in means], value=1 - self.decay)
 
 
 class RunningDirection(nn.Module):
@@ -64,15 +68,15 @@ def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Wei
     L_train. By Sherman and Morrison's formula the second term takes out of the direction what agrees with g: every step of
     the training goes there, whatever the policy, and with it the mean reward of the batch that g is of becomes 0.
     """
-    mean = torch.stack([square.sum() for square in squares.values()]).sum() / sum(s.numel() for s in squares.values())
-    scale = 1 / mean.clamp_min(1e-30)
-    inverses, along, length = {}, [], []
-    for name, own in gradient.items():
-        inverse = inverses[name] = (squares[name] * scale).add_(DAMPING).reciprocal_()
-        divided = (own * inverse).flatten()
-        along.append(divided @ direction[name].flatten())
-        length.append(divided @ own.flatten())
-    share = torch.stack(along).sum() / torch.stack(length).sum().clamp_min(1e-30)
-    for name, inverse in inverses.items():
-        inverse.mul_(torch.addcmul(direction[name], gradient[name], share, value=-1))
-    return inverses
+    own, along, power = list(gradient.values()), [direction[name] for name in gradient], [squares[name] for name in gradient]
+    mean = torch.stack(torch._foreach_norm(power, 1)).sum() / sum(square.numel() for square in power)  # none is negative
+    inverses = torch._foreach_mul(power, 1 / mean.clamp_min(1e-30))
+    torch._foreach_add_(inverses, DAMPING)
+    torch._foreach_reciprocal_(inverses)
+    divided = torch._foreach_mul(own, inverses)
+    share = dot(divided, along) / dot(divided, own).clamp_min(1e-30)
+    del divided
+    rest = torch._foreach_mul(own, -share)
+    torch._foreach_add_(rest, along)
+    torch._foreach_mul_(inverses, rest)
+    return dict(zip(gradient, inverses, strict=True))

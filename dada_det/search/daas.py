@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dada_det.augment.space import SearchSpace
+from dada_det.devices import move
 from dada_det.errors import UserError
 from dada_det.models.darts import SuperNet
 from dada_det.models.genotype import Genotype, discretise
@@ -76,7 +77,7 @@ class JointNoise:
         return JointNoise(self.policy[index], self.gumbel_BP2EO[index])
 
     def to(self, like: Tensor) -> "JointNoise":
-        return JointNoise(self.policy.to(like), self.gumbel_BP2EO.to(like))
+        return JointNoise(self.policy.to(like), move(self.gumbel_BP2EO.to(like.dtype), like.device))
 
 
 class Daas(Algorithm[JointNoise]):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dada_det.augment.schedule import Schedule, Stage
 from dada_det.augment.space import LAST_LEVEL, AtomSpace
+from dada_det.devices import move_all
 from dada_det.errors import UserError
 from dada_det.search import alignment
 from dada_det.search.curvature import precondition
@@ -92,7 +93,8 @@ class PairNoise:
         return PairNoise(self.pairs_B2[rows], self.signs_B2[rows], self.centers_B22[rows])
 
     def to(self, like: Tensor) -> "PairNoise":
-        return PairNoise(self.pairs_B2.to(like.device), self.signs_B2.to(like), self.centers_B22.to(like))
+        signs_B2, centers_B22 = self.signs_B2.to(like.dtype), self.centers_B22.to(like.dtype)
+        return PairNoise(*move_all([self.pairs_B2, signs_B2, centers_B22], like.device))
 
 
 class Ddas(Algorithm[PairNoise]):

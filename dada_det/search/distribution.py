@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.augment.space import SearchSpace
+from dada_det.devices import move_all
 
 SHARED = ("all", "preferences", "none")  # by the sub-policies that hold an operation
 
@@ -38,8 +39,8 @@ class Noise:
         return Noise(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def to(self, like: Tensor) -> "Noise":
-        """The same noise on the device and in the dtype of `like`."""
-        return Noise(**{f.name: getattr(self, f.name).to(like) for f in fields(self)})
+        """The same noise on the device and in the dtype of `like`; on its way to a GPU one copy, for which nobody waits."""
+        return Noise(*move_all([getattr(self, f.name).to(like.dtype) for f in fields(self)], like.device))
 
 
 def draw_noise(n: int, sub_policies: int, generator: torch.Generator) -> Noise:
@@ -186,10 +187,10 @@ class PolicyDistribution(nn.Module):
     def table(self) -> list[SubPolicyRow]:
         """Returns all N sub-policies in the order of the space; their preferences sum to 1."""
         preferences = self.logits_N().double().softmax(0).tolist()
-        probabilities = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()
-        magnitudes = self.magnitude_logits_N2().double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()
+        probabilities_N2 = self.flag_logits_N2().double().sigmoid() if self.unconstrained else self.flags_N2.double()
+        magnitudes_N2 = self.magnitude_logits_N2().double().sigmoid() if self.unconstrained else self.magnitudes_N2.double()
+        probabilities, magnitudes = probabilities_N2.tolist(), magnitudes_N2.tolist()
         return [{"preference": preference, "operations": [
-            {"name": OPERATION_NAMES[o], "probability": probabilities[s, k].item(),
-             "magnitude": magnitudes[s, k].item()}
+            {"name": OPERATION_NAMES[o], "probability": probabilities[s][k], "magnitude": magnitudes[s][k]}
             for k, o in enumerate(pair)]} for s, (preference, pair) in enumerate(zip(preferences, self.space.pairs,
                                                                                      strict=True))]

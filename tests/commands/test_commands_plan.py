@@ -12,6 +12,9 @@ from tests.conftest import write_noise
 SMALL = ["classifier.name=convnet", "image_size=32"]  # at 16 px an image takes no memory that can be told
 
 
+pytestmark = pytest.mark.usefixtures("without_gpu")
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SECONDS", 0.1)
@@ -54,6 +57,21 @@ def test_pretraining_and_search_are_measured_and_planned(tmp_path: Path, capsys:
     # Measured again, a row takes the place of the old one; another config's stays.
     assert plan.main([arguments[1], "--measure", "--results", str(tmp_path / "results"), "--cfg-options", *SMALL]) == 0
     assert [row["stage"] for row in json.loads(path.read_text())["rows"]] == ["pretraining", "search"]
+
+
+@pytest.mark.parametrize("settings", [[], ["search.val_every=3"]])
+def test_a_search_is_measured_with_its_validation_passes(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from dada_det.commands.common import load_config
+    from dada_det.engine.compare import plan_steps
+    from dada_det.search import dada
+
+    stage = plan_steps.build_stage(load_config("configs/search_imagenet.py", [*SMALL, *settings]), None)
+    step, seen = stage.step(4), []
+    original = dada.validation_gradient
+    monkeypatch.setattr(dada, "validation_gradient", lambda *rest: seen.append(rest) or original(*rest))
+    for runs in (1, 2, 3):
+        step.run()
+        assert len(seen) == runs and step.steps == (3 if settings else 2)
 
 
 def test_a_plan_for_a_gpu_comes_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

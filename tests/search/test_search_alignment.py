@@ -111,3 +111,48 @@ def test_passes_of_the_search_leave_batchnorm_as_plain_training_does() -> None:
         assert torch.equal(parameter, other), name
         assert torch.equal(gradient[name], other.grad), name
     assert int(net[1].num_batches_tracked) == 1 and net[1].running_mean.abs().sum() > 0
+
+
+def test_many_tensors_are_handled_at_once_whatever_their_layout() -> None:
+    torch.manual_seed(0)
+    weights = {"a": torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last), "b": torch.rand(5, 4, 1, 1),
+               "c": torch.rand(6)}
+    v = {name: torch.rand_like(tensor) for name, tensor in weights.items()}
+    flat, along = (torch.cat([tensor.flatten() for tensor in of.values()]) for of in (weights, v))
+    torch.testing.assert_close(alignment.norm(v), along.norm())
+    torch.testing.assert_close(alignment.inner(weights, v), flat @ along)
+    products = torch.cat([alignment.in_memory_order(weights[name] * v[name]) for name in v])
+    torch.testing.assert_close(products.sum(), flat @ along)  # what a GPU sums
+    for size in (-0.25, torch.tensor(-0.25)):
+        moved = alignment.step(weights, v, size)
+        assert all(torch.equal(moved[name], weights[name] - 0.25 * v[name]) for name in v)
+        assert moved["a"].is_contiguous(memory_format=torch.channels_last)
+    kept = {name: tensor.clone() for name, tensor in v.items()}
+    above, below, epsilon = alignment.ends_consuming(weights, given := dict(v))
+    assert not given and all(torch.equal(v[name], kept[name]) for name in v)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(above[name] - tensor, epsilon * v[name], rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(tensor - below[name], epsilon * v[name], rtol=1e-3, atol=1e-7)
+
+
+def test_a_gradient_has_the_strides_of_its_weight() -> None:
+    """torch's functions of many tensors take one launch each where the layouts differ."""
+    weight = torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    gradient = torch.rand(4, 3, 3, 3)
+    laid = alignment.laid_out_as(weight, gradient)
+    assert torch.equal(laid, gradient) and laid.stride() == weight.stride()
+    narrow = torch.rand(4, 3, 1, 1)
+    other = narrow.to(memory_format=torch.channels_last).as_strided((4, 3, 1, 1), (3, 1, 3, 3))
+    laid = alignment.laid_out_as(narrow, other)
+    assert laid.stride() == narrow.stride() and laid.data_ptr() == other.data_ptr() and torch.equal(laid, other)
+    assert alignment.laid_out_as(weight, weight) is weight
+
+
+def test_copies_are_equal_and_new() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(2).double()).train()
+    buffers = dict(net.named_buffers())
+    made = alignment.copies(buffers)
+    assert made.keys() == buffers.keys()
+    for name, buffer in buffers.items():
+        assert torch.equal(made[name], buffer) and made[name].dtype == buffer.dtype
+        assert made[name].data_ptr() != buffer.data_ptr()

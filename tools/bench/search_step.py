@@ -1,10 +1,11 @@
 """What a step of the search costs: a whole step over a plain forward+backward of the same model and batch.
 
-Plain is train mode, float32, the gradient of every weight, no optimiser step. A whole step is SearchBatches.batch (crops,
-flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process; where one of several steps
-validates (val_every), the mean of as many. They take turns, these steps and PLAIN plain passes a round, nearly as long:
-what disturbs the machine for a while falls on both alike, where a single short pass would mostly be spared. The images are
-random: no kernel's time depends on them.
+Plain is train mode, the gradient of every weight, no optimiser step. On a GPU model, batch, image size and precision are
+the config's own, as the search runs it; on a CPU the batch and the images are small and all is float32. A whole step is
+SearchBatches.batch (crops, flips, noise) and Searcher.search_step with the stage's own optimisers, in the same process;
+where one of several steps validates (val_every), the mean of as many. They take turns, these steps and PLAIN plain passes
+a round, nearly as long: what disturbs the machine for a while falls on both alike, where a single short pass would mostly
+be spared. The images are random: no kernel's time depends on them.
 
 ratio             (step - the weights' own update) / mean of the round's plain passes, the median over rounds; low, high:
                   its 95 % interval
@@ -42,14 +43,15 @@ from torch.nn import functional as F
 from dada_det.commands import common
 from dada_det.data.imagenet import MARGIN
 from dada_det.data.memory import MemoryImages
+from dada_det.devices import float32_arithmetic
 from dada_det.engine.runtime.launch import read_config
 from dada_det.engine.search.loop import SearchBatches
+from dada_det.engine.search.problem import Problem
 from dada_det.engine.search.problems import classification_batches
 from dada_det.engine.search.run import METHODS, optimizers
-from dada_det.engine.search.searcher import Searcher
+from dada_det.engine.search.searcher import Searcher, build_searcher
 from dada_det.errors import UserError
 from dada_det.files import make_folder
-from dada_det.models.backbone import IMAGENET
 from dada_det.models.classifiers import build_classifier
 from dada_det.report.measurements import hardware, write_rows
 from dada_det.report.statistics import median_interval as interval
@@ -60,7 +62,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MODES = {"default": "search_{}", "paper": "search_{}_paper", "ddas": "search_ddas_{}"}  # config
 BASELINES = {"default": "batch", "paper": "none", "ddas": "unaugmented"}
 MODELS = {"wide_resnet40_2": ("cifar10", 10, 32, 32), "resnet50": ("imagenet", 120, 128, 8),
-          "convnet": ("imagenet", 10, 16, 32)}  # data of the config, classes, side in pixels, batch
+          "convnet": ("imagenet", 10, 16, 32)}  # data of the config, classes, and of a CPU side in pixels and batch
 COLUMNS = {"model": "15", "mode": "20", "ratio": "6.2f", "low": "6.2f", "high": "6.2f", "memory_ratio": "13.2f",
            "rewards_per_step": "17d", "baseline": ">12", "augmentation": "13.1%", "data": "6.1%", "weights_update": "15.2f",
            "policy_update": "14.2f", "plain_ms": "9.1f"}
@@ -89,8 +91,15 @@ class Case:
         batch = self.batches.batch(0, number % len(self.batches))
         images = self.searcher.normalise(batch.images_BCHW)
         assert isinstance(batch.targets_B, torch.Tensor)
-        labels_B = batch.targets_B
-        return lambda: F.cross_entropy(self.searcher.network(images), labels_B).backward()
+        labels_B, low = batch.targets_B, self.searcher.low
+
+        def run() -> None:
+            with float32_arithmetic():
+                with torch.autocast(self.device.type, dtype=low, enabled=low is not None):
+                    logits = self.searcher.network(images)
+                F.cross_entropy(logits.float(), labels_B).backward()
+
+        return run
 
     def plain_training(self, number: int) -> None:
         """Plain forward+backward and the weights' update."""
@@ -120,16 +129,19 @@ def build(model: str, mode: str, changes: Sequence[str], device: torch.device) -
     """The searcher of configs/search_*.py with `changes` (name=value) of its search settings, on random images."""
     data, classes, size, batch_size = MODELS[model]
     config = read_config(str(CONFIGS / f"{MODES[mode].format(data)}.py"), [f"search.{change}" for change in changes])
-    config.batch_size, config.image_size = batch_size, size
+    if device.type == "cpu":
+        config.batch_size, config.image_size = batch_size, size
+    batch_size, size = config.batch_size, config.image_size
     make_algorithm = METHODS[config.get("method", "dada")](config)
     torch.manual_seed(0)
     network = build_classifier(model, classes, size)
-    searcher = Searcher(network, make_algorithm(network), IMAGENET["mean"], IMAGENET["std"])
+    algorithm = make_algorithm(network)
     side = size if config.get("padding", 0) else round(size * MARGIN)
     halves = [MemoryImages(torch.randint(0, 256, (20 * batch_size, 3, side, side), dtype=torch.uint8).to(device),
                            torch.randint(0, classes, (20 * batch_size,)).to(device)) for _ in range(2)]
-    batches = classification_batches(config, halves[0], halves[1], searcher.algorithm)
-    searcher.to(device).train()
+    problem = Problem(lambda: network, partial(classification_batches, config, halves[0], halves[1]), {}, data_hash="")
+    batches = problem.batches(algorithm)
+    searcher = build_searcher(config, problem, network, algorithm, device).train()
     return Case(searcher, batches, optimizers(searcher, config), device)
 
 
@@ -246,8 +258,10 @@ def body(args: argparse.Namespace) -> None:
     rows = []
     for model in args.models:
         for mode in args.modes:
-            row = {"model": model, "mode": " ".join([mode, *args.settings]),
-                   **measure(build(model, mode, args.settings, device), args.rounds)}
+            case = build(model, mode, args.settings, device)
+            row = {"model": model, "mode": " ".join([mode, *args.settings]), "batch": case.batches.batch_size,
+                   "image_size": case.batches.image_size, "precision": "bfloat16" if case.searcher.low else "float32",
+                   **measure(case, args.rounds)}
             rows.append(row)
             print("  ".join(f"{row[name]:{form}}".rjust(widths[name]) for name, form in COLUMNS.items()), flush=True)
     if args.json is not None:

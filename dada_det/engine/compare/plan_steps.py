@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,9 +26,8 @@ from dada_det.engine.pretrain.recipe import precision_of
 from dada_det.engine.search.forks import Fold
 from dada_det.engine.search.problems import classification
 from dada_det.engine.search.run import METHODS, optimizers
-from dada_det.engine.search.searcher import Searcher
+from dada_det.engine.search.searcher import build_searcher
 from dada_det.errors import UserError
-from dada_det.models.backbone import IMAGENET
 from dada_det.report.plan import Demand
 
 POLICY = "dada-imagenet"  # of the samples whose processor time is taken
@@ -91,7 +91,9 @@ def detection_demand(config: Config, devices: int, images: int | None) -> Demand
 
 
 def build_stage(config: Config, data: str | None) -> Stage:
-    """The step of a config on this machine; `data`: as the stage's --data, of which the samples are."""
+    """The step of a config on this machine, as its stage runs it; `data`: as the stage's --data, for the samples."""
+    torch.backends.cudnn.benchmark = stage_of(config) == "pretraining" or bool(
+        config.get("env_cfg", {}).get("cudnn_benchmark"))
     return {"search": search_stage, "pretraining": pretraining_stage, "detection": detection_stage}[stage_of(config)](
         config, data)
 
@@ -130,7 +132,7 @@ def search_stage(config: Config, data: str | None) -> Stage:
     """On random images, few of them: a search decodes its images once, and those on the device come to the step's memory."""
     classes, padded = SEARCHED[config.kind], config.get("padding", 0)
     side = config.image_size if padded else round(config.image_size * MARGIN)
-    low = torch.bfloat16 if config.precision == "bfloat16" and device().type == "cuda" else None
+    low = config.precision == "bfloat16" and device().type == "cuda"
 
     def step(batch: int) -> TrainingStep:
         wanted = Config({**config, "batch_size": batch})
@@ -140,11 +142,16 @@ def search_stage(config: Config, data: str | None) -> Stage:
         network = problem.network()
         algorithm = METHODS[config.get("method", "dada")](wanted)(network)
         batches = problem.batches(algorithm)
-        searcher = Searcher(network, algorithm, IMAGENET["mean"], IMAGENET["std"], low).to(device()).train()
+        searcher = build_searcher(wanted, problem, network, algorithm).train()
         wrappers = optimizers(searcher, wanted)
-        last = config.epochs - 1  # after the warm-up, when the policy learns too
-        return TrainingStep(lambda: searcher.search_step(batches.batch(0, 0), wrappers, epoch=last), searcher,
-                            [wrapper.optimizer for wrapper in wrappers.values()])
+        period = algorithm.settings.val_every  # steps, one of which validates
+        epochs = itertools.count(config.epochs - 1)  # of one step each, after the warm-up, when the policy learns too
+
+        def run() -> None:
+            for epoch in itertools.islice(epochs, period):
+                searcher.search_step(batches.batch(epoch, 0), wrappers, epoch)
+
+        return TrainingStep(run, searcher, [wrapper.optimizer for wrapper in wrappers.values()], period)
 
     return Stage("search", config.classifier.name, "bfloat16" if low else "float32", step, None, 0, "")
 

@@ -21,11 +21,12 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by the names 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """A step that `run` takes again and again, and what keeps its tensors between two of them."""
+    """What `run` does again and again, `steps` steps of a training, and what keeps its tensors between two of them."""
 
     run: Callable[[], Any]
     module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
+    steps: int = 1  # of which not all need be alike: a search validates in one of several
 
     @property
     def device(self) -> torch.device:
@@ -64,14 +65,14 @@ def now(device: torch.device) -> float:
 
 
 def step_seconds(step: TrainingStep) -> float:
-    """What a step takes of a GPU, in wall time; of a CPU processor time over threads.
+    """What a step takes in the mean of a GPU, in wall time; of a CPU processor time over threads.
 
     The latter leaves out what else runs on the machine, and also how long threads wait for each other.
     """
     clock = partial(now, step.device) if step.device.type == "cuda" else time.process_time
     began = clock()
     step.run()
-    return (clock() - began) / (1 if step.device.type == "cuda" else torch.get_num_threads())
+    return (clock() - began) / step.steps / (1 if step.device.type == "cuda" else torch.get_num_threads())
 
 
 def core_seconds(make: Callable[[int], Any], indices: Iterable[int]) -> list[float]:

@@ -162,6 +162,7 @@ def use_training_hooks(config: Config, stage: str) -> None:
     exact = any(hook["type"] == "ExactResume" for hook in config.get("custom_hooks", []))
     config.default_hooks.checkpoint = {"steps": CHECKPOINT_STEPS if exact else 0,
                                        **(config.default_hooks.get("checkpoint") or {}), "type": "AtomicCheckpoint"}
+    config.default_hooks.runtime_info = {"type": "LateRuntimeInfo"}
     config.custom_hooks = [*config.get("custom_hooks", []), {"type": "LearningRateNote", "stage": stage},
                            {"type": "StopAtNaN"},
                            {"type": "ProgressLine", "stage": stage, "metrics": ["coco/bbox_mAP", "coco/segm_mAP"]}]

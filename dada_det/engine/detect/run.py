@@ -30,7 +30,7 @@ from dada_det.engine.evaluate.submission import KINDS, check_submission, submiss
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
 from dada_det.engine.runtime.hooks import ProgressLine, StampIdentity
 from dada_det.engine.runtime.identity import Identity, resume_point
-from dada_det.engine.runtime.launch import join_processes
+from dada_det.engine.runtime.launch import join_processes, say_machines
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import write_json
@@ -54,6 +54,7 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
     """
     _join(config, launcher)
+    say_machines(Path(config.filename).stem, config.work_dir, resume is not None)
     (annotations, images), val_part = layout.part("train"), layout.part("val")
     val = check_coco(*val_part)
     _demand_masks(config, summary, annotations)

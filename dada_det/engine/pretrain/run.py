@@ -35,7 +35,7 @@ from dada_det.engine.pretrain.recipe import (
 from dada_det.engine.runtime import exact_resume  # noqa: F401 (registers ExactResume)
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
 from dada_det.engine.runtime.identity import Identity, plain, resume_point
-from dada_det.engine.runtime.launch import join_processes, without_layout
+from dada_det.engine.runtime.launch import join_processes, say_machines, without_layout
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.engine.runtime.visualizer import visualizer
 from dada_det.errors import UserError
@@ -60,6 +60,7 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     """
     forbid_unsafe_loading()
     distributed = join_processes()
+    say_machines("pretrain", config.work_dir, resume)
     began = time.monotonic()
     identity = identity_of(config, policy, train)
     checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
@@ -90,7 +91,7 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
     wrapper = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False} \
         if distributed and dist.get_backend() != "nccl" else None
     parts = parts_of(config)
-    return QuietRunner(
+    runner = QuietRunner(
         model={"type": "Classifier", "classifier": network, "label_smoothing": config.label_smoothing,
                "channels_last": config.get("channels_last", False),
                "data_preprocessor": {"type": "ImagePreprocessor", "mean": prepared.mean, "std": prepared.std}},
@@ -98,7 +99,7 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
         train_cfg={"by_epoch": True, "max_epochs": config.epochs}, val_cfg={}, val_evaluator={"type": "TopK"},
         optim_wrapper=optimizer(config), auto_scale_lr=scale_lr(config),
         param_scheduler=schedule(config, len(train) // parts),
-        default_hooks={"logger": {"type": "LoggerHook", "interval": 100},
+        default_hooks={"logger": {"type": "LoggerHook", "interval": 100}, "runtime_info": {"type": "LateRuntimeInfo"},
                        "checkpoint": {"type": "AtomicCheckpoint", **config.get("checkpoint", {})},
                        "param_scheduler": {"type": "SchedulePerUpdate", "parts": parts}},
         custom_hooks=[{"type": WatchImages}, {"type": "StopAtNaN"}, {"type": "SyncBuffersHook"}, *averaging(config),
@@ -108,6 +109,16 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
         env_cfg={"cudnn_benchmark": True}, load_from=str(checkpoint) if checkpoint else None,
         resume=checkpoint is not None, experiment_name="pretrain",
         cfg=without_layout(Config({**config, "model_wrapper_cfg": wrapper})))
+    if config.get("compile"):
+        # A policy asks its draws which rows each kernel needs, at each of which a graph would break: it stays outside.
+        preprocessor = unwrapped(runner).data_preprocessor
+        preprocessor.forward = torch.compiler.disable(preprocessor.forward)
+    return runner
+
+
+def unwrapped(runner: Runner) -> Any:
+    """The model without DDP around it."""
+    return runner.model.module if dist.is_initialized() else runner.model
 
 
 def policy_hash(policy: Replayable) -> str | None:
@@ -138,7 +149,7 @@ def hash_of(images: ImageList | ArrayImages) -> str:
 def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | ArrayImages, began: float) -> None:
     """Writes the backbone and the metrics of the trained network, or of its average, and prints the closing line."""
     average = next((hook.ema_model for hook in runner.hooks if isinstance(hook, AverageWeights)), None)
-    model = average.module if average else runner.model.module if dist.is_initialized() else runner.model
+    model = average.module if average else unwrapped(runner)
     figures = {name: round(runner.message_hub.get_scalar(f"val/{name}").current(), 4) for name in ("top1", "top5")}
     folder, written = Path(config.work_dir), ["metrics.json"]
     if config.classifier.name not in OWN:

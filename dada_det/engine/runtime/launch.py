@@ -3,12 +3,15 @@
 import argparse
 import ctypes
 import datetime
+import hashlib
 import logging
 import os
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +20,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
+from dada_det.engine.runtime.environment import one_gpu_each, started_processes
 from dada_det.errors import UserError
+from dada_det.files import make_folder
 
 # A process that waits longer than this for another one, which lives but does not answer, gives up. It is long because
 # rank 0 alone computes COCO's figures; one that dies is noticed within seconds, whatever stands here.
@@ -85,21 +90,23 @@ def killed_processes(error: ChildFailedError) -> dict[int, int]:
 
 
 def join_processes() -> bool:
-    """Joins the process group that torchrun announced; returns whether there is one.
+    """Joins the process group that torchrun or Slurm has announced; returns whether there is one.
 
     mmengine's own start calls torch.cuda.set_device even without a GPU, so the group is made here, before the Runner.
     """
+    started_processes()
     if "LOCAL_RANK" not in os.environ:
         return False
     # A launcher that is killed cannot end its processes; left alone they would write beside those that resume.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not dist.is_initialized():
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        enough = torch.cuda.device_count() >= local_size
+        devices = torch.cuda.device_count()
+        enough = devices >= local_size or (devices == 1 and one_gpu_each(local_size))
         if enough:
-            torch.cuda.set_device(local_rank)
+            torch.cuda.set_device(local_rank if devices > 1 else 0)
         elif int(os.environ["RANK"]) == 0:
-            print(f"warning: {local_size} processes but {torch.cuda.device_count()} CUDA devices: they share "
+            print(f"warning: {local_size} processes but {devices} CUDA devices: they share "
                   "what there is and talk over gloo", file=sys.stderr)
         dist.init_process_group("nccl" if enough else "gloo", timeout=TIMEOUT)
     return True
@@ -113,3 +120,39 @@ def leave_processes(failed: bool = False) -> None:
     """
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
+
+
+def say_machines(stage: str, work_dir: str, resume: bool) -> None:
+    """Where several machines (nodes) work together, one line of rank 0: how many, and whether all see the work folder.
+
+    UserError where they do not and the run is to go on from a checkpoint, which rank 0's machine alone has.
+    """
+    if not dist.is_initialized() or int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
+        return
+    folder, marks = make_folder(work_dir), [f".seen-{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(marks)
+    mark = folder / marks[0]
+    if dist.get_rank() == 0:
+        mark.touch()
+    dist.barrier()
+    machines: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(machines, (socket.gethostname(), mark.exists(), os.environ["LOCAL_RANK"] == "0"))
+    if dist.get_rank() == 0:
+        mark.unlink()
+    blind = sorted({host for host, sees, _ in machines if not sees})
+    if blind and resume:
+        raise UserError(f"{folder} is not shared: {', '.join(blind[:3])} does not see what {machines[0][0]} writes there, "
+                        "and --resume needs its checkpoints; give a --work-dir that every machine sees")
+    if dist.get_rank() == 0:
+        where = (f"{folder} is not shared, and {machines[0][0]} has the results and checkpoints" if blind
+                 else f"all of them share {folder}")
+        print(f"{stage}  {len(machines)} processes on {sum(first for *_, first in machines)} nodes; {where}", flush=True)
+
+
+def said_already(sentence: str) -> bool:
+    """Whether another process of the group has said the sentence; False where nobody can be asked."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"said {hashlib.sha256(sentence.encode()).hexdigest()}", 1) > 1
+    except (RuntimeError, ValueError):  # the group is not there, or its store has ended with rank 0
+        return False

@@ -20,6 +20,7 @@ from dada_det.data.coco_instances import FILTER, listed, what_is_learned
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
 from dada_det.data.groups import AUTO, group_halves, groups_of
 from dada_det.data.random import epoch_order, generator_for
+from dada_det.devices import move
 from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
 from dada_det.engine.search.detection_forks import DetectionForks
@@ -157,7 +158,7 @@ class DetectionBatches(SearchBatches):
         mine = own_part(self.batch_size)
         images, targets = self.train.batch(chosen[mine], flips[mine])
         val_images, val_targets = self.val.batch(self.own_val(step))
-        return Batch(images.to(device), targets, val_images.to(device), val_targets,
+        return Batch(move(images, device), targets, move(val_images, device), val_targets,
                      noise[draw_rows(self.settings.draws_per_image, self.batch_size)], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed(), step,
                      validates(self.settings, step, len(self)))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dada_det.data.detection import DetectionTargets
 from dada_det.data.random import generator_for
+from dada_det.devices import move, move_all
 from dada_det.engine.detect import mmcv_ops
 from dada_det.errors import UserError
 from dada_det.search.alignment import LossNetwork, Targets
@@ -81,7 +82,7 @@ class DetectorLosses(LossNetwork):
             with _same_samples(row):
                 losses.append(_total(head.loss_by_feat(*own, [sample.gt_instances], [sample.metainfo])))
             divisors.append(head._raw_positive_infos["sampling_results"][0].avg_factor)
-        anchors_B = torch.tensor(divisors, dtype=losses[0].dtype, device=losses[0].device)
+        anchors_B = move(torch.tensor(divisors, dtype=losses[0].dtype), losses[0].device)
         return torch.stack(losses) * anchors_B / anchors_B.mean()
 
     def _roi_losses(self, features: tuple[Tensor, ...], proposals_P4: list[Tensor], samples: list[Any]) -> Tensor:
@@ -105,8 +106,8 @@ def data_sample(targets: DetectionTargets, row: int, images_BCHW: Tensor) -> Any
     """The instances of image `row` as MMDetection wants them, its size without padding, and padded as for training."""
     size, square = targets.size(row, images_BCHW), tuple(images_BCHW.shape[2:])
     padded = tuple(min(-(-side // PAD_DIVISOR) * PAD_DIVISOR, most) for side, most in zip(size, square, strict=True))
-    instances = InstanceData(bboxes=targets.boxes_M4[row].to(images_BCHW),
-                             labels=targets.labels_M[row].to(images_BCHW.device))
+    boxes_M4, labels_M = move_all((targets.boxes_M4[row].to(images_BCHW.dtype), targets.labels_M[row]), images_BCHW.device)
+    instances = InstanceData(bboxes=boxes_M4, labels=labels_M)
     if targets.masks_MSS is not None:
         instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *square)
     return DetDataSample(gt_instances=instances,

@@ -51,13 +51,12 @@ class SearchBatches:
         step = epoch * len(self) + index
         generator = generator_for(self.seed, 1, step)
         chosen = epoch_order(len(self.train), self.seed, epoch)[index * self.batch_size:][:self.batch_size]
-        images = random_crop(self.train.images_NCHW[chosen], self.image_size, self.padding, self.mirror, generator)
+        train, val = self.train[chosen], self.val[self.own_val(step)]
+        images = random_crop(train.images_NCHW, self.image_size, self.padding, self.mirror, generator)
         noise = self.draw_noise(self.settings.draws_per_image * self.batch_size, generator)
-        mine, val_mine = own_part(self.batch_size), self.own_val(step)
-        rows = draw_rows(self.settings.draws_per_image, self.batch_size)
-        return Batch(images[mine].contiguous(), self.train.labels_N[chosen[mine]],
-                     center_crop(self.val.images_NCHW[val_mine], self.image_size), self.val.labels_N[val_mine],
-                     noise[rows], noise[:1],
+        mine, rows = own_part(self.batch_size), draw_rows(self.settings.draws_per_image, self.batch_size)
+        return Batch(images[mine].contiguous(), train.labels_N[mine], center_crop(val.images_NCHW, self.image_size),
+                     val.labels_N, noise[rows], noise[:1],
                      generator_for(self.seed, 2, step, world()[0]).initial_seed(), step,
                      validates(self.settings, step, len(self)))
 

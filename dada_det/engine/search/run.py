@@ -16,14 +16,14 @@ from dada_det.devices import float32_arithmetic
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
 from dada_det.engine.runtime.faults import explained
 from dada_det.engine.runtime.identity import Identity, plain, resume_point
-from dada_det.engine.runtime.launch import join_processes
+from dada_det.engine.runtime.launch import join_processes, say_machines
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.engine.runtime.visualizer import visualizer
 from dada_det.engine.search.curves import NoteCurves, pictures_of
 from dada_det.engine.search.handover import decide
 from dada_det.engine.search.leaks import LookForLeaks
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
-from dada_det.engine.search.searcher import Searcher
+from dada_det.engine.search.searcher import Searcher, build_searcher
 from dada_det.errors import UserError
 from dada_det.models.darts import SuperNet
 from dada_det.report.search_page import search_page
@@ -49,6 +49,7 @@ def run_search(config: Config, resume: bool) -> None:
     """
     forbid_unsafe_loading()
     distributed = join_processes()
+    say_machines("search", config.work_dir, resume)
     use_modes_rate(config)  # before the identity
     method = config.get("method", "dada")
     if method not in METHODS:
@@ -62,9 +63,7 @@ def run_search(config: Config, resume: bool) -> None:
     checkpoint = resume_point(config.work_dir, own, "search") if resume else None
     batches = problem.batches(algorithm)
     untried = why_no_trial(config, method, algorithm, problem)
-    device = search_device()
-    low = torch.bfloat16 if config.precision == "bfloat16" and device.type == "cuda" else None
-    searcher = Searcher(network, algorithm, problem.mean, problem.std, low, problem.apply)
+    searcher = build_searcher(config, problem, network, algorithm)
     forks = None if untried or problem.forks is None else problem.forks(searcher.normalise)
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
@@ -75,7 +74,7 @@ def run_search(config: Config, resume: bool) -> None:
         optim_wrapper=wrappers,
         param_scheduler={**{name: [] for name in wrappers.keys()},  # noqa: SIM118 (it is no dict)
                          "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
-        default_hooks={"logger": None, "sampler_seed": None,
+        default_hooks={"logger": None, "sampler_seed": None, "runtime_info": {"type": "LateRuntimeInfo"},
                        "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"},
                       {"type": "WritePolicy", "provenance": provenance, "mirror": config.mirror,
@@ -83,7 +82,7 @@ def run_search(config: Config, resume: bool) -> None:
                       {"type": "StampIdentity", "identity": own},
                       {"type": NoteCurves}, {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
         launcher="pytorch" if distributed else "none",
-        randomness={"seed": config.seed, "deterministic": device.type == "cpu"}, log_level="WARNING",
+        randomness={"seed": config.seed, "deterministic": search_device().type == "cpu"}, log_level="WARNING",
         load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None, visualizer=visualizer(config),
         experiment_name="search", cfg=config)
     with float32_arithmetic():  # TF32 keeps ten bits, too few for the difference of two nearly equal losses
@@ -92,7 +91,7 @@ def run_search(config: Config, resume: bool) -> None:
         if forks is not None:
             with explained(runner):
                 assert isinstance(algorithm, Dada)
-                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), low,
+                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), searcher.low,
                                  checkpoint is not None, provenance)
     if forks is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
@@ -131,7 +130,15 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
         for group in groups:
             group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
         adams[name] = OptimWrapper(torch.optim.Adam(groups, **options))
-    return OptimWrapperDict(weights=OptimWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
+    return OptimWrapperDict(weights=ClippingWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
+
+
+class ClippingWrapper(OptimWrapper):
+    """mmengine's wrapper, which does not log the gradient's norm: to read it would wait for the device at every step."""
+
+    def _clip_grad(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.clip_func(parameters, **self.clip_grad_kwargs)
 
 
 def use_modes_rate(config: Config) -> None:

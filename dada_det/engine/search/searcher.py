@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
@@ -13,6 +14,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from dada_det import __version__
+from dada_det.devices import float32_arithmetic
+from dada_det.engine.search.problem import Problem, search_device
 from dada_det.files import write_json
 from dada_det.search.alignment import Weights, trainable
 from dada_det.search.curvature import RunningDirection
@@ -41,15 +44,19 @@ class Searcher(BaseModel):
         self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 images as the network takes them."""
-        return (images_BCHW.to(self.mean_C11.dtype) - self.mean_C11) / self.std_C11
+        """uint8 images as the network takes them; on a GPU channels_last, as tensor cores want them."""
+        memory_format = torch.channels_last if images_BCHW.is_cuda else torch.preserve_format
+        return (images_BCHW.to(self.mean_C11.dtype, memory_format=memory_format) - self.mean_C11) / self.std_C11
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Tensor:
         """What the network makes of uint8 images; the Runner never asks for losses here, `search_step` has them."""
         return self.network(self.normalise(inputs))
 
     def search_step(self, batch: Batch, optimizers: OptimWrapperDict, epoch: int) -> dict[str, Tensor]:
-        """One step of the search; returns what is logged."""
+        """One step of the search; returns what is logged.
+
+        It computes in float32 where it is not `low`: TF32 keeps too few bits for the difference of two nearly equal losses.
+        """
         weights = optimizers["weights"]
         batch = replace(batch, noise=batch.noise.to(self.mean_C11), common_noise=batch.common_noise.to(self.mean_C11))
 
@@ -68,11 +75,25 @@ class Searcher(BaseModel):
         # Dropout draws from torch's global generator, which no checkpoint keeps.
         seeding = self.network.register_forward_pre_hook(lambda *_: torch.manual_seed(batch.network_seed) and None)
         try:
-            log = self.algorithm.step(parts, batch, zeta=weights.get_lr()["lr"][0], epoch=epoch)
+            with float32_arithmetic():
+                log = self.algorithm.step(parts, batch, zeta=weights.get_lr()["lr"][0], epoch=epoch)
         finally:
             seeding.remove()
         average_buffers(self.network)
         return log
+
+
+def build_searcher(config: Config, problem: Problem, network: nn.Module, algorithm: Algorithm,
+                   device: torch.device | None = None) -> Searcher:
+    """The Searcher of a config on `device` (default: search_device()), as the stage runs it.
+
+    On a GPU it trains and validates in config.precision, and every pass is channels_last.
+    """
+    device = device or search_device()
+    low = torch.bfloat16 if config.precision == "bfloat16" and device.type == "cuda" else None
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Searcher(network, algorithm, problem.mean, problem.std, low, problem.apply).to(device)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -59,13 +60,15 @@ class AtomicCheckpoint(CheckpointHook):
             max_keep_ckpts means the same.
         steps: after every so many steps within an epoch also iter_N.pth, which stays until the next checkpoint is on the
             disk; needs the hook ExactResume. 0: none.
+        seconds: an epoch that ends earlier than so long after the last checkpoint has none, but for the first and the last.
     """
 
-    def __init__(self, keep: int = 2, steps: int = 0, **options: Any) -> None:
+    def __init__(self, keep: int = 2, steps: int = 0, seconds: float = 0, **options: Any) -> None:
         self.keep = options.pop("max_keep_ckpts", keep)
         super().__init__(**{"interval": 1, **options})
         self.steps, self.late = steps, False
         self.written: list[str] = []  # names of the checkpoints of this run that are there, the newest last
+        self.seconds, self.last_time = seconds, -float("inf")
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -93,7 +96,8 @@ class AtomicCheckpoint(CheckpointHook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         self.late = False
-        super().after_train_epoch(runner)
+        if time.monotonic() - self.last_time >= self.seconds or self.is_last_train_epoch(runner):
+            super().after_train_epoch(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         self._write(runner, Path(self.out_dir) / self.filename_tmpl.format(step), meta)
@@ -109,7 +113,7 @@ class AtomicCheckpoint(CheckpointHook):
         self.file_backend.flush(Path(path) for path in best if path)
 
     def _write(self, runner: Runner, path: Path, meta: dict[str, Any]) -> None:
-        self.last_ckpt = str(path)
+        self.last_ckpt, self.last_time = str(path), time.monotonic()
         self.written = [*(name for name in self.written if name != path.name), path.name]
         runner.message_hub.update_info(WRITTEN, list(self.written))
         if is_main_process():
