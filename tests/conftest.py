@@ -11,10 +11,30 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools/bench"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture
+def without_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the GPU from what is asserted of a CPU (equal bits, float32, threads); a test marked `gpu` keeps it."""
+    if request.node.get_closest_marker("gpu") is None:
+        from mmengine.device import utils
+
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that the test starts
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        monkeypatch.setattr(utils, "DEVICE", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_batch_and_pil_equal_pillow(name, parity):
     assert_equal(parity, name, "cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_batch_on_a_gpu_equals_pillow(parity):
     for name in OPERATION_NAMES:
         assert_equal(parity, name, "cuda")

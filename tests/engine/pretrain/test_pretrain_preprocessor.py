@@ -83,7 +83,7 @@ def test_the_samples_hold_the_images_before_the_policy(images):
     assert sample == plain
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_images_of_the_workers_within_one_level(images):
     dataset = DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3)
     batch = next(iter(DataLoader(dataset, batch_size=12, pin_memory=True)))

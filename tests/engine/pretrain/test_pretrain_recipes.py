@@ -22,6 +22,7 @@ from dada_det.errors import UserError
 from dada_det.models.backbone import load_backbone
 from tests.conftest import write_noise
 
+pytestmark = pytest.mark.usefixtures("without_gpu")
 EMA = ["ema.momentum=0.3", "ema.update_buffers=True"]
 
 
@@ -227,14 +228,12 @@ def test_a_run_is_not_resumed_with_another_recipe(images, tmp_path, capsys):
     ([], torch.float32, True), (["precision=bfloat16"], torch.bfloat16, True),
     (["channels_last=False"], torch.float32, False)])
 def test_precision_and_memory_format_reach_the_convolutions(images, tmp_path, recorded, options, dtype, channels_last):
-    if not options and torch.cuda.is_available():
-        pytest.skip("'auto' is bfloat16 on a GPU")
     notes = recorded(flags(images, tmp_path, epochs=1, options=options))
     assert set(notes.outputs) == {(dtype, channels_last)}
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights(tmp_path, 1).values())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_float16_trains_with_a_loss_scale(images, tmp_path, recorded):
     outputs = recorded(flags(images, tmp_path, options=["precision=float16"])).outputs
     assert {dtype for dtype, _ in outputs} == {torch.float16}
@@ -254,6 +253,11 @@ def test_the_network_is_compiled_with_the_configs_arguments(images, tmp_path):
     assert max(sum("conv2d" in target for target in graph) for graph in graphs) == 3  # the whole network in one graph
     assert main(flags(images, tmp_path / "plain", epochs=1)) == 0
     assert_close(weights(tmp_path / "compiled", 1), weights(tmp_path / "plain", 1))
+    of_plain, graphs[:] = list(graphs), []
+    torch._dynamo.reset()
+    assert main(flags(images, tmp_path / "device", epochs=1,
+                      options=["compile.backend=counting", "policy_on=device"])) == 0
+    assert len(graphs) == len(of_plain)  # the policy on the device breaks no graph, and is compiled into none
 
 
 @pytest.mark.slow
@@ -332,7 +336,6 @@ def test_a_mistake_in_a_recipe_is_told_in_one_sentence(message, images, tmp_path
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_float16_is_refused_without_a_gpu(images, tmp_path, capsys):
     assert main(flags(images, tmp_path, options=["precision=float16"])) == 2
     assert "precision = 'float16' needs a GPU, and there is none here; write precision" in capsys.readouterr().err

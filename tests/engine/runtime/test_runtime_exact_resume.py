@@ -39,7 +39,7 @@ class Line(BaseModel):
         self.layers = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 8), torch.nn.Dropout(0.5))
 
     def forward(self, data, mode):
-        return {"loss": self.layers(data).square().mean()}
+        return {"loss": self.layers(data.to(self.layers[1].weight.device)).square().mean()}
 
     def train_step(self, data, optim_wrapper):
         with optim_wrapper.optim_context(self):

@@ -1,6 +1,7 @@
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmengine.runner import find_latest_checkpoint
 from torch.utils.data import DataLoader
 
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint
-from dada_det.engine.runtime.hooks import loss_of
+from dada_det.engine.runtime.hooks import atomic_checkpoint, loss_of
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 
@@ -31,7 +32,7 @@ class Line(BaseModel):
         if mode == "predict":
             return [data]
         self.steps += 1
-        return {"loss": ((self.weight - data) ** 2).mean() * self.losses.get(self.steps, 1.0)}
+        return {"loss": ((self.weight - data.to(self.weight.device)) ** 2).mean() * self.losses.get(self.steps, 1.0)}
 
     def val_step(self, data):
         return self(data, mode="predict")
@@ -42,11 +43,12 @@ class Line(BaseModel):
         return values
 
 
-def runner_for(folder, hooks, epochs=3, model=None, lr=0.1, **checkpoint):
+def runner_for(folder, hooks, epochs=3, model=None, lr=0.1, info=None, **checkpoint):
     return QuietRunner(
         model=model or Line(), work_dir=str(folder), train_dataloader=DataLoader(torch.ones(STEPS, 1)),
         train_cfg={"by_epoch": True, "max_epochs": epochs}, optim_wrapper={"optimizer": {"type": "SGD", "lr": lr}},
-        default_hooks={"logger": None, "checkpoint": {"type": "AtomicCheckpoint", **checkpoint}}, custom_hooks=hooks,
+        default_hooks={"logger": None, "checkpoint": {"type": "AtomicCheckpoint", **checkpoint},
+                       **({"runtime_info": info} if info else {})}, custom_hooks=hooks,
         experiment_name="hooks")
 
 
@@ -96,6 +98,47 @@ def test_checkpoints_within_an_epoch_go_with_the_next(present, tmp_path):
         ("iter_7.pth", ["epoch_1.pth", "iter_6.pth"]), ("epoch_2.pth", ["epoch_1.pth", "iter_7.pth"])]
     assert [path.name for path in tmp_path.glob("*.pth")] == ["epoch_2.pth"]
     assert check_checkpoint(tmp_path / "epoch_2.pth")["meta"]["epoch"] == 2
+
+
+def test_epochs_soon_after_a_checkpoint_have_none_but_the_last(present, tmp_path, monkeypatch):
+    clock = iter(range(0, 1000, 25))  # each look at it, 25 s later: one at the end of an epoch and one at a checkpoint
+    monkeypatch.setattr(atomic_checkpoint, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    runner_for(tmp_path, [], epochs=6, keep=-1, seconds=60).train()
+    assert [name for name, *_ in present] == ["epoch_1.pth", "epoch_4.pth", "epoch_6.pth"]
+
+
+class OnGpu(torch.Tensor):
+    """A loss that says it is on a GPU."""
+
+    is_cuda = True
+
+
+class Kept(Hook):
+    """What the message hub holds of the losses after each step."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        scalars = runner.message_hub.log_scalars
+        self.seen.append(len(scalars["train/loss"].data[0]) if "train/loss" in scalars else 0)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_losses_on_a_gpu_are_read_when_they_are_logged(on_gpu, tmp_path, monkeypatch):
+    """Reading one waits for the GPU; what has been read is the same."""
+    if on_gpu:
+        parse = Line.parse_losses
+        monkeypatch.setattr(Line, "parse_losses", lambda self, losses: (lambda loss, values: (
+            loss, {name: value.detach().as_subclass(OnGpu) for name, value in values.items()}))(*parse(self, losses)))
+    kept, model = Kept(), Line({step: float(step) for step in range(1, 9)})
+    runner = runner_for(tmp_path, [kept], epochs=2, model=model, info={"type": "LateRuntimeInfo", "interval": 3})
+    runner.train()
+    assert kept.seen == ([0, 0, 3, 3, 4, 6, 7, 8] if on_gpu else [1, 2, 3, 4, 5, 6, 7, 8])
+    history, _ = runner.message_hub.get_scalar("train/loss").data
+    assert len(history) == 8 and history[0] == pytest.approx(1.0)
 
 
 class Scores(BaseMetric):
