@@ -1,7 +1,7 @@
-# make setup | demo | test | test-all | lint      (everything below ./.venv and ./.uv; nothing is compiled)
+# make setup | demo | test | test-all | test-pretend | lint      (everything below ./.venv and ./.uv; nothing is compiled)
 RUN := .venv/bin/python
 
-.PHONY: setup demo test test-all lint
+.PHONY: setup demo test test-all test-pretend lint
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml uv.lock
@@ -18,6 +18,10 @@ test: setup lint
 
 test-all: setup lint
 	@$(RUN) -m pytest
+
+# The CUDA paths on a pretended GPU (gcc and ../shared/gpu/pretend; skipped by name without): slow, and a job of its own.
+test-pretend: setup
+	@DADA_DET_PRETEND=1 OMP_NUM_THREADS=1 $(RUN) -m pytest tests/pretend
 
 lint: setup
 	@$(RUN) -m ruff check .
