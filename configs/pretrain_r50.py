@@ -16,6 +16,7 @@ data = dict(root="data/imagenet", val_root=None)
 image_size = 224  # of the validation, and of the training crops at the end
 mirror = None  # random flips: True, False, or None: as the policy's file says, and where it says nothing, flips
 padding = None  # px of black on each side, as for CIFAR: crops are then cut from the image as it is, and not resized
+train_size = None  # px: of the training crops, where it is not image_size
 progressive_size = None  # px: the first epochs' crops; they grow in steps of 32 px and are image_size in the last quarter
 batch_size = 256  # over all processes
 accumulation = 1  # parts in which a batch is computed one after the other, where the memory is too small for a whole one
@@ -40,6 +41,9 @@ warmup_from = 0.0  # share of the learning rate that the warm-up starts from
 lr_drops = None  # shares of the training after which the rate falls to a tenth; None: a cosine to zero
 clip_grad = None  # norm that no update's gradient exceeds
 label_smoothing = 0.1
+mixup = dict()  # dict(mixup_alpha=0.1, cutmix_alpha=1.0): arguments of timm's Mixup, which mixes every batch
+bce_threshold = None  # a number: timm's binary cross entropy, for which mixed targets above it count as 1
+repeats = 1  # copies of each image in a batch (repeated augmentation); an epoch then sees a part of the images
 ema = dict()  # dict(momentum=2e-4, update_buffers=True), mmengine's EMAHook: its average is validated, saved and exported
 precision = "auto"  # bfloat16 on a GPU, float32 on the CPU; or "bfloat16", "float16" (with a loss scale), "float32"
 channels_last = True

@@ -120,6 +120,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
                  mirror: bool = True, interpolation: str = "bilinear", crop_share: float = VAL_SHARE) -> None:
         self.images, self.size, self.train, self.transform, self.seed = images, size, train, transform, seed
         self.padding, self.mirror, self.interpolation, self.crop_share = padding, mirror, interpolation, crop_share
+        self.copy = 0  # of the sample in the making
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -129,7 +130,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample `index`; from len(self) on these are more copies of the images, each with draws of its own."""
         images, broken = self.images, ""
+        self.copy, index = divmod(index, len(images))
         if isinstance(images, ArrayImages):
             generator = self._generator(index)
             pixels_HWC = images.images_NCHW[index].permute(1, 2, 0).contiguous()
@@ -145,7 +148,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         return {"image": to_tensor(image), **entries}
 
     def _generator(self, index: int) -> torch.Generator:
-        return generator_for(self.seed, int(self._epoch), index)
+        return generator_for(self.seed, int(self._epoch), index + self.copy * len(self.images))
 
     def _decoded(self, images: ImageList, index: int) -> tuple[Image.Image, torch.Generator, str]:
         """The part that a sample shows, the stream to go on with, and the name of the file where it does not decode."""

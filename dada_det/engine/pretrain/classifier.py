@@ -4,7 +4,8 @@ Shapes: B images, H x W pixels, K classes.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,18 +25,32 @@ from dada_det.models.darts import AUXILIARY_WEIGHT
 class Classifier(BaseModel):
     """build_classifier(**classifier) under a cross entropy with `label_smoothing`.
 
+    mixup: arguments of timm's Mixup (also CutMix), which then mixes every training batch; its draws are numpy's.
+    bce_threshold: timm's BinaryCrossEntropy in the place of the cross entropy, where targets above it count as 1.
     A network that gives (logits, auxiliary logits) in training adds AUXILIARY_WEIGHT times the second one's cross entropy.
     channels_last: weights and images lie in memory pixel by pixel, which convolutions on tensor cores want.
     """
 
     def __init__(self, classifier: Mapping[str, Any], label_smoothing: float = 0.0, channels_last: bool = False,
-                 data_preprocessor: dict[str, Any] | None = None) -> None:
+                 data_preprocessor: dict[str, Any] | None = None, mixup: Mapping[str, Any] | None = None,
+                 bce_threshold: float | None = None) -> None:
         super().__init__(data_preprocessor or {"type": "ImagePreprocessor"})
         self.network = build_classifier(**classifier)
         self.channels_last = channels_last
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.label_smoothing = label_smoothing
+        self.criterion: Callable[..., Tensor] = partial(functional.cross_entropy, label_smoothing=label_smoothing)
+        self.mixup: Callable[..., tuple[Tensor, Tensor]] | None = None
+        if mixup:
+            from timm.data import Mixup
+            from timm.loss import SoftTargetCrossEntropy
+
+            self.mixup = Mixup(**mixup, label_smoothing=label_smoothing, num_classes=classifier["num_classes"])
+            self.criterion = SoftTargetCrossEntropy()
+        if bce_threshold is not None:
+            from timm.loss import BinaryCrossEntropy
+
+            self.criterion = BinaryCrossEntropy(smoothing=label_smoothing, target_threshold=bce_threshold)
 
     def init_weights(self) -> None:
         """Nothing: the network has its weights, and mmengine would have timm's ResNets draw theirs anew."""
@@ -45,14 +60,15 @@ class Classifier(BaseModel):
 
         mode "tensor": logits [B,K]; "predict": the same as a list of B tensors [K]; "loss": {"loss": scalar}.
         """
+        if mode == "loss" and self.mixup is not None:
+            images, labels = self.mixup(images, labels)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         outputs = self.network(images)
         logits_BK, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         if mode == "loss":
             assert labels is not None
-            losses = [functional.cross_entropy(one_BK, labels, label_smoothing=self.label_smoothing)
-                      for one_BK in (logits_BK, *auxiliary)]
+            losses = [self.criterion(one_BK, labels) for one_BK in (logits_BK, *auxiliary)]
             return {"loss": losses[0] + sum(AUXILIARY_WEIGHT * loss for loss in losses[1:])}
         return list(logits_BK) if mode == "predict" else logits_BK
 

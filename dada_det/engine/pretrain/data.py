@@ -90,6 +90,8 @@ def image_sizes(config: Config) -> list[int]:
     last quarter of them. UserError where progressive_size is no smaller size, or the network takes one size only.
     """
     first, last = config.get("progressive_size"), config.image_size
+    if config.get("train_size"):
+        return [config.train_size] * config.epochs
     if first is None:
         return [last] * config.epochs
     if not (isinstance(first, int) and 8 <= first < last):
@@ -152,14 +154,21 @@ class WholeBatches(DefaultSampler):
 
     An epoch is then a whole number of updates, also where a batch is computed in parts. Fewer images than one batch are
     all kept.
+    repeats: so many copies of an image stand side by side (repeated augmentation, Hoffer et al., CVPR 2020, as timm's
+    RepeatAugSampler), and an epoch, no longer than without, sees fewer images. Copy c of image i is i + c len(dataset).
     """
 
-    def __init__(self, dataset: Sized, batch: int, seed: int) -> None:
+    def __init__(self, dataset: Sized, batch: int, seed: int, repeats: int = 1) -> None:
         super().__init__(dataset, shuffle=True, seed=seed)
-        self.kept = self.num_samples // batch * batch or self.num_samples
+        self.kept, self.repeats = self.num_samples // batch * batch or self.num_samples, repeats
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.islice(super().__iter__(), self.kept)
+        if self.repeats == 1:
+            return itertools.islice(super().__iter__(), self.kept)
+        images = len(self.dataset)
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        copies = (index + copy * images for index in order for copy in range(self.repeats))
+        return itertools.islice(copies, self.rank, self.rank + self.kept * self.world_size, self.world_size)
 
     def __len__(self) -> int:
         return self.kept
@@ -185,11 +194,11 @@ def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | Arr
     share = config.batch_size // processes
     options: dict[str, Any] = {"batch_size": share // parts, "num_workers": workers,
                                "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-    train_set = training_images(config, train, policy)
+    train_set, repeats = training_images(config, train, policy), config.get("repeats") or 1
     prepared = preprocessing(config)
     val_set = ImageFolder(val, config.image_size, train=False, padding=pixels(config, "padding"),
                           interpolation=prepared.interpolation, crop_share=prepared.crop_share)
-    return (DataLoader(train_set, sampler=WholeBatches(train_set, share, config.seed), **options),
+    return (DataLoader(train_set, sampler=WholeBatches(train_set, share, config.seed, repeats), **options),
             DataLoader(val_set, sampler=DefaultSampler(val_set, shuffle=False, round_up=False), **options))
 
 

@@ -84,6 +84,10 @@ def optimizer(config: Config) -> dict[str, Any]:
     precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU. UserError where the
     device cannot compute in it.
     """
+    if config.optimizer.type == "Lamb" and OPTIMIZERS.get("Lamb") is None:
+        from timm.optim import Lamb
+
+        OPTIMIZERS.register_module(module=Lamb)
     wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": dict(config.optimizer),
                                "accumulative_counts": parts_of(config)}
     if config.get("paramwise_cfg"):

@@ -84,7 +84,7 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
                  distributed: bool) -> Runner:
     """The Runner of the whole recipe; `compile` is mmengine's own key and reads as it stands in the config."""
     train, val = data
-    network = {"name": config.classifier.name, "num_classes": len(train.dataset.images.classes),  # type: ignore
+    network = {**config.classifier, "num_classes": len(train.dataset.images.classes),  # type: ignore
                "image_size": config.image_size, "weights": None if checkpoint else config.get("weights")}
     prepared = preprocessing(config)
     # mmengine's own wrapper of the model wants a GPU for each process.
@@ -93,7 +93,8 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
     parts = parts_of(config)
     runner = QuietRunner(
         model={"type": "Classifier", "classifier": network, "label_smoothing": config.label_smoothing,
-               "channels_last": config.get("channels_last", False),
+               "channels_last": config.get("channels_last", False), "mixup": config.get("mixup"),
+               "bce_threshold": config.get("bce_threshold"),
                "data_preprocessor": {"type": "ImagePreprocessor", "mean": prepared.mean, "std": prepared.std}},
         work_dir=config.work_dir, train_dataloader=train, val_dataloader=val,
         train_cfg={"by_epoch": True, "max_epochs": config.epochs}, val_cfg={}, val_evaluator={"type": "TopK"},

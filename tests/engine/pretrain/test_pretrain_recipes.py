@@ -1,5 +1,6 @@
 """What a pretraining config can ask for, through the Runner: sizes, averages, parts of a batch, precision, compilation."""
 
+import copy
 import json
 import re
 import subprocess
@@ -14,8 +15,12 @@ from mmengine.optim import build_optim_wrapper
 
 from dada_det.commands.common import ROOT
 from dada_det.commands.pretrain import main
+from dada_det.data.folders import scan_folder
+from dada_det.data.imagenet import ImageFolder
 from dada_det.engine.pretrain import recipe
 from dada_det.engine.pretrain import run as pretrain
+from dada_det.engine.pretrain.classifier import Classifier
+from dada_det.engine.pretrain.data import WholeBatches
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.engine.runtime.launch import read_config
 from dada_det.errors import UserError
@@ -133,6 +138,63 @@ def test_fine_tuning_from_a_file_ends_in_an_average(images, tmp_path, capsys):
     assert "classifier of 5 classes was replaced by a new one of 2" in capsys.readouterr().out
     meta = json.loads((tmp_path / "w/resnet18.json").read_text())
     assert (meta["weights"], meta["interpolation"], meta["crop_share"]) == ("ema", "bicubic", 0.95)
+
+
+@pytest.mark.parametrize("name", ["a1", "a2", "a3"])
+def test_a_step_of_resnet_strikes_back_is_the_step_of_timms_train_py(name):
+    """Its parts as train.py puts them together: Mixup, BinaryCrossEntropy, create_optimizer_v2's Lamb."""
+    config = read_config(str(ROOT / f"configs/pretrain_r50_rsb_{name}.py"), ["classifier.name=test_resnet"])
+    torch.manual_seed(2)
+    model = Classifier({**config.classifier, "num_classes": 5, "image_size": 32}, config.label_smoothing,
+                       mixup=config.mixup, bce_threshold=config.bce_threshold).train()
+    theirs = copy.deepcopy(model.network)
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(8) % 5
+    wrapper = build_optim_wrapper(model, recipe.optimizer(config))
+    mixup = timm.data.Mixup(**config.mixup, label_smoothing=config.label_smoothing, num_classes=5)
+    criterion = timm.loss.BinaryCrossEntropy(target_threshold=config.bce_threshold)
+    lamb = timm.optim.create_optimizer_v2(theirs, opt="lamb", lr=config.optimizer.lr,
+                                          weight_decay=config.optimizer.weight_decay)
+    for step in range(3):
+        np.random.seed(step)
+        torch.manual_seed(step)  # drop path
+        ours = model.train_step({"image": images, "label": labels}, wrapper)["loss"]
+        np.random.seed(step)
+        torch.manual_seed(step)
+        mixed, targets = mixup(model.data_preprocessor({"image": images, "label": labels})["images"], labels)
+        loss = criterion(theirs(mixed), targets)
+        loss.backward()
+        lamb.step()
+        lamb.zero_grad()
+        assert float(ours) == pytest.approx(float(loss), abs=1e-6)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(model.network.state_dict()[name], tensor, atol=1e-6, rtol=1e-6)
+    first = timm.create_model("test_resnet", num_classes=5).state_dict()["fc.weight"]
+    assert not torch.allclose(first, theirs.state_dict()["fc.weight"])
+
+
+def test_repeated_augmentation_shows_copies_with_draws_of_their_own(images):
+    train = scan_folder(images / "train")
+    folder = ImageFolder(train, 12, train=True, seed=3)
+    sampler = WholeBatches(folder, batch=5, seed=1, repeats=3)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 15 and [place % 16 for place in order[:3]] == [order[0] % 16] * 3
+    assert sorted(place // 16 for place in order[:3]) == [0, 1, 2] and len({place % 16 for place in order}) == 5
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    copies = [folder[order[0] % 16 + 16 * copy] for copy in range(3)]
+    assert len({copy["label"] for copy in copies}) == 1
+    assert not torch.equal(copies[0]["image"], copies[1]["image"])
+    assert torch.equal(copies[1]["image"], folder[order[0] % 16 + 16]["image"])
+
+
+def test_the_shortest_recipe_of_resnet_strikes_back_runs(images, tmp_path, recorded):
+    notes = recorded(["--config", "configs/pretrain_r50_rsb_a3.py", "--policy", "one-op", "--data", str(images),
+                      "--work-dir", str(tmp_path), "--image-size", "32", "--batch-size", "8", "--epochs", "1",
+                      "--cfg-options", "classifier.name=test_resnet", "workers=0", "train_size=24", "repeats=3"])
+    assert notes.sides == [24, 24]
+    meta = json.loads((tmp_path / "test_resnet.json").read_text())
+    assert (meta["interpolation"], meta["crop_share"]) == ("bicubic", 0.95)
 
 
 def average_of(states, momentum, every=1):

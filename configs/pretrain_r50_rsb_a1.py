@@ -1,0 +1,25 @@
+"""ResNet-50 on ImageNet as A1 of ResNet strikes back, the policy in the place of RandAugment: 600 epochs.
+
+Source: ResNet strikes back (Wightman et al., arXiv:2110.00476, Table 2) and its code, timm: LAMB, cosine after 5 epochs of
+warm-up, Mixup and CutMix, binary cross entropy with targets above 0.2 as 1, bicubic, central crop of 0.95. There RandAugment
+7/0.5 acts on each image where --policy does here. Ours differs in the cosine, which ends at zero, and in bfloat16.
+Command: tools/pretrain_r50.sh --config configs/pretrain_r50_rsb_a1.py --policy work_dirs/search_imagenet/policy.json \\
+    --data data/imagenet --gpus 8
+Control: the same with --policy none (or rand, trivial).
+Hardware: eight GPUs, or one with --cfg-options accumulation=8. Hours: not run.
+Number to expect: not run; published for RandAugment: top-1 80.4 %.
+"""
+
+_base_ = "pretrain_r50.py"
+batch_size = 2048
+epochs = 600
+interpolation = "bicubic"
+crop_share = 0.95
+classifier = dict(name="resnet50", drop_path_rate=0.05)
+optimizer = dict(_delete_=True, type="Lamb", lr=5e-3, weight_decay=0.01)
+paramwise_cfg = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+auto_scale_lr = dict(base_batch_size=2048)
+label_smoothing = 0.1
+mixup = dict(mixup_alpha=0.2, cutmix_alpha=1.0)
+bce_threshold = 0.2
+repeats = 3
