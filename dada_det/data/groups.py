@@ -5,11 +5,10 @@ images whose siblings train is met by remembering, and every augmentation then l
 N images, C = 3 channels, H height, W width in pixels.
 """
 
-import math
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +25,10 @@ SIDE = 16  # of the images that are compared, in pixels
 LEAST, ONE_CLASS = 0.95, 0.98  # correlation of near copies: at least, and where there is no other class to compare with
 NEARER = 1 / 4  # of the distance between images of two classes
 FLAT = 2.0  # grey levels of standard deviation
-SAMPLE, CHUNK = 2000, 1024
-# Of leak_found. The ratio is 0.3 to 0.5 for four pictures of a sign halved one by one, by pixels and by a network's
-# features; 0.55 for digits, 0.6 to 0.8 for photographs, paintings and sketches.
-NEIGHBOURS, ENOUGH, SIBLING = 8, 12, 0.51
+SAMPLE, CHUNK, PIXELS = 2000, 1024, 2 ** 24  # images that set the threshold; rows and values computed at once
+NEIGHBOURS, ENOUGH = 8, 12  # of a leak: the nearest training images, and how many a class must have
+# In pixels: 0.42 to 0.5 for four pictures of a sign halved one by one; 0.57 for digits, 0.6 to 0.8 for photographs.
+LEAK_SIDE, SIBLING = 8, 0.51
 FARTHER = 1.15  # than training images are to each other; by sign 1.2 to 2, one by one 0.9 to 1.1
 EXPORT_HASH = re.compile(r"\.rf\.[0-9a-f]{32}$")  # Roboflow's, which it appends to the name of the image
 
@@ -132,7 +131,8 @@ def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, i
 
 def described(images_NCHW: Tensor, side: int = SIDE) -> Tensor:
     """Each image's pixels at `side` x `side` less their channel's mean: [N,F] of length 1; 0 where it is of one colour."""
-    small_NCSS = torch.cat([F.adaptive_avg_pool2d(part.float(), side) for part in images_NCHW.split(CHUNK)])
+    at_once = max(1, PIXELS // images_NCHW[0].numel())
+    small_NCSS = torch.cat([F.adaptive_avg_pool2d(part.float(), side) for part in images_NCHW.split(at_once)])
     small_ND = (small_NCSS - small_NCSS.mean((2, 3), keepdim=True)).flatten(1)
     return F.normalize(small_ND, dim=1) * (small_ND.std(1, keepdim=True) > FLAT)
 
@@ -201,30 +201,68 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
 def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_labels_M: Tensor) -> str | None:
     """One sentence where images that validate have siblings among those that train, with the remedy; else None.
 
-    train_NF, val_MF: features of the images, such as the network's or `described` pixels. Siblings are seen by two signs:
-    for a quarter of the validation images the nearest training image of their class is so much nearer than the eighth that
-    it shows the same thing, and they are as near to it as training images are to each other (halves of whole groups keep
-    them farther). Classes of fewer than twelve training images say nothing.
+    train_NF, val_MF: a network's features of the images, which are whitened. Of a validation image the distances to the
+    training images of its class, in order, grow by a factor that falls with the rank: for images drawn one by one they grow
+    more slowly among the eight nearest than beyond, after division by what Renyi's spacings expect of each rank. Faster
+    growth there means that the nearest are siblings. Classes of fewer than twelve training images say nothing.
     """
-    mean_F = train_NF.float().mean(0)
-    train_NF, val_MF = (F.normalize(features.float() - mean_F, dim=1) for features in (train_NF, val_MF))
+    centred_NF, whitening_FK = train_NF.float() - train_NF.float().mean(0), _whitening(train_NF)
+    near, far, ratios = [], [], []
+    for distances_VN, _ in _distances(centred_NF @ whitening_FK, (val_MF.float() - train_NF.float().mean(0)) @ whitening_FK,
+                                      train_labels_N, val_labels_M):
+        expected = (1 / torch.arange(1, distances_VN.shape[1])).cumsum(0)
+        first, eighth, last = distances_VN[:, 0], distances_VN[:, NEIGHBOURS - 1], distances_VN[:, -1]
+        near.append((eighth / first).log() / expected[NEIGHBOURS - 2])
+        far.append((last / eighth).log() / (expected[-1] - expected[NEIGHBOURS - 2]))
+        ratios.append(first / eighth)
+    if not ratios or not torch.cat(near).median() > torch.cat(far).median():
+        return None
+    return _sentence(torch.cat(ratios))
+
+
+def leak_found_in_pixels(images_NCHW: Tensor, train: Sequence[int] | Tensor, val: Sequence[int] | Tensor,
+                         labels_N: Tensor) -> str | None:
+    """The same by the pixels of the images, for those that train and validate; it sees a sibling that shows the same.
+
+    A leak is where for a quarter of the validation images the nearest training image of the class is at half of the
+    distance of the eighth, and validation images are as near to training images as those are to each other (halves of whole
+    groups keep them farther).
+    """
+    pixels_NF = described(images_NCHW, LEAK_SIDE)
     ratios, val_nearest, train_nearest = [], [], []
+    for distances_VN, nearest_N in _distances(pixels_NF[train], pixels_NF[val], labels_N[train], labels_N[val]):
+        ratios.append(distances_VN[:, 0] / distances_VN[:, NEIGHBOURS - 1])
+        val_nearest.append(distances_VN[:, 0])
+        train_nearest.append(nearest_N)
+    if not ratios or torch.cat(ratios).quantile(0.25) > SIBLING \
+            or torch.cat(val_nearest).median() > FARTHER * torch.cat(train_nearest).median():
+        return None
+    return _sentence(torch.cat(ratios))
+
+
+def _whitening(features_NF: Tensor) -> Tensor:
+    """[F,K]: onto the features' principal directions, each brought to about the same standard deviation."""
+    variances_F, directions_FF = torch.linalg.eigh(torch.cov(features_NF.float().T))
+    deviations_F = variances_F.clamp_min(0).sqrt()
+    used = deviations_F > deviations_F.max() / 100
+    return directions_FF[:, used] / (deviations_F[used] + deviations_F[used].mean() / 10)
+
+
+def _distances(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor,
+               val_labels_M: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each class of enough images: the distances of its validation images to its training images, in order [V,N], and
+    of the latter to their nearest [N]; of directions, as the features are brought to length 1."""
+    train_NF, val_MF = F.normalize(train_NF, dim=1), F.normalize(val_MF, dim=1)
     for label in train_labels_N.unique():
         train, val = train_NF[train_labels_N == label], val_MF[val_labels_M == label]
-        if len(train) < ENOUGH or not len(val):
-            continue
-        val_nearest.append(torch.cat([torch.cdist(part, train).topk(NEIGHBOURS, largest=False).values
-                                      for part in val.split(CHUNK)]))
-        ratios.append(val_nearest[-1][:, 0] / val_nearest[-1][:, -1].clamp_min(1e-9))
-        train_nearest.append(torch.cat([torch.cdist(part, train).topk(2, largest=False).values[:, 1]
-                                        for part in train.split(CHUNK)]))  # the nearest is the image itself
-    if not ratios:
-        return None
-    ratio = torch.cat(ratios).quantile(0.25).item()
-    farther = torch.cat(val_nearest)[:, 0].median() > FARTHER * torch.cat(train_nearest).median()
-    if ratio > SIBLING or farther or not math.isfinite(ratio):
-        return None
+        if len(train) >= ENOUGH and len(val):
+            nearest_N = torch.cat([torch.cdist(part, train).topk(2, largest=False).values[:, 1]  # behind the image itself
+                                   for part in train.split(CHUNK)])
+            yield torch.cdist(val, train).clamp_min(1e-6).sort(1).values, nearest_N
+
+
+def _sentence(ratios_M: Tensor) -> str:
     return (f"images that belong together, such as frames of one video, seem to stand in both halves: a quarter of the "
-            f"validation images have a training image at {ratio:.2f} of the distance of their {NEIGHBOURS}th nearest or "
-            "less, and a search then undervalues augmentation; keep them on one side by --groups with an expression that "
-            "matches what their names share, or by another --val-data")
+            f"validation images have a training image at {ratios_M.quantile(0.25).item():.2f} of the distance of their "
+            f"{NEIGHBOURS}th nearest or less, and a search then undervalues augmentation; keep them on one side by --groups "
+            "with an expression that matches what their names share, or by another --val-data")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dada_det.data.folders import ImageList, offered_to_validate, scan_folder
-from dada_det.data.groups import described, group_halves, groups_of, leak_found, near_copies
+from dada_det.data.groups import group_halves, groups_of, leak_found, leak_found_in_pixels, near_copies
 from dada_det.data.imagenet import decode
 from dada_det.data.splits import halves
 from dada_det.errors import UserError
@@ -182,14 +182,10 @@ def test_signs_are_grouped_by_sign_and_renamed_ones_as_far_as_their_pixels_tell(
     names = [f"{name.partition('/')[0]}/{new}.png" for name, new in zip(images.files, renamed, strict=True)]
     hidden = groups_of(names, images.labels, "auto", pixels)
     assert "near copies" in str(hidden.said) and len(set(hidden.ids)) < len(images)
-    features, labels = described(pixels, 8), torch.tensor(images.labels)
-
-    def said(parts: tuple[list[int], list[int]]) -> str | None:
-        return leak_found(features[parts[0]], features[parts[1]], labels[parts[0]], labels[parts[1]])
-
-    leaking = said(group_halves(offered_to_validate(images, 0), hidden.ids))
+    labels = torch.tensor(images.labels)
+    leaking = leak_found_in_pixels(pixels, *group_halves(offered_to_validate(images, 0), hidden.ids), labels)
     assert leaking and "stand in both halves" in leaking and "--groups" in leaking and "--val-data" in leaking
-    assert said((train, val)) is None
+    assert leak_found_in_pixels(pixels, train, val, labels) is None
 
 
 def clusters(groups: int, members: int, spread: float, seed: int = 0) -> Tensor:
@@ -199,16 +195,25 @@ def clusters(groups: int, members: int, spread: float, seed: int = 0) -> Tensor:
     return (centres + spread * torch.randn(groups, members, 12, generator=source)).flatten(0, 1)
 
 
-@pytest.mark.parametrize("spread", [0.05, 0.2, 0.35])
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.4])
 def test_a_leak_is_found_in_features_and_halves_of_whole_groups_have_none(spread: float) -> None:
     features, labels = clusters(groups=24, members=4, spread=spread), torch.zeros(48, dtype=torch.long)
-    assert leak_found(features[::2], features[1::2], labels, labels)
+    leaking = leak_found(features[::2], features[1::2], labels, labels)
+    assert leaking and "stand in both halves" in leaking
     assert leak_found(features[:48], features[48:], labels, labels) is None
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_single_images_are_no_leak(seed: int) -> None:
-    features, labels = clusters(groups=200, members=1, spread=0, seed=seed), torch.arange(200) % 2
-    assert leak_found(features[:100], features[100:], labels[:100], labels[100:]) is None
-    few = torch.arange(200) % 25  # classes of four images that train
-    assert leak_found(features[:100], features[:100], few[:100], few[:100]) is None
+@pytest.mark.parametrize("dimensions", [12, 60])
+@pytest.mark.parametrize("images", [28, 100, 1000])
+def test_images_that_stand_alone_are_no_leak(dimensions: int, images: int) -> None:
+    source = torch.Generator().manual_seed(images + dimensions)
+    normal, uniform = (draw(2 * images, dimensions, generator=source) for draw in (torch.randn, torch.rand))
+    labels = torch.arange(2 * images) % 2
+    stretched = normal * torch.logspace(0, 2, dimensions)  # most of the variance in a few directions
+    for features in (normal, uniform, stretched, normal.relu()):
+        assert leak_found(features[:images], features[images:], labels[:images], labels[images:]) is None
+
+
+def test_small_classes_say_nothing() -> None:
+    features, labels = clusters(groups=40, members=2, spread=0.01), torch.arange(40) % 8  # five images that train
+    assert leak_found(features[::2], features[1::2], labels, labels) is None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.coco_instances import FILTER, listed, what_is_learned
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
-from dada_det.data.groups import AUTO, group_halves, groups_of
+from dada_det.data.groups import AUTO, group_halves, groups_of, leak_found_in_pixels
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.devices import move
 from dada_det.engine.detect import guard
@@ -82,12 +82,15 @@ def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
 def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetection | None = None) -> list[Fold]:
     """Two folds by halves of whole groups, which train and validate in turn; `beside`: what trains in both folds, too.
 
-    rule: see groups_of, with the images' file_name as their path.
+    rule: see groups_of, with the images' file_name as their path. One line says where the halves leak all the same, by the
+    images' pixels.
     """
     groups = groups_of(images.names, [0] * len(images), rule, images.images_NCHW)
     order = torch.randperm(len(images), generator=generator_for(seed))
     parts = [torch.tensor(part) for part in group_halves([torch.cat([order[1::2], order[::2]]).tolist()], groups.ids)]
     say_groups(groups.said)
+    if (leak := leak_found_in_pixels(images.images_NCHW, parts[0], parts[1], torch.zeros(len(images)))) and world()[0] == 0:
+        print(f"search  {leak}", flush=True)
     ids_N = torch.tensor(groups.ids)
     return [Fold(images[ours] if beside is None else beside + images[ours], images[theirs], ids_N[theirs])
             for ours, theirs in (parts, parts[::-1])]

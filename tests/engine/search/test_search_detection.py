@@ -88,6 +88,20 @@ def test_images_of_one_tile_stay_in_one_half():
             [[own[row] for row in order[side::2].sort().values.tolist()] for side in (0, 1)]
 
 
+def test_halves_that_leak_are_said_by_the_pixels(capsys):
+    source = torch.Generator().manual_seed(0)
+    scenes = torch.randint(0, 200, (12, 1, 3, 5, 5), generator=source).float()
+    coarse = (scenes + torch.randint(0, 50, (12, 4, 3, 5, 5), generator=source)).flatten(0, 1)  # four frames of each
+    pixels = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    count = len(pixels)
+    images = MemoryDetection(pixels, [torch.tensor([[0.0, 0, 9, 9]])] * count, [torch.zeros(1, dtype=torch.long)] * count,
+                             None, [f"scene{row // 4}_{row % 4}.png" for row in range(count)])
+    search_detection.halves(images, "none", seed=0)
+    assert "seem to stand in both halves" in capsys.readouterr().out
+    search_detection.halves(images, "auto", seed=0)
+    assert "stand in both halves" not in (out := capsys.readouterr().out) and "12 groups of file names" in out
+
+
 @pytest.mark.parametrize(("flags", "options"), [
     (("--val-data", "{data}/annotations/instances_val.json"), ()), (("--val-data", "{data}"), ("masks=True",)),
     ((), ("search.mode=paper",)), ((), ("search.draws_per_image=1",))],
