@@ -4,8 +4,9 @@
     python tools/bench/detectors.py --data ../shared/data/coco-tiny [--only atss detr] [--json results/detectors.json]
 
 Every config is MMDetection's own with a ResNet-50 (RTMDet's with timm's ResNet-18); the command puts the backbone behind the
-guard, as tools/train_det.py does with --backbone. Images are 128 px and there are two of each kind, so that a CPU will do;
-the backbone is random, as it is the operators that are looked at.
+guard, as tools/train_det.py does with --backbone. Images are 128 px (256 where queries are taken from the maps, of which
+smaller ones have too few places) and there are two of each kind, so that a CPU will do; the backbone is random, as it is the
+operators that are looked at.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from dada_det.commands import common, train_det
 from dada_det.errors import UserError
 
 SIDE, IMAGES = 128, 2
+LARGER = {"DINO": 256, "DDQ": 256}
 CONFIGS = {  # name -> MMDetection's config
     "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
     "ATSS": "atss/atss_r50_fpn_1x_coco.py",
@@ -79,13 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         backbones = write_backbones(place)
         few = write_few(Path(args.data), place / "few")
         for name, path in chosen.items():
-            row = {"detector": name, "config": f"mmdet::{path}", **attempt(path, few, backbones, place / Path(path).stem)}
+            row = {"detector": name, "config": f"mmdet::{path}",
+                   **attempt(path, few, backbones, place / Path(path).stem, LARGER.get(name, SIDE))}
             rows.append(row)
             print(f"{row['detector']:24} {row['seconds']:6.1f} s  {row['outcome']}", flush=True)
             if args.json:
                 from dada_det.report.measurements import write_rows
 
-                write_rows(args.json, rows, {"side": SIDE, "images": IMAGES})
+                write_rows(args.json, rows, {"images": IMAGES})
     return 0
 
 
@@ -121,7 +124,7 @@ def write_few(data: Path, few: Path) -> Path:
     return few
 
 
-def small(path: str, target: Path) -> None:
+def small(path: str, target: Path, side: int) -> None:
     """MMDetection's config with small images and a plain pipeline, for one step and one evaluation."""
     config = common.load_config(f"mmdet::{path}")
     backbone = config.model.backbone
@@ -132,7 +135,7 @@ def small(path: str, target: Path) -> None:
     masks = any(step.get("with_mask") for step in pipeline_of(config.train_dataloader.dataset))
     load = [{"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations", "with_bbox": True, **({"with_mask": True} if masks else {})},
-            {"type": "Resize", "scale": (SIDE, SIDE), "keep_ratio": True}]
+            {"type": "Resize", "scale": (side, side), "keep_ratio": True}]
     pack = {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip",
                                                    "flip_direction")}
     flip = {"type": "RandomFlip", "prob": 0.0}
@@ -155,13 +158,13 @@ def pipeline_of(dataset: Any) -> list[Any]:
     return dataset.pipeline
 
 
-def attempt(path: str, few: Path, backbones: dict[str, Path], work_dir: Path) -> dict[str, Any]:
-    """{"outcome": "runs" or why not, "seconds"} of one step and one evaluation."""
+def attempt(path: str, few: Path, backbones: dict[str, Path], work_dir: Path, side: int) -> dict[str, Any]:
+    """{"outcome": "runs" or why not, "side" in pixels, "seconds"} of one step and one evaluation."""
     began, said = time.monotonic(), io.StringIO()
     backbone = backbones["resnet18" if path.startswith("rtmdet") else "resnet50"]
     try:
         work_dir.mkdir()
-        small(path, work_dir / "config.py")
+        small(path, work_dir / "config.py", side)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = train_det.main([str(work_dir / "config.py"), "--backbone", str(backbone), "--data", str(few),
                                    "--work-dir", str(work_dir / "w")])
@@ -169,7 +172,7 @@ def attempt(path: str, few: Path, backbones: dict[str, Path], work_dir: Path) ->
         outcome = "runs" if code == 0 else lines[-1]
     except (Exception, SystemExit) as error:  # whatever a detector of somebody else's raises is what is asked for
         outcome = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return {"outcome": outcome[:300], "seconds": round(time.monotonic() - began, 1)}
+    return {"outcome": outcome[:300], "side": side, "seconds": round(time.monotonic() - began, 1)}
 
 
 if __name__ == "__main__":
