@@ -11,7 +11,8 @@ from dada_det.data.checks import CocoLayout
 from dada_det.engine.detect.adopt import STRIDES
 from dada_det.engine.evaluate.figures import has_faster_evaluator
 from dada_det.errors import UserError
-from dada_det.models.backbone import ARCHITECTURE, architecture_of
+from dada_det.files import read_json
+from dada_det.models.backbone import ARCHITECTURE, IMAGENET, architecture_of
 
 CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is what a kill costs at most
 GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
@@ -60,10 +61,12 @@ def palette_of(classes: int) -> list[tuple[int, ...]]:
 def use_backbone(config: Config) -> None:
     """Builds the detector around the network that the JSON beside its backbone file names, where that is no ResNet-50.
 
-    frozen_stages, norm_eval and norm_cfg stay as they are. UserError where the network has no maps that the neck could take,
-    or the config asks for what only a ResNet has.
+    frozen_stages, norm_eval and norm_cfg stay as they are. ImageNet's mean and std, which MMDetection's configs have, make
+    place for those of the file's JSON. UserError where the network has no maps that the neck could take, or the config asks
+    for what only a ResNet has.
     """
     before = config.model.backbone
+    follow_preprocessing(config.model.data_preprocessor, Path(before.init_cfg.checkpoint).with_suffix(".json"))
     architecture = architecture_of(before.init_cfg.checkpoint)
     if architecture == ARCHITECTURE:
         return
@@ -81,6 +84,14 @@ def use_backbone(config: Config) -> None:
     config.model.neck.in_channels = feature_maps(architecture, strides).feature_info.channels()
     config.model.backbone = {"type": "DADATimm", "architecture": architecture, "strides": strides,
                              **{name: before[name] for name in KEPT if name in before}}
+
+
+def follow_preprocessing(preprocessor: Any, beside: Path) -> None:
+    """Gives `preprocessor` the mean and std of the backbone's JSON, if it has ImageNet's; the guard compares any other."""
+    meta = read_json(beside, "backbone's meta file") if beside.is_file() else {}
+    names = [name for name in ("mean", "std") if isinstance(meta, dict) and meta.get(name)]
+    if all([round(float(value), 3) for value in preprocessor.get(name) or ()] == IMAGENET[name] for name in names):
+        preprocessor.update({name: meta[name] for name in names})
 
 
 def use_test_dev(config: Config, annotations: Path, images: Path) -> None:

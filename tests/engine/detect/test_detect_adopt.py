@@ -1,5 +1,6 @@
 """MMDetection's own configs and anybody's: the backbone goes behind the guard, and nothing else changes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from dada_det.commands import train_det
 from dada_det.commands.common import load_config
 from dada_det.engine.detect.adopt import adopt
-from dada_det.engine.detect.config import use_backbone
+from dada_det.engine.detect.config import follow_preprocessing, use_backbone
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone
 from dada_det.models.classifiers import build_classifier
@@ -62,6 +63,21 @@ def test_timms_networks_take_the_place_of_a_resnet_and_of_others(files: dict[str
     use_backbone(rtmdet)
     assert rtmdet.model.backbone.type == "DADATimm" and rtmdet.model.neck.in_channels == [128, 256, 512]
     assert rtmdet.adopted == "the config's CSPNeXt made place for timm's resnet18, all else is as it was"
+
+
+def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(tmp_path: Path) -> None:
+    beside = tmp_path / "r50.json"
+    beside.write_text(json.dumps({"mean": [127.0] * 3, "std": [128.0] * 3, "channel_order": "RGB"}))
+    preprocessor = load_config(ATSS).model.data_preprocessor
+    follow_preprocessing(preprocessor, beside)
+    assert preprocessor.mean == [127.0] * 3 and preprocessor.std == [128.0] * 3 and preprocessor.bgr_to_rgb is True
+    chosen = load_config(ATSS).model.data_preprocessor
+    chosen.mean = [1.0, 2.0, 3.0]
+    follow_preprocessing(chosen, beside)
+    assert chosen.mean == [1.0, 2.0, 3.0] and chosen.std == IMAGENET["std"]
+    unchanged = load_config(ATSS).model.data_preprocessor
+    follow_preprocessing(unchanged, tmp_path / "none.json")
+    assert unchanged.mean == IMAGENET["mean"]
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence(files: dict[str, str]) -> None:
