@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from PIL import Image
@@ -28,6 +29,7 @@ from mmdet.registry import DATASETS, TRANSFORMS  # noqa: E402
 MOST_BROKEN = 0.01  # of the images; more than that means that something is wrong with the whole folder
 MOST_THREADS = 8  # which hold a decoded image each
 BLOCK = 1024  # images that wait for a thread at a time
+DARK = 32  # an eighth of the range; see data/decode.py, where the search scales such images
 TAIL = 64  # bytes at the end of a file in which its format's end mark must stand
 MARKS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}  # first bytes -> end mark of JPEG and PNG
 
@@ -35,7 +37,8 @@ Reader = Callable[[Path], tuple[int, int] | None]
 
 
 def reader_of(pipeline: Sequence[Mapping[str, Any]]) -> Reader:
-    """What gives an image's (width, height) as the pipeline's loading step decodes it; None where it does not decode."""
+    """What gives an image's (width, height) as the pipeline's loading step decodes it; None where it does not decode, or
+    comes out black, as 8 to 12 bits stored in 16 do."""
     step = next((dict(step) for step in pipeline if "LoadImage" in str(step["type"])), {"type": "LoadImageFromFile"})
     loading = TRANSFORMS.build(step)
 
@@ -43,7 +46,10 @@ def reader_of(pipeline: Sequence[Mapping[str, Any]]) -> Reader:
         try:
             if not path.is_file() or _is_cut_off(path):  # a pipe would never end
                 return None
-            height, width = loading.transform({"img_path": str(path)})["img_shape"]
+            image = loading.transform({"img_path": str(path)})
+            if _is_lost_in_the_dark(path, image["img"]):
+                return None
+            height, width = image["img_shape"]
         except Exception:  # a decoder raises what it likes; none of it may end a training
             return None
         return int(width), int(height)
@@ -79,7 +85,7 @@ def leave_out_broken(pictures: Sequence[Picture], annotations: Path, folder: Pat
     broken = broken_images(pictures, annotations, folder, read)
     if len(broken) > max(1.0, MOST_BROKEN * len(pictures)):
         raise UserError(f"{len(broken)} of the {len(pictures)} images in {folder} do not decode, such as {listed(broken)}; "
-                        "more than 1 % is too many: put whole files there")
+                        "more than 1 % is too many: put whole files of 8 bits there")
     return broken
 
 
@@ -99,7 +105,7 @@ def demand_whole(pictures: Sequence[Picture], annotations: Path, folder: Path, r
     """UserError where an image does not decode: figures without it could not be compared with anybody's."""
     if broken := broken_images(pictures, annotations, folder, read):
         raise UserError(f"{len(broken)} of the images in {folder} do not decode, such as {listed(broken)}; an evaluation "
-                        "needs every image: put whole files there")
+                        "needs every image: put whole files of 8 bits there")
 
 
 @DATASETS.register_module()
@@ -115,6 +121,14 @@ class WholeCocoDataset(CocoDataset):
 
     def filter_data(self) -> list[dict[str, Any]]:
         return [image for image in super().filter_data() if image["file_name"] not in self.left_out]
+
+
+def _is_lost_in_the_dark(path: Path, pixels_HWC: np.ndarray) -> bool:
+    """Whether an image of more than 8 bits comes out so dark that its values were shifted away, not scaled."""
+    if pixels_HWC.max(initial=0) >= DARK:
+        return False
+    with Image.open(path) as image:
+        return image.mode.startswith(("I", "F"))
 
 
 def _is_cut_off(path: Path) -> bool:

@@ -4,6 +4,7 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -41,10 +42,26 @@ BROKEN = {"png damaged inside": damaged(PNG, PNG.index(b"IDAT") + 20), "cut png"
           "text": b"no image", "nothing": b""}
 
 
+def of_sixteen_bits(most: int, kind: str) -> bytes:
+    """An image whose values go up to `most`, stored in 16 bits."""
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, most, SIZE[0] * SIZE[1]).reshape(SIZE[::-1]).astype(np.uint16)).save(file, kind)
+    return file.getvalue()
+
+
 def pictures(folder: Path, files: dict[str, bytes], size: tuple[int, int] = SIZE) -> list[Picture]:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return [Picture(name, *size, 1, 1) for name in files]
+
+
+def test_what_opencv_shows_as_black_is_broken_and_what_is_dark_is_not(tmp_path):
+    night = io.BytesIO()
+    Image.new("RGB", SIZE, (2, 3, 4)).save(night, "PNG")
+    lost = {f"{most}.{kind}": of_sixteen_bits(most, kind) for most in (255, 4095) for kind in ("png", "tiff")}
+    files = {"deep.png": of_sixteen_bits(65535, "png"), "night.png": night.getvalue(), **lost}
+    found = broken_images(pictures(tmp_path, files), tmp_path / "truth.json", tmp_path, reader_of(LOADING))
+    assert found == list(lost)
 
 
 def test_what_opencv_reads_is_whole_and_what_it_does_not_read_is_broken(tmp_path):
