@@ -2,8 +2,8 @@
 
 Each search runs through its own command, search.mode=paper, on the full or the reduced training set (half of it
 validates); then a network is trained from scratch on the FULL set with the policy as saved, and tested on images that
-neither has seen. Beside them: the default mode on the same two sets, none, and random (25 sub-policies of the same space).
-Runs of one seed share their images, first weights, batches and crops. All searches take the same number of epochs, so
+neither has seen. Beside them: the default mode, without its trial, on the same two sets, none, and random (25 sub-policies
+of the same space). Runs of one seed share their images, first weights, batches and crops. All searches take the same number of epochs, so
 that one on the full set takes more steps.
 
 With --data CIFAR-10, 4,000 images or all of them searched, Wide-ResNet-40-2. Without, handwritten digits stand in for it
@@ -117,7 +117,7 @@ def search_flags(task: Task, train: MemoryImages, folder: Path) -> list[str]:
         write_folders(folder / "images", train=MemoryImages(train.images_NCHW[:shown], train.labels_N[:shown]))
     return ["--config", setup.config, "--data", str(task.data or folder / "images"), "--work-dir", str(folder / "search"),
             "--image-size", str(setup.recipe.image_size), "--batch-size", str(setup.search_batch),
-            "--epochs", str(setup.search_epochs), "--seed", str(task.seed), "--cfg-options", *options]
+            "--epochs", str(setup.search_epochs), "--seed", str(task.seed), "--no-trial", "--cfg-options", *options]
 
 
 def tasks_for(setup: Setup, data: Path | None, estimators: Sequence[str], seeds: int) -> list[Task]:

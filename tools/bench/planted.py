@@ -31,7 +31,6 @@ import torch
 
 from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.augment.policy import Policy
 from dada_det.augment.schedule import Schedule
 from dada_det.commands import common
 from dada_det.data.memory import MemoryImages
@@ -94,10 +93,11 @@ def run(task: Task) -> list[dict]:
         rows = []
         for mode in task.modes:
             preferences, names = searched(folder, mode, task, mirror=recipe.mirror)
+            policy = resolve_policy(f"{folder}/search/policy.json")
             rows.append({"mode": mode, "operation": task.operation, "seed": task.seed,
                          "gap": controls["accuracy_oracle"] - controls["accuracy_none"],
                          "auc": ranking_auc(preferences, task.operation), "rank": names.index(task.operation) + 1,
-                         "first": names[0], "accuracy": accuracy(Policy.load(folder / "search/policy.json")), **controls})
+                         "first": names[0], "accuracy": accuracy(policy), **controls})
     return rows
 
 
@@ -112,8 +112,8 @@ def still_to_run(task: Task, rows: list[dict]) -> Task:
 Preferences = list[tuple[float, set[str | None]]]  # of each candidate, and the operations that it holds
 
 
-def searched(folder: Path, mode: str, task: Task, mirror: bool) -> tuple[Preferences, list[str]]:
-    """(preferences of all candidates, operations by their use) of the search command on folder/data."""
+def searched(folder: Path, mode: str, task: Task, mirror: bool, *flags: str) -> tuple[Preferences, list[str]]:
+    """(preferences of all candidates, operations by their use) of the search command with `flags` on folder/data."""
     ddas = mode == "ddas"
     options = [f"mirror={mirror}", *{"default": task.options, "paper": PAPER, "ddas": ()}[mode]]
     epochs = max(1, round(task.epochs * DDAS_EPOCHS)) if ddas else task.epochs
@@ -121,7 +121,7 @@ def searched(folder: Path, mode: str, task: Task, mirror: bool) -> tuple[Prefere
     run_search(["--config", DDAS_CONFIG if ddas else "configs/debug/search.py", "--data", f"{folder}/data",
                 "--val-data", f"{folder}/data/val", "--image-size", str(task.image_size),
                 "--batch-size", str(batch_size), "--epochs", str(epochs),
-                "--seed", str(task.seed), "--work-dir", f"{folder}/search", "--cfg-options", *options])
+                "--seed", str(task.seed), "--work-dir", f"{folder}/search", *flags, "--cfg-options", *options])
     return of_schedule(folder / "search/schedule.json") if ddas else of_table(folder / "search/search.json")
 
 

@@ -62,7 +62,8 @@ def run(operation: str, seed: int, left: list[str], args: argparse.Namespace) ->
                "cpu_seconds": round(time.process_time() - began)}
 
 
-def searched(operation: str, seed: int, train: Any, val: Any, args: argparse.Namespace) -> tuple[Policy, dict[str, Any]]:
+def searched(operation: str, seed: int, train: Any, val: Any,
+             args: argparse.Namespace) -> tuple[Policy | None, dict[str, Any]]:
     """(the policy that the search command has saved, where the planted operation stands in it)."""
     with tempfile.TemporaryDirectory() as name:
         root = write_coco(Path(name, "data"), train=train, val=val)
@@ -71,7 +72,8 @@ def searched(operation: str, seed: int, train: Any, val: Any, args: argparse.Nam
                     "--seed", str(seed), "--work-dir", f"{name}/search", "--cfg-options", "masks=True",
                     *search_options(args)])
         found = [entry["name"] for entry in read_json(f"{name}/search/search.json", "search's result")["operations"]]
-        return Policy.load(f"{name}/search/policy.json"), {"rank": found.index(operation) + 1, "first": found[0]}
+        policy = cast(Policy | None, resolve_policy(f"{name}/search/policy.json"))
+        return policy, {"rank": found.index(operation) + 1, "first": found[0]}
 
 
 def search_options(args: argparse.Namespace) -> list[str]:
