@@ -3,8 +3,8 @@
 Each search runs through its own command, search.mode=paper, on the full or the reduced training set (half of it
 validates); then a network is trained from scratch on the FULL set with the policy as saved, and tested on images that
 neither has seen. Beside them: the default mode, without its trial, on the same two sets, none, and random (25 sub-policies
-of the same space). Runs of one seed share their images, first weights, batches and crops. All searches take the same number of epochs, so
-that one on the full set takes more steps.
+of the same space). Runs of one seed share their images, first weights, batches and crops. All searches take the same number
+of epochs, so that one on the full set takes more steps.
 
 With --data CIFAR-10, 4,000 images or all of them searched, Wide-ResNet-40-2. Without, handwritten digits stand in for it
 (scikit-learn's, tinted, 16 px; 300 train, 120 of them are the reduced set, 1,497 test; a three-layer network). More of them
