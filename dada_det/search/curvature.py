@@ -74,9 +74,9 @@ def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Wei
     torch._foreach_add_(inverses, DAMPING)
     torch._foreach_reciprocal_(inverses)
     divided = torch._foreach_mul(own, inverses)
-    share = dot(divided, along) / dot(divided, own).clamp_min(1e-30)
+    coefficient = dot(divided, along) / dot(divided, own).clamp_min(1e-30)
     del divided
-    rest = torch._foreach_mul(own, -share)
+    rest = torch._foreach_mul(own, -coefficient)
     torch._foreach_add_(rest, along)
     torch._foreach_mul_(inverses, rest)
     return dict(zip(gradient, inverses, strict=True))
