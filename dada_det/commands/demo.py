@@ -78,9 +78,9 @@ def run_search(stage: str, work_dir: Path) -> tuple[str, str, Path]:
 
     files = sorted(Path("data/demo/imagenet/train").glob("*/*.JPEG"))
     images = [Image.open(path).convert("RGB") for path in files[::max(1, len(files) // PICTURE_IMAGES)][:PICTURE_IMAGES]]
-    policy_picture(Policy.load(out / "policy.json"), images, work_dir / "policy.png")
-    first = read_json(out / "search.json", "search result")["operations"][0]
-    return "search", f"25 of 105 sub-policies; most used: {first['name']} {first['use']:.2f}", out / "policy.json"
+    policy_picture(Policy.load(out / "proposal.json"), images, work_dir / "policy.png")  # what was found, whatever won
+    verdict = read_json(out / "verdict.json", "verdict")
+    return "search", f"`{verdict['winner']}` won the trial of {len(verdict['candidates'])} policies", out / "policy.json"
 
 
 def run_pretraining(stage: str, work_dir: Path) -> tuple[str, str, Path]:
