@@ -24,7 +24,7 @@ from dada_det.commands import common, train_det
 from dada_det.errors import UserError
 
 SIDE, IMAGES = 128, 2
-LARGER = {"DINO": 256, "DDQ": 256}
+LARGER = {"DINO": 256, "DDQ": 256, "QueryInst": 256}
 CONFIGS = {  # name -> MMDetection's config
     "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
     "ATSS": "atss/atss_r50_fpn_1x_coco.py",
@@ -132,6 +132,7 @@ def small(path: str, target: Path, side: int) -> None:
         backbone.style = "pytorch"
     if backbone.get("style") == "pytorch" or backbone.type != "ResNet":
         config.model.data_preprocessor.update(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+    config.model.data_preprocessor.pad_size_divisor = 32  # RTMDet's pipeline pads, which the plain one does not
     masks = any(step.get("with_mask") for step in pipeline_of(config.train_dataloader.dataset))
     load = [{"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations", "with_bbox": True, **({"with_mask": True} if masks else {})},
