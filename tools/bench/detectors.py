@@ -24,7 +24,7 @@ from dada_det.commands import common, train_det
 from dada_det.errors import UserError
 
 SIDE, IMAGES = 128, 2
-LARGER = {"DINO": 256, "DDQ": 256, "QueryInst": 256}
+LARGER = {"DINO": 256, "QueryInst": 256}
 CONFIGS = {  # name -> MMDetection's config
     "Cascade Mask R-CNN": "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
     "ATSS": "atss/atss_r50_fpn_1x_coco.py",
