@@ -237,8 +237,9 @@ def _box(entry: dict[str, Any], info: dict[str, Any], side: int) -> list[float]:
 def _counts(entry: dict[str, Any], info: dict[str, Any], side: int) -> bool:
     if reason_to_drop(entry, info["width"], info["height"]):
         return False
-    x1, y1, x2, y2 = _box(entry, info, side)
-    return not entry["iscrowd"] and min(x2 - x1, y2 - y1) >= 1
+    _, _, width, height = entry["bbox"]
+    new_width, new_height = _scaled(info, side)
+    return not entry["iscrowd"] and min(width * new_width / info["width"], height * new_height / info["height"]) >= 1
 
 
 def _mask(entry: dict[str, Any], info: dict[str, Any], side: int) -> Mask:

@@ -125,6 +125,14 @@ def test_what_training_ignores_and_small_images_are_left_out(folder):
     assert list(map(len, memory.labels_M)) == [1, 1]
 
 
+def test_a_box_of_which_half_a_pixel_is_seen_is_learned_as_in_training(folder):
+    content = json.loads((folder / "annotations/train.json").read_text())
+    content["annotations"].append(entry(9, 3, [-9.5, 5, 10, 9]))
+    (folder / "annotations/train.json").write_text(json.dumps(content))
+    memory, _ = load_coco(folder / "annotations/train.json", folder / "train", SIDE, False, None, generator())
+    assert torch.equal(memory.boxes_M4[2], torch.tensor([[0, 5, 0.5, 14]]))
+
+
 def test_the_only_image_must_decode(folder):
     content = json.loads((folder / "annotations/train.json").read_text())
     content["images"] = content["images"][:1]
