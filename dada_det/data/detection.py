@@ -29,6 +29,7 @@ from dada_det.devices import move
 from dada_det.errors import UserError
 from dada_det.files import read_json
 
+SLIVER = 1e-3  # px of a box that must be seen: float32 tells the corners of less apart no more
 PADDING = (124, 116, 104)  # ImageNet's mean colour, 0 to the network, as mmdet's own padding is
 Mask = dict[str, Any]  # pycocotools' RLE of one instance
 
@@ -239,7 +240,9 @@ def _counts(entry: dict[str, Any], info: dict[str, Any], side: int) -> bool:
         return False
     _, _, width, height = entry["bbox"]
     new_width, new_height = _scaled(info, side)
-    return not entry["iscrowd"] and min(width * new_width / info["width"], height * new_height / info["height"]) >= 1
+    large = min(width * new_width / info["width"], height * new_height / info["height"]) >= 1
+    x1, y1, x2, y2 = _box(entry, info, side)
+    return not entry["iscrowd"] and large and min(x2 - x1, y2 - y1) > SLIVER
 
 
 def _mask(entry: dict[str, Any], info: dict[str, Any], side: int) -> Mask:
