@@ -102,7 +102,7 @@ def numbers(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("options", [["search.mode=default"], ["search.mode=paper"]])
 def test_a_search_in_each_mode(options: list[str], places: Any, images: Path, tmp_path: Path) -> None:
     found = both(places, tmp_path, "search", "--config", "configs/debug/search.py", "--data", images, "--image-size", 16,
-                 "--batch-size", 4, "--epochs", 2, "--cfg-options", "precision=float32", *options)
+                 "--batch-size", 4, "--epochs", 2, "--no-trial", "--cfg-options", "precision=float32", *options)
     gpu, cpu = numbers(found.gpu_folder), numbers(found.cpu_folder)
     start = gpu.mean(0)
     assert float((cpu - start).abs().max()) > 1e-3  # something was learned
@@ -113,14 +113,16 @@ def test_a_search_in_each_mode(options: list[str], places: Any, images: Path, tm
 def test_a_search_by_each_method(method: str, places: Any, images: Path, tmp_path: Path) -> None:
     for place, run in places.items():
         run("dada_det.commands.search", "--config", f"configs/debug/{method}.py", "--data", images, "--image-size", 16,
-            "--batch-size", 4, "--epochs", 1, "--work-dir", tmp_path / place, "--cfg-options", "precision=float32")
+            "--batch-size", 4, "--epochs", 1, "--no-trial", "--work-dir", tmp_path / place, "--cfg-options",
+            "precision=float32")
     names = {path.name for path in (tmp_path / "cpu").glob("*.json")}
     assert names and names == {path.name for path in (tmp_path / "gpu").glob("*.json")}
 
 
 def test_a_search_on_a_detector_moves_boxes_with_their_images(places: Any, shared: Path, tmp_path: Path) -> None:
     found = both(places, tmp_path, "search", "--config", "configs/debug/search_det.py", "--data", shared / "data/nuclei",
-                 "--image-size", 64, "--batch-size", 2, "--epochs", 1, "--cfg-options", "precision=float32", "data.images=8",
+                 "--image-size", 64, "--batch-size", 2, "--epochs", 1, "--no-trial", "--cfg-options", "precision=float32",
+                 "data.images=8",
                  "search.warmup_epochs=0")
     torch.testing.assert_close(numbers(found.gpu_folder), numbers(found.cpu_folder), rtol=1e-2, atol=1e-3)
 

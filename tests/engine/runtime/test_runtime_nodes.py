@@ -62,7 +62,7 @@ def as_two_tasks(module, *arguments):
 
 def search_flags(images, work_dir):
     return ["--config", "configs/debug/search.py", "--data", images, "--work-dir", work_dir, "--image-size", 16,
-            "--batch-size", 4, "--epochs", 2]
+            "--batch-size", 4, "--epochs", 2, "--no-trial"]
 
 
 def check_once(found, stage, work_dir):
