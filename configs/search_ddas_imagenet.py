@@ -11,7 +11,7 @@ Hardware: one GPU. Hours: not measured by this project.
 
 _base_ = "search_imagenet.py"
 method = "ddas"
-data = dict(images_per_class=70)
+data = dict(subset_images=70)
 classifier = dict(name="resnet18")
 batch_size = 64
 epochs = 40

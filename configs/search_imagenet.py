@@ -6,7 +6,7 @@ Hardware: one GPU. Hours: not measured by this project (the paper: 1.3 on a Tita
 """
 
 kind = "imagenet"
-data = dict(root="data/imagenet", val_root=None, subset="imagenet120", images_per_class=50,
+data = dict(root="data/imagenet", val_root=None, subset="imagenet120", subset_images=50, images_per_class=None,
             groups="auto")  # which images stay in one half: auto, none, or a regular expression over their paths
 image_size = 224
 mirror = True  # random flips; not for digits or letters

@@ -6,15 +6,19 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dada_det import keys
 from dada_det.engine.runtime.environment import check_processes, started_processes
 from dada_det.errors import UserError
 
 SENTENCES = "DADA_DET_SENTENCES"  # names the file in which the processes of one command leave their mistakes
+CHECKPOINT = {name: keys.ANY for name in (  # of `checkpoint` in a stage's config: AtomicCheckpoint's arguments
+    "keep", "steps", "interval", "max_keep_ckpts", "by_epoch", "save_optimizer", "save_param_scheduler", "save_last",
+    "save_begin", "save_best", "rule", "greater_keys", "less_keys", "published_keys", "out_dir", "filename_tmpl")}
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dada_det"
 
@@ -218,21 +222,29 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
     return read_config(path, options)
 
 
-def stage_config(args: argparse.Namespace, needed: dict[str, type]) -> Any:
+def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.Table) -> Any:
     """The config with the flags on top; flags and config entries have the same names.
 
-    UserError where an entry of `needed` is missing or of another type than there, or a size is out of range.
+    UserError where an entry of `needed` is missing or of another type than there, one is not in `known` or of another type
+    than there, or a size is out of range.
     """
     config = load_config(args.config, args.cfg_options)
     for entry, kind in needed.items():
         if not isinstance(config.get(entry), kind):
             raise UserError(f"the config {args.config} has {config.get(entry)!r} for `{entry}`, which this stage needs "
                             f"as {kind.__name__}; give one of this stage, such as {args.stage_config}")
+    keys.demand_entries(config, known, what_gives(args))
+    if any(option.startswith("backbone=") for option in args.cfg_options):
+        raise UserError("--cfg-options gives backbone, a variable of the config, which has been read; give "
+                        "model.backbone.init_cfg.checkpoint=FILE")
+    if "classifier" in config and not isinstance(config.classifier.get("name"), str):
+        raise UserError(f"{what_gives(args)} has {config.classifier.get('name')!r} for classifier.name; give the name of a "
+                        "network, such as resnet50")
     for entry in ("epochs", "batch_size", "image_size", "seed"):
         if getattr(args, entry) is not None:
             config[entry] = getattr(args, entry)
     if args.keep is not None:
-        config.checkpoint = {**config.get("checkpoint", {}), "keep": args.keep}
+        config.checkpoint = {**(config.get("checkpoint") or {}), "keep": args.keep}
     if args.weights:
         config.weights = args.weights
     if config.get("weights"):
@@ -250,8 +262,33 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type]) -> Any:
         ensure_demo_data()
     if args.val_data:
         config.data.val_root = args.val_data
+    if config.get("clip_grad", 1) == 0 or (config.get("clip_grad") or 1) < 0 or (config.get("accumulation") or 1) < 1:
+        raise UserError(f"{what_gives(args)} has clip_grad = {config.get('clip_grad')} and accumulation = "
+                        f"{config.get('accumulation')}; give numbers above 0, or None")
+    if config.epochs < 1 or not 0 <= config.seed < 2**32:
+        raise UserError(f"{what_gives(args)} has epochs = {config.epochs} and seed = {config.seed}; give one epoch or more, "
+                        "and a seed in 0..2^32-1")
     if config.image_size < 8 or config.batch_size < 2 * args.gpus:
         raise UserError(f"--image-size {config.image_size} and --batch-size {config.batch_size} are too small; give at "
                         "least 8 px and two images for each process")
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     return config
+
+
+def what_gives(args: argparse.Namespace) -> str:
+    """What a sentence about a config's entry calls its giver."""
+    return f"the config {args.config}{' with --cfg-options' if args.cfg_options else ''}"
+
+
+def demand_optimizer(options: Mapping[str, Any], kind: str, what: str, entry: str) -> None:
+    """UserError where torch's optimiser `kind` does not take the config's `entry`, `options`; imports torch."""
+    import torch
+
+    optimizer = getattr(torch.optim, kind, None)
+    if not isinstance(optimizer, type):
+        return  # another library's, which mmengine knows; its own error tells what it takes
+    keys.demand_arguments(options, optimizer, what, f"{entry}.")
+    try:
+        optimizer([torch.zeros(1, requires_grad=True)], **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} has {dict(options)} for {entry}, which does not fit torch's {kind} ({error})") from error

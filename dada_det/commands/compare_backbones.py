@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dada_det.commands import common
+from dada_det.commands.detector_data import demand_classes, demand_nothing_given, use_single
 from dada_det.commands.train_det import check_backbone, detector_config
 from dada_det.data.checks import CocoLayout, check_coco, find_coco
 from dada_det.errors import UserError
@@ -103,6 +104,12 @@ def make_trials(args: Namespace, names: dict[str, str], detectors: dict[str, str
     plain = {detector: detector_config(Namespace(
         config=f"configs/{path}_r50_dada.py" if path in SHORT else path, backbone=None, data=None,
         cfg_options=args.cfg_options, work_dir=str(work_dir))) for detector, path in detectors.items()}
+    annotations, _ = layout.part("train")
+    categories = check_coco(*layout.part("train")).categories
+    for config in plain.values():
+        demand_nothing_given(config, ("train", "val"), "every run trains on --data")
+        demand_classes(config, categories, args.cfg_options, annotations)
+        use_single(config, "val")
     trials = []
     for seed in range(args.seeds):
         files = {backbone: file.replace("{seed}", str(seed)) for backbone, file in names.items()}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dada_det import keys
 from dada_det.commands import common
 from dada_det.data.arrays import READERS, ArrayImages, read_arrays
 from dada_det.data.folders import ImageList, say_passed_over
@@ -20,6 +21,22 @@ CONFIG = "configs/pretrain_r50.py"
 FOLDERS = "imagenet"  # the kind that is files, and not one of READERS
 NEEDED = {"data": dict, "classifier": dict, "optimizer": dict, "auto_scale_lr": dict, "image_size": int, "batch_size": int,
           "epochs": int, "seed": int, "precision": str}
+
+# Every entry that a pretraining's config may have.
+KNOWN: keys.Table = {
+    **{name: (kind,) for name, kind in NEEDED.items()},
+    "data": {"root": (str,), "val_root": (str, None), "extra": (bool,), "demo": (bool,)},
+    "auto_scale_lr": {"enable": (bool,), "base_batch_size": (int,)},
+    "paramwise_cfg": {"custom_keys": (dict,), "bypass_duplicate": (bool,), **{
+        f"{name}_mult": keys.NUMBER for name in ("bias_lr", "bias_decay", "norm_decay", "flat_decay", "dwconv_decay",
+                                                 "dcn_offset_lr")}},
+    "data_preprocessor": {"mean": (list, tuple), "std": (list, tuple)}, "checkpoint": common.CHECKPOINT,
+    "accumulation": (int, None), "workers": (int, None), "warmup_epochs": keys.NUMBER, "warmup_from": keys.NUMBER,
+    "lr_drops": (list, tuple, None), "clip_grad": (*keys.NUMBER, None), "label_smoothing": keys.NUMBER, "ema": (dict, None),
+    "channels_last": (bool,), "compile": (bool, dict), "weights": (str, None), "work_dir": (str, None), "kind": (str,),
+    # Of these the room that reads them says what they may be.
+    **dict.fromkeys(("mirror", "padding", "progressive_size", "policy_on", "color_jitter", "lighting", "cutout",
+                     "interpolation", "crop_share", "layer_decay", "vis_backends"), keys.ANY)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +77,10 @@ def prepare(args: Namespace) -> tuple[Any, "Replayable"]:
     """The config with the flags on top, and the policy; UserError for every mistake in them."""
     if args.data and not Path(args.data).is_dir():  # before the config, which takes seconds to import mmengine
         raise UserError(f"the data folder {args.data} does not exist; give the folder that holds the images with --data")
-    config = common.stage_config(args, NEEDED)
+    config = common.stage_config(args, NEEDED, KNOWN)
+    what = common.what_gives(args)
+    common.demand_optimizer({name: value for name, value in config.optimizer.items() if name != "type"},
+                            str(config.optimizer.get("type")), what, "optimizer")
     config.policy = args.policy
     if args.auto_scale_lr:
         config.auto_scale_lr.enable = True

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dada_det import keys
 from dada_det.commands import common
 from dada_det.data.arrays import READERS
 from dada_det.data.checks import check_coco, find_annotations, find_coco
@@ -18,6 +19,17 @@ CONFIG = "configs/search_imagenet.py"
 NEEDED = {"kind": str, "data": dict, "search": dict, "weights_optimizer": dict, "policy_optimizer": dict,
           "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int,
           "precision": str}
+
+# Every entry that a search's config may have.
+KNOWN: keys.Table = {
+    **{name: (kind,) for name, kind in NEEDED.items()},
+    "data": {"root": (str,), "val_root": (str, None), "subset": (str, None), "subset_images": (int,),
+             "images_per_class": (int, None), "images": (int, None), "groups": (str,), "target_trains": (bool,),
+             "demo": (bool,)},
+    "method": (str,), "classifier": (dict,), "weights": (str, None), "model": (dict,), "masks": (bool,), "mirror": (bool,),
+    "padding": (int,), "operations": (list, tuple, None), "clip_grad": (*keys.NUMBER, None),
+    "architecture_optimizer": (dict,), "checkpoint": common.CHECKPOINT, "trial": (bool, dict), "work_dir": (str, None),
+    "backbone": (str,), "backbone_command": (str,)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def body(args: Namespace) -> None:
-    config = common.stage_config(args, NEEDED)
+    config = common.stage_config(args, NEEDED, KNOWN)
     make_folder(config.work_dir)
     if args.groups is not None:
         config.data.groups = args.groups
@@ -62,6 +74,18 @@ def body(args: Namespace) -> None:
         raise UserError(f"the config {args.config} has {config.get(network)!r} for `{network}`, which a search of the kind "
                         f"{config.kind} needs as dict; give one such as {CONFIG}")
     CHECKS[config.kind](config)  # once here, so that a mistake is said before anything heavy is imported
+    if any(option.startswith("model.") for option in args.cfg_options):
+        from dada_det.engine.detect.options import check_options
+        from dada_det.engine.runtime.launch import parse_options
+
+        given = {name: value for name, value in parse_options(args.cfg_options).items() if name.startswith("model.")}
+        check_options(common.load_config(args.config), config, given)
+    for name in ("weights_optimizer", "policy_optimizer", "architecture_optimizer"):
+        if name in config:
+            kind = "SGD" if name == "weights_optimizer" else "Adam"
+            common.demand_optimizer(config[name], kind, common.what_gives(args), name)
+            if not isinstance(config[name].get("lr"), int | float):
+                raise UserError(f"{common.what_gives(args)} has no {name}.lr; give the learning rate")
     from dada_det.engine.search.run import run_search
 
     run_search(config, args.resume)
@@ -69,8 +93,7 @@ def body(args: Namespace) -> None:
 
 def check_folders(config: Any) -> None:
     """Folders of images in ImageNet's layout."""
-    data = config.data
-    search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, data.get("groups", AUTO))
+    search_lists(config.data, config.seed)
 
 
 def check_arrays(config: Any) -> None:

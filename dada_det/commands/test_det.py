@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dada_det.commands import common
+from dada_det.commands.detector_data import data_layout, demand_classes, demand_evaluators, demand_nothing_given
 from dada_det.commands.train_det import (
     add_detector_flags,
     check_backbone,
     check_categories,
-    data_layout,
     detector_config,
 )
 from dada_det.data.checks import CocoLayout, check_coco
@@ -48,8 +48,18 @@ def body(args: Namespace) -> None:
     config = detector_config(args)
     if args.checkpoint == UNTRAINED:
         check_backbone(config.model.backbone.init_cfg.checkpoint, config)
-    layout = data_layout(args, config, () if args.test_dev else ("val",))
+    for option in args.cfg_options:
+        if option.startswith("test_evaluator.") and not option.startswith("test_evaluator.ann_file="):
+            raise UserError(f"--cfg-options gives {option}, and test_det.py computes COCO's figures whatever it says; leave "
+                            "it out")
+    if args.test_dev:
+        demand_nothing_given(config, ("test",), "--test-dev takes annotations/image_info_test-dev2017.json")
+    layout = data_layout(args, config, () if args.test_dev else ("test",))
     summary = summary_of(layout, args)
+    annotations = (layout.part("test") if args.test_dev else layout.part("val"))[0]
+    demand_classes(config, summary.categories, args.cfg_options, annotations)
+    if not args.test_dev:
+        demand_evaluators(config, ("test",), layout)
     make_folder(config.work_dir)
     if args.out:
         check_out(Path(args.out))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.data.checks import CocoLayout, check_coco, find_coco
+from dada_det.commands.detector_data import data_layout, demand_classes, demand_evaluators
+from dada_det.data.checks import check_coco
 from dada_det.data.coco_instances import CocoSummary, what_is_learned
 from dada_det.errors import UserError
 from dada_det.files import make_folder
@@ -44,6 +45,8 @@ def body(args: Namespace) -> None:
     layout = data_layout(args, config, ("train", "val"))
     summary, val = check_coco(*layout.part("train")), check_coco(*layout.part("val"))
     what_is_learned(summary, layout.part("train")[0], filter_of(config))
+    demand_classes(config, summary.categories, args.cfg_options, layout.part("train")[0])
+    demand_evaluators(config, ("val",), layout)
     if (summary.categories, summary.category_ids) != (val.categories, val.category_ids):
         raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
                         "give both the same list in the same order")
@@ -87,6 +90,11 @@ def detector_config(args: Namespace) -> Any:
         if path and not Path(path).exists():
             raise UserError(f"--{name} {path} does not exist; give the path of one that does")
     config = common.load_config(args.config, args.cfg_options)
+    if args.cfg_options:
+        from dada_det.engine.detect.options import check_options
+        from dada_det.engine.runtime.launch import parse_options
+
+        check_options(common.load_config(args.config), config, parse_options(args.cfg_options))
     model = config.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("backbone"), dict) or "type" not in model["backbone"]:
         raise UserError(f"{args.config} is no detector's config (it lacks model.backbone); give one of MMDetection's, or "
@@ -98,6 +106,12 @@ def detector_config(args: Namespace) -> Any:
     if not isinstance(init, dict) or not (args.backbone or isinstance(init.get("checkpoint"), str)):
         raise UserError(f"{args.config} names no backbone file: model.backbone.init_cfg is {init}; make it "
                         "dict(type='Pretrained', checkpoint=FILE), as configs/retinanet_r50_dada.py does")
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        if not isinstance(config.get(name), dict) or not isinstance(config[name].get("dataset"), dict):
+            raise UserError(f"{args.config} has no {name} with a dataset; give all three, as MMDetection's configs do")
+    for name in ("val_evaluator", "test_evaluator"):
+        if not config.get(name):
+            raise UserError(f"{args.config} has no {name}; give one, as MMDetection's configs do")
     config.work_dir = args.work_dir or config.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     if args.backbone:
         init["checkpoint"] = args.backbone
@@ -112,15 +126,6 @@ def check_backbone(path: str, config: Any) -> None:
     from dada_det.models.backbone import load_backbone
 
     load_backbone(path)
-
-
-def data_layout(args: Namespace, config: Any, parts: Sequence[str]) -> CocoLayout:
-    """The `parts` (find_coco's) of --data, of the config's data, or of the demo's, which is written at first use."""
-    if not args.data and config.get("demo"):
-        from dada_det.data.synthetic import ensure_demo_data
-
-        ensure_demo_data()
-    return find_coco(args.data or config.data_root, parts)
 
 
 def check_categories(summary: CocoSummary, what: Path) -> None:

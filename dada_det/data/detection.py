@@ -25,6 +25,7 @@ from dada_det.augment.transform import Draws, apply_draws
 from dada_det.data.coco_instances import FILTER, Picture, listed, reason_to_drop, size_mistake
 from dada_det.data.decode import load_sized
 from dada_det.data.imagenet import check_broken
+from dada_det.data.memory import demand_room
 from dada_det.devices import move
 from dada_det.errors import UserError
 from dada_det.files import read_json
@@ -185,6 +186,7 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         raise UserError(f"{annotations} has no image with a box of 1 px or more at {side} px; give a larger --image-size")
     if most is not None and most < len(infos):
         infos = [infos[row] for row in torch.randperm(len(infos), generator=generator)[:most].sort().values.tolist()]
+    demand_room(len(infos), side, images)
     pixels_NCSS = np.empty((len(infos), 3, side, side), np.uint8)
     pixels_NCSS[:] = np.array(PADDING)[:, None, None]
 

@@ -21,6 +21,7 @@ from dada_det.untrusted import printable
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGENET_CLASSES = 1000
 SUBSETS = ("imagenet120",)
+SUBSET_IMAGES = 50  # of each class of a subset, where a config does not say
 
 
 @dataclass(frozen=True)
@@ -214,28 +215,26 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"cannot read {folder}: {error.strerror}; check its permissions") from error
 
 
-def search_subset(images: ImageList, subset: str | None, per_class: int, seed: int) -> ImageList:
-    """The images that a search looks at.
+def search_subset(images: ImageList, subset: str | None, subset_images: int, per_class: int | None, seed: int) -> ImageList:
+    """The images that a search looks at: `per_class` of each class drawn by `seed`, all where there are fewer; None: all.
 
-    "imagenet120": of ImageNet's 1000 classes the 120 of imagenet120.json, `per_class` images of each drawn by `seed`
-    (all where there are fewer), labels 0..119; of any other number of classes everything. None: everything.
+    "imagenet120": of ImageNet's 1000 classes the 120 of imagenet120.json, labels 0..119; there, and in any folder with as
+    many classes as ImageNet, per_class=None means `subset_images`. Of other folders, and without a subset, all classes.
     """
-    if subset is None:
-        return images
-    if subset not in SUBSETS:
+    if subset is not None and subset not in SUBSETS:
         raise UserError(f"data.subset {subset!r} is unknown; it is one of {', '.join(SUBSETS)} or None (all classes)")
-    if len(images.classes) != IMAGENET_CLASSES or not all(re.fullmatch(r"n\d{8}", name) for name in images.classes):
+    chosen = list(range(len(images.classes)))
+    if subset and len(chosen) >= IMAGENET_CLASSES:
+        per_class = subset_images if per_class is None else per_class
+        if len(chosen) == IMAGENET_CLASSES and all(re.fullmatch(r"n\d{8}", name) for name in images.classes):
+            chosen = json.loads(Path(__file__).with_name("imagenet120.json").read_text(encoding="utf-8"))["classes"]
+    if per_class is None:
         return images
-    stored = json.loads(Path(__file__).with_name("imagenet120.json").read_text(encoding="utf-8"))["classes"]
     members = images.by_class()
-    chosen: list[int] = []
-    labels: list[int] = []
-    for label, old in enumerate(stored):
-        shuffled = _shuffled(members[old], seed, images.classes[old])
-        drawn = sorted(shuffled[:per_class])
-        chosen += drawn
-        labels += [label] * len(drawn)
-    return replace(images.select(chosen), classes=tuple(images.classes[old] for old in stored), labels=tuple(labels))
+    drawn = [sorted(_shuffled(members[old], seed, images.classes[old])[:per_class]) for old in chosen]
+    labels = tuple(label for label, of_class in enumerate(drawn) for _ in of_class)
+    return replace(images.select(index for of_class in drawn for index in of_class), labels=labels,
+                   classes=tuple(images.classes[old] for old in chosen))
 
 
 def offered_to_validate(images: ImageList, seed: int) -> list[list[int]]:

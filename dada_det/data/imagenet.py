@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.decode import Box, load_image, load_part, resized
 from dada_det.data.folders import ImageList, is_first_process, say_passed_over
-from dada_det.data.memory import MemoryImages
+from dada_det.data.memory import MemoryImages, demand_room
 from dada_det.data.random import generator_for
 from dada_det.errors import UserError
 from dada_det.untrusted import printable
@@ -45,6 +45,7 @@ def decode(images: ImageList, size: int, workers: int, interpolation: str = "bil
     `workers` threads decode; the result does not depend on their number.
     Raises UserError where more than 1 % (and at least two) are broken, or all images of a class.
     """
+    demand_room(len(images), size, images.root)
     pixels_NCHW = np.empty((len(images), 3, size, size), np.uint8)
 
     def fill(index: int) -> bool:

@@ -6,12 +6,16 @@ resumed search goes on exactly, and every process draws the whole batch and take
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dada_det.devices import move, move_all
+from dada_det.errors import UserError
+
+CGROUP = "/sys/fs/cgroup"  # of version 2, where memory.max and memory.current are this container's
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,25 @@ def center_crop(images_BCHW: Tensor, size: int) -> Tensor:
     h, w = images_BCHW.shape[-2:]
     y, x = (h - size) // 2, (w - size) // 2
     return images_BCHW[..., y:y + size, x:x + size]
+
+
+def demand_room(images: int, side: int, where: Path | str) -> None:
+    """UserError where so many uint8 images [3,side,side] need more memory than is free."""
+    needed, free = 3 * images * side**2, free_memory()
+    if free is not None and needed > free:
+        raise UserError(f"{images} images of {where} take {needed / 1e9:.1f} GB of memory at {side} px, and "
+                        f"{free / 1e9:.1f} GB are free; give fewer (in a search --cfg-options data.images_per_class=50) or "
+                        "a smaller --image-size")
+
+
+def free_memory() -> int | None:
+    """The bytes that this process may still take, of the machine or of its container; None where the system does not say."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        most, taken = (Path(CGROUP, f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current"))
+        found += [int(most) - int(taken)] if most != "max" else []
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(found, default=None)

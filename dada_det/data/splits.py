@@ -1,12 +1,13 @@
 """The parts of a classification data set, whatever its layout: to train on, to validate on, and the halves of a search."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from dada_det.data.fine_grained import scan_aircraft, scan_cars
-from dada_det.data.folders import ImageList, offered_to_validate, scan_folder, search_subset
+from dada_det.data.folders import SUBSET_IMAGES, ImageList, offered_to_validate, scan_folder, search_subset
 from dada_det.data.groups import AUTO, Groups, group_halves, groups_of
 from dada_det.errors import UserError
 
@@ -17,16 +18,19 @@ def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageL
     return train, scan_folder(val_root, train.classes) if val_root else scan_split(root, "val", train.classes)
 
 
-def search_lists(root: str | Path, val_root: str | Path | None, subset: str | None, per_class: int, seed: int,
-                 groups: str = AUTO) -> tuple[ImageList, ImageList | None]:
-    """The images of a search: the training images' subset, and those of `val_root`; None where halves are to be made.
+def search_lists(data: Mapping[str, Any], seed: int) -> tuple[ImageList, ImageList | None]:
+    """The images of a search: the training images' subset, and those of val_root; None where halves are to be made.
 
-    Raises UserError where there are no training images, or neither `val_root` nor `groups` makes two parts of them.
+    data: root, and where they are given val_root, groups, subset, subset_images and images_per_class (search_subset), which
+    counts for val_root too. Raises UserError where there are no training images, or neither val_root nor groups makes two
+    parts of them.
     """
-    images = search_subset(scan_split(root, "train"), subset, per_class, seed)
-    if val_root:
-        return images, scan_folder(val_root, images.classes)
-    halves(images, groups, seed)
+    per_class = data.get("images_per_class")
+    images = search_subset(scan_split(data["root"], "train"), data.get("subset"), data.get("subset_images", SUBSET_IMAGES),
+                           per_class, seed)
+    if data.get("val_root"):
+        return images, search_subset(scan_folder(data["val_root"], images.classes), None, 0, per_class, seed)
+    halves(images, data.get("groups", AUTO), seed)
     return images, None
 
 

@@ -35,7 +35,7 @@ class ForkRecipe:
     last: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 0.0
-    clip_grad: float = 5.0
+    clip_grad: float | None = 5.0
     averaged: float = 0.5
 
 
@@ -58,7 +58,8 @@ def train(network: nn.Module, batches: Batches, recipe: ForkRecipe, seed: int, l
         gradient, _ = alignment.training_gradient(network, images_BCHW, targets_B, low)
         for name, parameter in parameters.items():
             parameter.grad = gradient[name]
-        torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_grad)
+        if recipe.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_grad)
         optimizer.step()
         if step >= first_averaged and recipe.averaged:
             add_to_mean(mean, network, step - first_averaged + 1)

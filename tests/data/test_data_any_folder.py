@@ -106,7 +106,7 @@ def test_folders_are_read_or_refused_in_a_sentence(examples, capsys):
             root = os.path.join(place.encode(), b"data", b"train")
             write(root, classes)
             try:
-                images, _ = search_lists(os.path.join(place, "data"), None, None, 50, 0)
+                images, _ = search_lists({"root": os.path.join(place, "data")}, 0)
                 memory = decode_to_memory(images, 14, "search")
                 train, val, _ = halves(images, "auto", 0, memory.images_NCHW)
             except UserError as error:

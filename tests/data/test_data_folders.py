@@ -2,12 +2,13 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dada_det.data.folders import ImageList, say_passed_over, scan_folder, search_subset
-from dada_det.data.splits import halves
+from dada_det.data.splits import halves, search_lists
 from dada_det.errors import UserError
 
 
@@ -89,24 +90,53 @@ def test_hash_names_content_not_place(tmp_path: Path) -> None:
 
 def test_imagenet_subset_is_the_papers() -> None:
     images = imagenet_like()
-    chosen = search_subset(images, "imagenet120", per_class=50, seed=0)
+    chosen = search_subset(images, "imagenet120", 50, None, seed=0)
     assert len(chosen) == 6000 and len(chosen.classes) == 120
     assert chosen.classes[:3] == ("n00000016", "n00000023", "n00000052") and chosen.classes[-1] == "n00000959"
     assert [chosen.labels.count(label) for label in range(120)] == [50] * 120
     assert all(name.startswith(chosen.classes[label]) for name, label in zip(chosen.files, chosen.labels, strict=True))
     assert len(set(chosen.files)) == 6000
-    assert search_subset(images, "imagenet120", 50, seed=0) == chosen
-    assert search_subset(images, "imagenet120", 50, seed=1).files != chosen.files
+    assert search_subset(images, "imagenet120", 50, None, seed=0) == chosen
+    assert search_subset(images, "imagenet120", 50, None, seed=1).files != chosen.files
 
 
 def test_subset_takes_everything_of_other_folders() -> None:
     few = imagenet_like(per_class=3, classes=10)
-    assert search_subset(few, "imagenet120", 1, seed=0) is few
-    full = imagenet_like(per_class=1)
-    assert search_subset(full, None, 1, seed=0) is full
-    assert len(search_subset(full, "imagenet120", 50, seed=0)) == 120
+    assert search_subset(few, "imagenet120", 1, None, seed=0) is few
+    full = imagenet_like(per_class=2)
+    assert search_subset(full, None, 1, None, seed=0) is full
+    assert len(search_subset(full, "imagenet120", 50, None, seed=0)) == 240
     with pytest.raises(UserError, match=r"data.subset 'cifar' is unknown; it is one of imagenet120 or None"):
-        search_subset(few, "cifar", 1, seed=0)
+        search_subset(few, "cifar", 1, None, seed=0)
+
+
+@pytest.mark.parametrize("subset", ["imagenet120", None])
+@pytest.mark.parametrize("classes", [10, 999, 1000, 1001])
+def test_images_per_class_counts_for_every_folder(subset: str | None, classes: int) -> None:
+    images = imagenet_like(per_class=5, classes=classes)
+    drawn = search_subset(images, subset, 4, 2, seed=0)
+    left = 120 if subset and classes == 1000 else classes
+    assert len(drawn.classes) == left and [drawn.labels.count(label) for label in (0, left - 1)] == [2, 2]
+    assert len(drawn) == 2 * left and len(set(drawn.files)) == len(drawn)
+    assert all(name.startswith(drawn.classes[label]) for name, label in zip(drawn.files, drawn.labels, strict=True))
+    assert search_subset(images, subset, 4, 2, seed=0) == drawn != search_subset(images, subset, 4, 2, seed=1)
+    assert len(search_subset(images, subset, 4, 99, seed=0)) == 5 * left  # all where there are fewer
+
+
+def test_a_folder_as_large_as_imagenet_is_never_taken_whole_by_default() -> None:
+    """1,001 classes, or 1,000 that have other names than ImageNet's."""
+    for images in (imagenet_like(per_class=5, classes=1001),
+                   replace(imagenet_like(per_class=5), classes=tuple(f"class{label}" for label in range(1000)))):
+        drawn = search_subset(images, "imagenet120", 3, None, seed=0)
+        assert drawn.classes == images.classes and len(drawn) == 3 * len(images.classes)
+
+
+def test_images_per_class_counts_for_the_images_that_validate_too(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        touch(tmp_path / split, *(f"{name}/{number}.jpg" for name in "ab" for number in range(6)))
+    data = {"root": tmp_path, "val_root": tmp_path / "val"}
+    assert [len(part) for part in search_lists({**data, "images_per_class": 4}, seed=0)] == [8, 8]
+    assert [len(part) for part in search_lists(data, seed=0)] == [12, 12]
 
 
 def test_real_folder(shared: Path) -> None:

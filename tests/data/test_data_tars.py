@@ -179,7 +179,7 @@ def test_shards_and_folders_give_the_same_samples(tmp_path: Path) -> None:
     for index in range(len(folders)):
         one, other = (ImageFolder(images, 16, train=True, seed=4)[index] for images in (folders, shards))
         assert torch.equal(one["image"], other["image"]) and one["label"] == other["label"]
-    assert search_lists(tmp_path / "tars", None, None, 50, 0)[1] is None
+    assert search_lists({"root": tmp_path / "tars"}, 0)[1] is None
     parts = [halves(images, "auto", 0) for images in (folders, shards)]
     assert [folders.select(rows).labels for rows in parts[0][:2]] == [shards.select(rows).labels for rows in parts[1][:2]]
 

@@ -70,8 +70,8 @@ def demand_of(config: Config, devices: int, images: int | None) -> Demand:
         return detection_demand(config, devices, images)
     kind, batch = config.get("kind", "imagenet"), config.batch_size
     if name == "search":
-        own = SEARCHED[kind] * config.data.images_per_class // 2
-        source = f"half of {SEARCHED[kind]} classes x {config.data.images_per_class} images"
+        per_class = config.data.images_per_class or config.data.subset_images
+        own, source = SEARCHED[kind] * per_class // 2, f"half of {SEARCHED[kind]} classes x {per_class} images"
     else:
         own, source = IMAGES[kind], f"the training images of {kind}"
     count = own if images is None else images

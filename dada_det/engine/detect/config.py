@@ -34,7 +34,7 @@ def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> No
         if annotations is not None:
             dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)})
     for evaluator in (*_evaluators(config.val_evaluator), *_evaluators(config.test_evaluator)):
-        if layout.val_annotations is not None:
+        if layout.val_annotations is not None and ("ann_file" in evaluator or evaluator.type in COCO_METRICS):
             evaluator.ann_file = str(layout.val_annotations)
         if evaluator.type in COCO_METRICS:
             from dada_det.engine.evaluate import numbered_metric  # noqa: F401  registers the types; imports mmdet
@@ -46,7 +46,10 @@ def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> No
 def use_classes(config: Config, classes: tuple[str, ...]) -> None:
     """Names the categories to every data set and gives every head one output a class."""
     for part in ("train", "val", "test"):
-        innermost(config[f"{part}_dataloader"].dataset).metainfo = {"classes": classes, "palette": palette_of(len(classes))}
+        dataset = innermost(config[f"{part}_dataloader"].dataset)
+        palette = (dataset.get("metainfo") or {}).get("palette") or ()
+        dataset.metainfo = {"classes": classes,
+                            "palette": palette if len(palette) == len(classes) else palette_of(len(classes))}
     for entry in dicts_in(config.model):
         if "num_classes" in entry:
             entry.num_classes = len(classes)
@@ -99,7 +102,6 @@ def use_test_dev(config: Config, annotations: Path, images: Path) -> None:
     dataset = innermost(config.test_dataloader.dataset)
     dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)},
                    pipeline=[step for step in dataset.pipeline if step["type"] != "LoadAnnotations"])
-    config.test_evaluator.ann_file = str(annotations)
 
 
 def leave_out(config: Config, names: list[str]) -> None:
@@ -110,11 +112,15 @@ def leave_out(config: Config, names: list[str]) -> None:
 
 
 def write_results_to(config: Config, prefix: Path) -> None:
-    """Makes the test evaluator write COCO's results files <prefix>.{bbox,segm}.json, as it goes, and nothing else."""
+    """Makes the test evaluator write COCO's results files <prefix>.{bbox,segm}.json, as it goes, in the place of figures.
+
+    Evaluators beside COCO's, such as DumpDetResults, stay.
+    """
     from dada_det.engine.evaluate import streamed_results  # noqa: F401  registers StreamedResults; imports mmdet
 
-    annotations = config.test_evaluator.ann_file
-    config.test_evaluator = {"type": "StreamedResults", "ann_file": annotations, "outfile_prefix": str(prefix)}
+    others = [evaluator for evaluator in _evaluators(config.test_evaluator) if "CocoMetric" not in str(evaluator.type)]
+    config.test_evaluator = [{"type": "StreamedResults", "ann_file": innermost(config.test_dataloader.dataset).ann_file,
+                              "outfile_prefix": str(prefix)}, *others]
 
 
 def use_results_of_validation(config: Config, prefix: Path) -> None:

@@ -136,7 +136,7 @@ def preprocessing(config: Config) -> Preprocessing:
     UserError where interpolation or crop_share is none.
     """
     own = {"interpolation": config.get("interpolation"), "crop_share": config.get("crop_share"),
-           **config.get("data_preprocessor", {})}
+           **(config.get("data_preprocessor") or {})}
     found = preprocessing_of(config.get("weights"), config.classifier.name)
     return of_meta({**asdict(found), **{name: value for name, value in own.items() if value is not None}}, "the config")
 

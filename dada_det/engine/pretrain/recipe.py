@@ -11,13 +11,14 @@ from mmengine.dist import all_reduce_params
 from mmengine.hooks import EMAHook, ParamSchedulerHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
 from torch import nn
 
 from dada_det.engine.pretrain import classifier  # noqa: F401 (registers BFloat16OptimWrapper)
 from dada_det.engine.pretrain.data import parts_of
 from dada_det.errors import UserError
+from dada_det.keys import arguments_of, nearest, unknown
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -84,10 +85,14 @@ def optimizer(config: Config) -> dict[str, Any]:
     precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU. UserError where the
     device cannot compute in it.
     """
-    if config.optimizer.type == "Lamb" and OPTIMIZERS.get("Lamb") is None:
+    if config.optimizer.get("type") == "Lamb" and OPTIMIZERS.get("Lamb") is None:
         from timm.optim import Lamb
 
         OPTIMIZERS.register_module(module=Lamb)
+    kind = config.optimizer.get("type")
+    if not isinstance(kind, str) or OPTIMIZERS.get(kind) is None:
+        raise UserError(f"optimizer.type is {kind!r}, which torch.optim does not have; write "
+                        f"{nearest(str(kind), OPTIMIZERS.module_dict) or 'SGD'}")
     wrapper: dict[str, Any] = {"type": "OptimWrapper", "optimizer": dict(config.optimizer),
                                "accumulative_counts": parts_of(config)}
     if config.get("paramwise_cfg"):
@@ -134,7 +139,7 @@ def schedule(config: Config, updates_per_epoch: int) -> list[dict[str, Any]]:
     lr_drops: the shares of the training after which the rate falls to a tenth; None for the cosine.
     """
     updates = config.epochs * updates_per_epoch
-    warmup = min(config.warmup_epochs * updates_per_epoch, updates // 10)
+    warmup = min(round(config.warmup_epochs * updates_per_epoch), updates // 10)
     drops = config.get("lr_drops")
     if drops:
         rest = {"type": "MultiStepLR", "by_epoch": False, "gamma": 0.1,
@@ -150,4 +155,14 @@ def schedule(config: Config, updates_per_epoch: int) -> list[dict[str, Any]]:
 
 def averaging(config: Config) -> list[dict[str, Any]]:
     """The hook that averages the weights, where the config has `ema` (arguments of ExponentialMovingAverage)."""
-    return [{"type": "AverageWeights", "parts": parts_of(config), **config.ema}] if config.get("ema") else []
+    if not config.get("ema"):
+        return []
+    average = MODELS.get(kind := config.ema.get("ema_type", "ExponentialMovingAverage"))
+    if average is None:
+        raise UserError(f"ema.ema_type is {kind!r}, which mmengine does not have; write "
+                        f"{nearest(str(kind), MODELS.module_dict) or 'ExponentialMovingAverage'}")
+    known = dict.fromkeys([*arguments_of(EMAHook)[0], *arguments_of(average)[0][1:]])  # but for the model
+    for name in config.ema:
+        if name not in known:
+            raise unknown(name, known, "the config", "ema.")
+    return [{"type": "AverageWeights", "parts": parts_of(config), **config.ema}]

@@ -1,6 +1,7 @@
 """Reading configs, starting N processes, and the one place that decides between NCCL and gloo."""
 
 import argparse
+import ast
 import ctypes
 import datetime
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
@@ -33,15 +34,73 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 def read_config(path: str, options: Sequence[str] = ()) -> Config:
     """The mmengine config in `path` with `key=value` options applied; UserError where either is broken."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    given = parse_options(options)
     try:
         config = without_layout(Config.fromfile(path))
-        if options:
-            config.merge_from_dict(parser.parse_args(["--cfg-options", *options]).cfg_options)
-    except (argparse.ArgumentError, ValueError, TypeError, KeyError, SyntaxError, ImportError, OSError) as error:
+        make_room(config, given)
+        config.merge_from_dict(given)
+    except (ValueError, TypeError, KeyError, SyntaxError, ImportError, OSError) as error:
         raise UserError(f"cannot read the config {path} with options {list(options)}: {error}") from error
     return config
+
+
+def make_room(config: Config, given: dict[str, Any]) -> None:
+    """Puts empty dicts where `given` writes into None, or a dict over a number: mmengine would not merge them.
+
+    UserError for a place that a list does not have.
+    """
+    for name, value in given.items():
+        node: Any = config
+        *outer, last = name.split(".")
+        for depth, key in enumerate((*outer, last)):
+            if isinstance(node, list | tuple):
+                if not key.isdigit() or int(key) >= len(node):
+                    raise UserError(f"--cfg-options gives {name}, and {'.'.join(outer[:depth])} is a list of {len(node)}, "
+                                    "whose first entry is 0; give the number of one")
+                node = node[int(key)]
+            elif key not in node:
+                break
+            elif node[key] is None and (key != last or isinstance(value, dict)):
+                node[key] = ConfigDict()
+                break
+            elif key == last and isinstance(value, dict) and not isinstance(node[key], dict):
+                node[key] = ConfigDict()
+            elif not isinstance(node[key], dict | list | tuple):
+                break
+            else:
+                node = node[key]
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """What `key=value` options say, as MMDetection reads them, and dicts too: key={'a': 1} or key=dict(a=1)."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    given: dict[str, Any] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        if not equals or not all(name.split(".")):
+            raise UserError(f"--cfg-options {option}: write key=value, with dots between the keys, as in optimizer.lr=0.1")
+        parsed: Any = text.strip()
+        try:
+            if parsed.startswith(("{", "dict(")):
+                given[name] = literal(ast.parse(parsed, mode="eval").body)
+            else:
+                given.update(parser.parse_args(["--cfg-options", option]).cfg_options)
+        except (argparse.ArgumentError, ValueError, SyntaxError, AssertionError, TypeError) as error:
+            raise UserError(f"--cfg-options {option}: the value is neither a number, a word, a list nor a dict "
+                            f"({error})") from error
+    return given
+
+
+def literal(node: ast.AST) -> Any:
+    """The value of Python's literals and of dict(name=literal, ..); ValueError for anything else."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        return {str(keyword.arg): literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {ast.literal_eval(key): literal(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [literal(entry) for entry in node.elts]
+    return ast.literal_eval(node)
 
 
 def without_layout(config: Config) -> Config:

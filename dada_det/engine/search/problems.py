@@ -88,7 +88,7 @@ def load_imagenet(config: Config) -> Problem:
     """A folder of images in ImageNet's layout, decoded once to uint8; data.groups says how it is halved."""
     data = config.data
     rule, trains = data.get("groups", AUTO), bool(data.get("target_trains"))
-    images, val_images = search_lists(data.root, data.val_root, data.subset, data.images_per_class, config.seed, rule)
+    images, val_images = search_lists(data, config.seed)
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
     memory = decode_to_memory(images, config.image_size, "search", prepared.interpolation)
     if val_images is not None:

@@ -75,7 +75,7 @@ def run_search(config: Config, resume: bool) -> None:
         param_scheduler={**{name: [] for name in wrappers.keys()},  # noqa: SIM118 (it is no dict)
                          "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
         default_hooks={"logger": None, "sampler_seed": None, "runtime_info": {"type": "LateRuntimeInfo"},
-                       "checkpoint": {**config.get("checkpoint", {}), "type": "AtomicCheckpoint"}},
+                       "checkpoint": {**(config.get("checkpoint") or {}), "type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"},
                       {"type": "WritePolicy", "provenance": provenance, "mirror": config.mirror,
                        "proposal": forks is not None},
@@ -124,13 +124,14 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
     weights = dict(config.weights_optimizer)
     weights["lr"] *= config.batch_size / config.base_batch_size
     sgd = torch.optim.SGD(trainable(searcher.network).values(), **weights)
+    clip = None if config.clip_grad is None else {"max_norm": config.clip_grad}
     adams = {}
     for name, groups in searcher.algorithm.groups().items():
         options = config[f"{name}_optimizer"]
         for group in groups:
             group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
         adams[name] = OptimWrapper(torch.optim.Adam(groups, **options))
-    return OptimWrapperDict(weights=ClippingWrapper(sgd, clip_grad={"max_norm": config.clip_grad}), **adams)
+    return OptimWrapperDict(weights=ClippingWrapper(sgd, clip_grad=clip), **adams)
 
 
 class ClippingWrapper(OptimWrapper):
