@@ -141,15 +141,23 @@ def demand_classes(config: Any, categories: Sequence[str], options: Sequence[str
             if list([given] if isinstance(given, str) else given) != list(categories):
                 raise UserError(f"{part}_dataloader.dataset.metainfo.classes is {_some(given)}, and {annotations} lists "
                                 f"{_some(categories)}; give a file of those categories alone, in that order")
+    demand_class_numbers(config["model"], len(categories), options, annotations)
+
+
+def demand_class_numbers(model: Any, classes: int, options: Sequence[str], annotations: Path) -> None:
+    """UserError where the model's config or `options` give num_classes that is not the number of categories.
+
+    COCO_CLASSES in the file stands for no number given.
+    """
     for option in options:
         name, _, value = option.partition("=")
-        if name.startswith("model.") and name.endswith(".num_classes") and value.strip() != str(len(categories)):
-            raise UserError(f"--cfg-options gives {option}, and {annotations} lists {len(categories)} categories; leave it "
-                            "out, or give a file of so many")
-    for place, number in _class_numbers(config["model"], "model"):
-        if number not in (len(categories), COCO_CLASSES):
-            raise UserError(f"{place} is {number}, and {annotations} lists {len(categories)} categories; make it that "
-                            "number, or give a file of so many")
+        if name.startswith("model.") and name.endswith(".num_classes") and value.strip() != str(classes):
+            raise UserError(f"--cfg-options gives {option}, and {annotations} lists {classes} categories; leave it out, or "
+                            "give a file of so many")
+    for place, number in _class_numbers(model, "model"):
+        if number not in (classes, COCO_CLASSES):
+            raise UserError(f"{place} is {number}, and {annotations} lists {classes} categories; make it that number, or "
+                            "give a file of so many")
 
 
 def demand_evaluators(config: Any, parts: Sequence[str], layout: CocoLayout) -> None:
