@@ -30,7 +30,7 @@ train_cfg = dict(max_iters=2, val_interval=2)
 @pytest.fixture
 def command(tmp_path: Path) -> list[str]:
     """Config, backbone, data and work folder of a small RetinaNet on two data sets of one class."""
-    coco, more = (write_coco(tmp_path / name, [{"id": 3, "name": "cell"}], seed) for seed, name in enumerate(("coco", "more")))
+    coco, more = (write_coco(tmp_path / name, [{"id": 3, "name": "cell"}], seed=len(name)) for name in ("coco", "others"))
     torch.save(resnet50(weights=None).state_dict(), tmp_path / "r50.pth")
     config = tmp_path / "retinanet.py"
     config.write_text(CONFIG.format(base=str(ROOT / "configs/debug/retinanet.py"), dump=str(tmp_path / "dump.pkl"),
