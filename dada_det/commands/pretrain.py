@@ -36,7 +36,8 @@ KNOWN: keys.Table = {
     "channels_last": (bool,), "compile": (bool, dict), "weights": (str, None), "work_dir": (str, None), "kind": (str,),
     # Of these the room that reads them says what they may be.
     **dict.fromkeys(("mirror", "padding", "progressive_size", "policy_on", "color_jitter", "lighting", "cutout",
-                     "interpolation", "crop_share", "layer_decay", "vis_backends"), keys.ANY)}
+                     "interpolation", "crop_share", "layer_decay", "vis_backends", "train_size", "mixup", "bce_threshold",
+                     "repeats"), keys.ANY)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

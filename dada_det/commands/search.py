@@ -30,6 +30,7 @@ KNOWN: keys.Table = {
     "method": (str,), "classifier": (dict,), "weights": (str, None), "model": (dict,), "masks": (bool,), "mirror": (bool,),
     "padding": (int,), "operations": (list, tuple, None), "clip_grad": (*keys.NUMBER, None),
     "architecture_optimizer": (dict,), "checkpoint": common.CHECKPOINT, "trial": (bool, dict), "work_dir": (str, None),
+    "vis_backends": keys.ANY,
     "backbone": (str,), "backbone_command": (str,)}
 
 
@@ -84,8 +85,9 @@ def body(args: Namespace) -> None:
     for name in ("weights_optimizer", "policy_optimizer", "architecture_optimizer"):
         if name in config:
             kind = "SGD" if name == "weights_optimizer" else "Adam"
-            common.demand_optimizer(config[name], kind, common.what_gives(args), name)
-            if not isinstance(config[name].get("lr"), int | float):
+            given = {entry: value for entry, value in config[name].items() if not (entry == "lr" and value is None)}
+            common.demand_optimizer(given, kind, common.what_gives(args), name)
+            if "lr" not in given and name != "policy_optimizer":  # whose rate is that of the mode
                 raise UserError(f"{common.what_gives(args)} has no {name}.lr; give the learning rate")
     from dada_det.engine.search.run import run_search
 

@@ -11,8 +11,8 @@ import torch
 from dada_det.commands.train_arch import main
 from dada_det.data.cifar import write_cifar10
 from dada_det.engine.compare import trial
-from dada_det.engine.compare.trial import UNFINISHED, begin
-from dada_det.files import make_folder
+from dada_det.engine.compare.trial import UNFINISHED
+from dada_det.engine.runtime.identity import own_folder
 from dada_det.models.genotype import Genotype
 from tests.conftest import write_noise
 
@@ -84,7 +84,7 @@ def test_a_resumed_training_ends_in_the_same_figures(folder: Path, tmp_path: Pat
 
     monkeypatch.setattr(trial.TrialRunner, "train", train_and_keep)
     kept = tmp_path / "kept"
-    begin(make_folder(kept) / UNFINISHED)
+    own_folder(kept / UNFINISHED, {}, keep=False)
     after = trial.TimedCheckpoint.after_train_epoch
 
     def copied(self: Any, runner: Any) -> None:

@@ -28,7 +28,7 @@ from dada_det.data.random import epoch_order, generator_for
 from dada_det.engine.pretrain import classifier, preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
 from dada_det.engine.runtime.checkpoint import checkpoints, forbid_unsafe_loading
 from dada_det.engine.runtime.hooks import AtomicCheckpoint, ProgressLine
-from dada_det.engine.runtime.identity import demand_same, resume_point
+from dada_det.engine.runtime.identity import demand_own, demand_same, own_folder, resume_point
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, write_json
@@ -38,7 +38,6 @@ from dada_det.report.measurements import hardware
 
 METRICS = "metrics.json"
 UNFINISHED = "unfinished"  # the folder of a trial that runs or was cut short: checkpoints and mmengine's log
-MARKER = "trial.json"  # in it: says that a trial has made the folder, and may remove it
 CHECKPOINT_SECONDS = 60.0  # a trial that is cut short loses this much; most trials end before their first checkpoint
 CROPS, DRAWS, NETWORK = 1, 2, 3  # the random streams of a trial beside epoch_order's, keyed (seed, stream, step)
 
@@ -83,7 +82,8 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
     check_sizes(train, test, recipe)
     work_dir = make_folder(work_dir)
     own = identity_of(data_hash(train, test), policy, recipe, seed)
-    demand_own(work_dir)
+    demand_own(work_dir / UNFINISHED)
+    demand_result(work_dir / METRICS)
     if resume and (figures := finished(work_dir, own)) is not None:
         return figures
     folder = work_dir / UNFINISHED
@@ -92,7 +92,7 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
         # It says what is wrong before anything is removed.
         build_classifier(recipe.model, recipe.classes, recipe.image_size, recipe.weights)
         (work_dir / METRICS).unlink(missing_ok=True)
-        begin(folder)
+        own_folder(folder, own, keep=False)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     train, test = (MemoryImages(images.images_NCHW.to(device), images.labels_N.to(device)) for images in (train, test))
     runner = build_runner(TrainBatches(train, recipe, policy, seed), CentralCrops(test, recipe), recipe, seed, folder,
@@ -148,25 +148,13 @@ def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float]
     return {name: found[name] for name in ("top1", "top5")}
 
 
-def demand_own(work_dir: Path) -> None:
-    """UserError where `work_dir` has what a trial would replace and no trial has written: so nothing of it is removed."""
-    folder, path = work_dir / UNFINISHED, work_dir / METRICS
-    empty = folder.is_dir() and not any(folder.iterdir())  # a kill before the marker was there
-    if folder.is_symlink() or (folder.exists() and not empty and not (folder / MARKER).is_file()):
-        raise UserError(f"{folder} is not a trial's, which would write there; move it away, or give another --work-dir")
+def demand_result(path: Path) -> None:
+    """UserError where `path`, which a trial's result will replace, is there and no trial has written it."""
     if path.exists():
         found = read_json(path, "trial's result")
         if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):
             raise UserError(f"{path} is not a trial's result, which would take its place; move it away, or give another "
                             "--work-dir")
-
-
-def begin(folder: Path) -> None:
-    """Makes `folder` anew, with the marker by which a later trial knows it; demand_own has looked at it."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / MARKER).touch()
 
 
 class TrainBatches:

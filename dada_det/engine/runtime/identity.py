@@ -4,14 +4,17 @@ Each stage says what its run is, StampIdentity writes that into every checkpoint
 An entry that is None, {} or [] counts as not there, so that a stage may get a new one whose default is None.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dada_det.engine.runtime.checkpoint import check_checkpoint, newest_that_loads
 from dada_det.errors import UserError
+from dada_det.files import read_json, write_json
 
 Identity = dict[str, Any]
+MARKER = "run.json"  # the identity of the run that has made a folder, and may remove it
 MOST_NAMED = 6  # entries that a refusal names
 LONGEST = 60  # characters of a value in it
 
@@ -47,6 +50,28 @@ def resume_point(work_dir: str | Path, identity: Identity, stage: str, checkpoin
         return None
     demand_same(found[0], (found[1].get("meta") or {}).get("identity"), identity)
     return found[0]
+
+
+def demand_own(folder: Path) -> None:
+    """UserError where `folder` holds what no run has written: it bears no marker, and is not empty."""
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.is_symlink() or (folder.exists() and not empty and not (folder / MARKER).is_file()):
+        raise UserError(f"{folder} was not made by a run, which would write there; move it away, or give another --work-dir")
+
+
+def own_folder(folder: Path, identity: Identity, keep: bool) -> None:
+    """Makes `folder` this run's own: what an earlier one has left there goes, unless `keep` and it was this very run.
+
+    UserError as demand_own, before anything is removed.
+    """
+    demand_own(folder)
+    marker = folder / MARKER
+    same = keep and marker.is_file() and _leaves(read_json(marker, "run's marker")) == _leaves(plain(identity))
+    if folder.exists() and not same:
+        shutil.rmtree(folder)
+    if not same:
+        folder.mkdir(parents=True)
+        write_json(marker, plain(identity))
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

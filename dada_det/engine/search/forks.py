@@ -136,12 +136,6 @@ class Results:
             torch.save(value, temporary)
         self.known[name] = value
 
-    def clear(self) -> None:
-        """Removes the results of an earlier search in this work folder."""
-        for path in self.folder.glob("*.pth"):
-            path.unlink()
-        self.known.clear()
-
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.pth"
 

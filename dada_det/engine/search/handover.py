@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import barrier
 from torch import nn
 
 from dada_det import __version__
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import NamedPolicy, Policy
+from dada_det.engine.runtime.identity import Identity, own_folder
 from dada_det.engine.search.forks import Forks
 from dada_det.engine.search.problem import search_device
 from dada_det.engine.search.trial import Trial
@@ -20,24 +22,27 @@ from dada_det.search.forks import ForkRecipe
 from dada_det.search.ranks import world
 from dada_det.search.verdict import Standing, Verdict
 
+FORKS = "forks"
 UNIT = "nats of calibrated cross-entropy less than the mean operation"
 
 
 def decide(config: Config, forks: Forks, network: Callable[[], nn.Module], proposed: Policy,
-           low: torch.dtype | None, resume: bool, provenance: dict[str, Any]) -> str:
+           low: torch.dtype | None, identity: Identity, resume: bool, provenance: dict[str, Any]) -> str:
     """Holds what alignment has proposed, and what forks find, against the fixed policies; returns the closing line.
 
-    The forks' recipe is that of the search's weights. Without `resume` an earlier search's forks in the work folder go.
+    The forks' recipe is that of the search's weights. They stay in the work folder's FORKS, for a search of this `identity`
+    that goes on; without `resume`, and of another search, they go.
     """
     torch.manual_seed(config.seed)
     weights = config.weights_optimizer
     recipe = ForkRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
                         momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
                         clip_grad=config.clip_grad)
-    trial = Trial(forks, channels_last(network().to(search_device())), recipe, config.epochs, config.seed,
-                  Path(config.work_dir, "forks"), low)
-    if not resume:
-        trial.results.clear()
+    folder = Path(config.work_dir, FORKS)
+    if world()[0] == 0:
+        own_folder(folder, identity, keep=resume)
+    barrier()
+    trial = Trial(forks, channels_last(network().to(search_device())), recipe, config.epochs, config.seed, folder, low)
     found, policies, effects = trial.run({"aligned": proposed})
     if world()[0] == 0:
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,

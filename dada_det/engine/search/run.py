@@ -15,12 +15,12 @@ from dada_det.augment.space import AtomSpace, SearchSpace
 from dada_det.devices import float32_arithmetic
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
 from dada_det.engine.runtime.faults import explained
-from dada_det.engine.runtime.identity import Identity, plain, resume_point
+from dada_det.engine.runtime.identity import Identity, demand_own, plain, resume_point
 from dada_det.engine.runtime.launch import join_processes, say_machines
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.engine.runtime.visualizer import visualizer
 from dada_det.engine.search.curves import NoteCurves, pictures_of
-from dada_det.engine.search.handover import decide
+from dada_det.engine.search.handover import FORKS, decide
 from dada_det.engine.search.leaks import LookForLeaks
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
 from dada_det.engine.search.searcher import Searcher, build_searcher
@@ -65,6 +65,8 @@ def run_search(config: Config, resume: bool) -> None:
     untried = why_no_trial(config, method, algorithm, problem)
     searcher = build_searcher(config, problem, network, algorithm)
     forks = None if untried or problem.forks is None else problem.forks(searcher.normalise)
+    if forks is not None:
+        demand_own(Path(config.work_dir, FORKS))
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
     wrappers = optimizers(searcher, config)
@@ -91,7 +93,7 @@ def run_search(config: Config, resume: bool) -> None:
         if forks is not None:
             with explained(runner):
                 assert isinstance(algorithm, Dada)
-                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), searcher.low,
+                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), low,
                                  checkpoint is not None, provenance)
     if forks is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
