@@ -58,7 +58,7 @@ def test_a_file_that_is_given_is_used(file: str, data: str | None, root: Path, m
                                 "train_dataloader.dataset.data_root": "coco", "val_dataloader.dataset.data_root": "coco"})
     annotations, images = layout_of(root, config, data=data).part("train")
     assert annotations.samefile("coco/annotations/two.json" if "/" in file else "two.json")
-    assert images.samefile("coco/train2017") and check_coco(annotations, images).images == 2
+    assert images.samefile("coco/train2017") and len(check_coco(annotations, images).pictures) == 2
 
 
 def test_a_folder_that_is_given_is_used(root: Path) -> None:
@@ -136,7 +136,8 @@ def test_data_sets_side_by_side_become_one_file(root: Path) -> None:
     shutil.copy(root / "more/annotations/instances_val2017.json", root / "coco/annotations/more.json")
     layout = layout_of(root, config)
     train, val = (check_coco(*layout.part(part)) for part in ("train", "val"))
-    assert train.images == train.annotations == 3 * 2 + 6 and val.images == 8 and val.categories == ("cell", "crystal")
+    assert len(train.pictures) == train.annotations == 3 * 2 + 6 and len(val.pictures) == 8
+    assert val.categories == ("cell", "crystal")
     content = json.loads(layout.part("train")[0].read_text())
     by_image = {entry["image_id"]: entry["bbox"] for entry in content["annotations"]}
     original = json.loads((root / "coco/annotations/instances_train2017.json").read_text())
