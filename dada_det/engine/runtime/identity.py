@@ -59,19 +59,22 @@ def demand_own(folder: Path) -> None:
         raise UserError(f"{folder} was not made by a run, which would write there; move it away, or give another --work-dir")
 
 
-def own_folder(folder: Path, identity: Identity, keep: bool) -> None:
+def own_folder(folder: Path, identity: Identity, keep: bool, written: str | None = None) -> None:
     """Makes `folder` this run's own: what an earlier one has left there goes, unless `keep` and it was this very run.
 
-    UserError as demand_own, before anything is removed.
+    written: a pattern of the files that runs leave there, None for all that is in it. UserError as demand_own, before
+    anything is removed.
     """
     demand_own(folder)
     marker = folder / MARKER
     same = keep and marker.is_file() and _leaves(read_json(marker, "run's marker")) == _leaves(plain(identity))
-    if folder.exists() and not same:
+    if same:
+        return
+    if folder.exists() and written is None:
         shutil.rmtree(folder)
-    if not same:
-        folder.mkdir(parents=True)
-        write_json(marker, plain(identity))
+    for path in folder.glob(written) if written else ():
+        path.unlink()
+    write_json(marker, plain(identity))
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

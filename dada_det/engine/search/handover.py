@@ -40,7 +40,7 @@ def decide(config: Config, forks: Forks, network: Callable[[], nn.Module], propo
                         clip_grad=config.clip_grad)
     folder = Path(config.work_dir, FORKS)
     if world()[0] == 0:
-        own_folder(folder, identity, keep=resume)
+        own_folder(folder, identity, keep=resume, written="*.pth")
     barrier()
     trial = Trial(forks, channels_last(network().to(search_device())), recipe, config.epochs, config.seed, folder, low)
     found, policies, effects = trial.run({"aligned": proposed})

@@ -74,3 +74,6 @@ def test_a_folder_of_ones_own_is_kept_for_the_same_run_alone(tmp_path: Path) -> 
         own_folder(folder, identity, keep)
         assert (folder / "result.pth").exists() == stays and (folder / MARKER).is_file()
         (folder / "result.pth").write_text("result")
+    (folder / "notes.txt").write_text("mine")
+    own_folder(folder, OURS, keep=False, written="*.pth")
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", MARKER]
