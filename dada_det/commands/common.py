@@ -17,7 +17,8 @@ from dada_det.errors import UserError
 
 SENTENCES = "DADA_DET_SENTENCES"  # names the file in which the processes of one command leave their mistakes
 CHECKPOINT = {name: keys.ANY for name in (  # of `checkpoint` in a stage's config: AtomicCheckpoint's arguments
-    "keep", "steps", "seconds", "interval", "max_keep_ckpts", "by_epoch", "save_optimizer", "save_param_scheduler", "save_last",
+    "keep", "steps", "seconds",
+    "interval", "max_keep_ckpts", "by_epoch", "save_optimizer", "save_param_scheduler", "save_last",
     "save_begin", "save_best", "rule", "greater_keys", "less_keys", "published_keys", "out_dir", "filename_tmpl")}
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dada_det"

@@ -93,8 +93,8 @@ def run_search(config: Config, resume: bool) -> None:
         if forks is not None:
             with explained(runner):
                 assert isinstance(algorithm, Dada)
-                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), low,
-                                 checkpoint is not None, provenance)
+                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), searcher.low,
+                                 own, checkpoint is not None, provenance)
     if forks is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
     if world()[0] == 0:
