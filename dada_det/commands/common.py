@@ -20,6 +20,7 @@ CHECKPOINT = {name: keys.ANY for name in (  # of `checkpoint` in a stage's confi
     "keep", "steps", "seconds",
     "interval", "max_keep_ckpts", "by_epoch", "save_optimizer", "save_param_scheduler", "save_last",
     "save_begin", "save_best", "rule", "greater_keys", "less_keys", "published_keys", "out_dir", "filename_tmpl")}
+NEARLY = 0.75
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dada_det"
 
@@ -234,7 +235,11 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.
         if not isinstance(config.get(entry), kind):
             raise UserError(f"the config {args.config} has {config.get(entry)!r} for `{entry}`, which this stage needs "
                             f"as {kind.__name__}; give one of this stage, such as {args.stage_config}")
-    keys.demand_entries(config, known, what_gives(args))
+    given = [option.partition("=")[0].partition(".")[0] for option in args.cfg_options]
+    # A config with a detector, in MMDetection's way, has variables of its own; one that is nearly an entry is a slip.
+    variables = [name for name in config if config.get("kind") == "coco" and name not in (*known, *given)
+                 and not keys.nearest(name, known, NEARLY)]
+    keys.demand_entries({name: config[name] for name in config if name not in variables}, known, what_gives(args))
     if any(option.startswith("backbone=") for option in args.cfg_options):
         raise UserError("--cfg-options gives backbone, a variable of the config, which has been read; give "
                         "model.backbone.init_cfg.checkpoint=FILE")
