@@ -243,7 +243,7 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.
     if any(option.startswith("backbone=") for option in args.cfg_options):
         raise UserError("--cfg-options gives backbone, a variable of the config, which has been read; give "
                         "model.backbone.init_cfg.checkpoint=FILE")
-    if "classifier" in config and not isinstance(config.classifier.get("name"), str):
+    if isinstance(config.get("classifier"), dict) and not isinstance(config.classifier.get("name"), str):
         raise UserError(f"{what_gives(args)} has {config.classifier.get('name')!r} for classifier.name; give the name of a "
                         "network, such as resnet50")
     for entry in ("epochs", "batch_size", "image_size", "seed"):

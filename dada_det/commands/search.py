@@ -27,7 +27,7 @@ KNOWN: keys.Table = {
     "data": {"root": (str,), "val_root": (str, None), "subset": (str, None), "subset_images": (int,),
              "images_per_class": (int, None), "images": (int, None), "groups": (str,), "target_trains": (bool,),
              "demo": (bool,)},
-    "method": (str,), "classifier": (dict,), "weights": (str, None), "model": (dict,), "masks": (bool,), "mirror": (bool,),
+    "method": (str,), "classifier": keys.ANY, "weights": (str, None), "model": keys.ANY, "masks": (bool,), "mirror": (bool,),
     "padding": (int,), "operations": (list, tuple, None), "clip_grad": (*keys.NUMBER, None),
     "architecture_optimizer": (dict,), "checkpoint": common.CHECKPOINT, "trial": (bool, dict), "work_dir": (str, None),
     "vis_backends": keys.ANY,
