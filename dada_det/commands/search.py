@@ -11,7 +11,7 @@ from dada_det.commands.detector_data import demand_class_numbers
 from dada_det.data.arrays import READERS
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.coco_instances import FILTER, what_is_learned
-from dada_det.data.groups import AUTO, NONE
+from dada_det.data.folders import AUTO, NONE
 from dada_det.data.splits import search_lists
 from dada_det.errors import UserError
 from dada_det.files import make_folder

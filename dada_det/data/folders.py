@@ -20,6 +20,7 @@ from dada_det.untrusted import printable
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGENET_CLASSES = 1000
+AUTO, NONE = "auto", "none"  # rules of groups (data/groups.py) that are no regular expression
 SUBSETS = ("imagenet120",)
 SUBSET_IMAGES = 50  # of each class of a subset, where a config does not say
 

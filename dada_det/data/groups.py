@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dada_det.data.folders import AUTO, NONE
 from dada_det.errors import UserError
 
-AUTO, NONE = "auto", "none"
 FEWEST = 3  # groups of several images in a class; two are more often two sources of images than two videos
 LARGEST = 1 / 2  # of a class's images in one group; a larger one leaves no halves
 LAST_NUMBER = re.compile(r"\d+(?=\D*$)")

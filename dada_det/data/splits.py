@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dada_det.data.fine_grained import scan_aircraft, scan_cars
-from dada_det.data.folders import SUBSET_IMAGES, ImageList, offered_to_validate, scan_folder, search_subset
-from dada_det.data.groups import AUTO, Groups, group_halves, groups_of
+from dada_det.data.folders import AUTO, SUBSET_IMAGES, ImageList, offered_to_validate, scan_folder, search_subset
 from dada_det.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dada_det.data.groups import Groups
 
 
 def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageList, ImageList]:
@@ -35,11 +37,13 @@ def search_lists(data: Mapping[str, Any], seed: int) -> tuple[ImageList, ImageLi
 
 
 def halves(images: ImageList, rule: str, seed: int,
-           images_NCHW: Tensor | None = None) -> tuple[list[int], list[int], Groups]:
+           images_NCHW: "Tensor | None" = None) -> "tuple[list[int], list[int], Groups]":
     """(indices that train, indices that validate, the groups): halves of each class, of whole groups.
 
     rule, images_NCHW: see groups_of. Raises UserError as it does, and where a class does not make two halves.
     """
+    from dada_det.data.groups import group_halves, groups_of  # imports torch, which --help does without
+
     groups = groups_of(images.names(), images.labels, rule, images_NCHW)
     return *group_halves(offered_to_validate(images, seed), groups.ids, images.classes), groups
 

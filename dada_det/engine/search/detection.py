@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.coco_instances import FILTER, listed, what_is_learned
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
-from dada_det.data.groups import AUTO, group_halves, groups_of, leak_found_in_pixels
+from dada_det.data.folders import AUTO
+from dada_det.data.groups import group_halves, groups_of, leak_found_in_pixels
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.devices import move
 from dada_det.engine.detect import guard

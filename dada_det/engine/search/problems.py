@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 
 from dada_det.data.arrays import READERS
-from dada_det.data.groups import AUTO, group_halves, groups_of
+from dada_det.data.folders import AUTO
+from dada_det.data.groups import group_halves, groups_of
 from dada_det.data.imagenet import decode_to_memory
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for

@@ -16,7 +16,7 @@ from dada_det.engine.search.detector_losses import data_sample
 from tests.engine.detect.test_detect_policy_transform import always, coco
 
 SIDE = 64
-SIZES = ((64, 48), (40, 64), (64, 64), (64, 23))  # width, height; the longer side is SIDE, so that nothing is scaled
+SIZES = ((64, 48), (40, 64), (64, 64), (64, 32))  # width, height; the longer side is SIDE, so that nothing is scaled
 
 
 @pytest.fixture(scope="module")
@@ -124,4 +124,4 @@ def test_the_detector_is_told_the_size_without_padding(folder):
     assert [shape["img_shape"] for shape in shapes] == [(height, width) for width, height in SIZES]
     assert [shape["pad_shape"] for shape in shapes] == [(64, 64), (64, 64), (64, 64), (32, 64)]  # multiples of 32
     assert {shape["batch_input_shape"] for shape in shapes} == {(SIDE, SIDE)}
-    assert [targets[torch.tensor([3, 0])].sizes, targets[1:2].sizes] == [[(23, 64), (48, 64)], [(64, 40)]]
+    assert [targets[torch.tensor([3, 0])].sizes, targets[1:2].sizes] == [[(32, 64), (48, 64)], [(64, 40)]]
