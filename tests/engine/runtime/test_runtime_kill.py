@@ -151,8 +151,7 @@ MOMENTS = {
         (("during", "iter_2.pth", 1), None),  # half of the first is written
         (("after", "iter_2.pth", 1), "iter_2.pth"),  # no last_checkpoint names it yet, nor another
         (("during", "epoch_1.pth", 1), "iter_2.pth"),  # behind the rest of the epoch that was broken off
-        (("after", "epoch_1.pth", 1), "iter_2.pth"),  # which last_checkpoint still names: an epoch's end once more
-        (("after", "last_checkpoint", 1), "epoch_1.pth"),  # before its validation
+        (("after", "epoch_1.pth", 1), "epoch_1.pth"),  # before its validation, and beside iter_2.pth
         (("during", "step", 2), "iter_4.pth"),
         (("during", "step", 4), "epoch_2.pth"),
         (("after", "last_checkpoint", 2), "epoch_3.pth"),  # all is done but the last validation

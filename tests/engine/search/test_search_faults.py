@@ -91,9 +91,9 @@ MOMENTS: list[tuple[tuple[str, str, int], str | None]] = [
     (("after", "epoch_1.pth", 1), "epoch_1.pth"),
     (("during", "step", 2), "epoch_1.pth"),  # in the middle of the second epoch
     (("before", "search.json", 1), "epoch_1.pth"),
-    (("before", "last_checkpoint", 1), "epoch_1.pth"),  # the one that it still names
-    (("after", "last_checkpoint", 1), "epoch_2.pth"),
+    (("before", "last_checkpoint", 1), "epoch_2.pth"),
     (("after", "last_checkpoint", 1), "epoch_3.pth"),
+    (("before", "last_checkpoint", 1), "epoch_3.pth"),  # epoch_4.pth is whole, and it still names the one before
     (("during", "epoch_4.pth", 1), "epoch_3.pth"),
     (("during", "step", 5), "epoch_4.pth"),  # in the middle of the fifth epoch
     (("after", "last_checkpoint", 1), "epoch_5.pth"),  # all is done but the closing line
