@@ -52,7 +52,7 @@ def body(args: Namespace) -> None:
                         "give both the same list in the same order")
     if args.resume not in (None, "auto") and not Path(args.resume).is_file():
         raise UserError(f"the checkpoint {args.resume} of --resume does not exist; give an epoch_N.pth of a work_dir")
-    scaling = config.setdefault("auto_scale_lr", {"enable": False})
+    scaling = config.auto_scale_lr = config.get("auto_scale_lr") or {"enable": False}
     if args.auto_scale_lr and "base_batch_size" not in scaling:
         raise UserError(f"--auto-scale-lr: {args.config} does not say for which batch its learning rate is; add "
                         "auto_scale_lr=dict(base_batch_size=16) to it")

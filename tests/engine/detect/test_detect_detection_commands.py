@@ -174,7 +174,7 @@ def test_training_names_what_is_missing(backbone, coco80, tmp_path, capsys, monk
     says(capsys, train_det.main, [ROOT / "configs/retinanet_r50_dada.py", "--backbone", backbone],
          "the data folder data/coco does not exist")
     says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--auto-scale-lr", "--cfg-options",
-                                  "auto_scale_lr={}"], "does not say for which batch its learning rate is")
+                                  "auto_scale_lr=None"], "does not say for which batch its learning rate is")
     says(capsys, train_det.main, [RETINANET, *flags(backbone, coco80), "--resume", "no.pth"],
          "the checkpoint no.pth of --resume does not exist")
     says(capsys, train_det.main, [RETINANET, "--data", coco80], "the backbone work_dirs/pretrain/r50.pth does not exist; "
