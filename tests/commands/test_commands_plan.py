@@ -68,10 +68,11 @@ def test_a_search_is_measured_with_its_validation_passes(settings: list[str], mo
     stage = plan_steps.build_stage(load_config("configs/search_imagenet.py", [*SMALL, *settings]), None)
     step, seen = stage.step(4), []
     original = dada.validation_gradient
-    monkeypatch.setattr(dada, "validation_gradient", lambda *rest: seen.append(rest) or original(*rest))
+    monkeypatch.setattr(dada, "validation_gradient",
+                        lambda parts, weights, batch: (seen.append(batch.validates), original(parts, weights, batch))[1])
     for runs in (1, 2, 3):
         step.run()
-        assert len(seen) == runs and step.steps == (3 if settings else 2)
+        assert sum(seen) == runs and len(seen) == runs * step.steps and step.steps == (3 if settings else 2)
 
 
 def test_a_plan_for_a_gpu_comes_from_its_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

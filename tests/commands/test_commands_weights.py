@@ -90,7 +90,7 @@ def test_every_trial_of_a_comparison_starts_from_the_file(data: Path, tmp_path: 
     assert len(identity["weights"]) == 12
     capsys.readouterr()
     assert compare() == 2
-    assert "is of another trial" in capsys.readouterr().err
+    assert "is of another run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("interpolation", "share"), [("nearest", 0.5), ("bicubic", 1.0)])

@@ -137,11 +137,13 @@ def test_weights_of_a_detector(evil, coco, backbone, tmp_path, refuses):
         (tmp_path / "w" / name).rename(evil)
 
 
-@pytest.mark.parametrize("entry", ["proposal_file", "ann_file"])
-def test_pickles_that_a_data_set_would_read(entry, plain_pickle, coco, backbone, tmp_path, refuses):
+@pytest.mark.parametrize(("entry", "sentence"), [
+    ("proposal_file", "train_dataloader has proposal_file={file}: a pickle file can carry code and is not opened"),
+    ("ann_file", "the annotation file {file} is no JSON")])
+def test_pickles_that_a_data_set_would_read(entry, sentence, plain_pickle, coco, backbone, tmp_path, refuses):
     refuses(train_det.main, [RETINANET, "--data", coco, "--work-dir", tmp_path / "w", "--backbone", backbone,
                              "--cfg-options", f"train_dataloader.dataset.{entry}={plain_pickle}"],
-            f"train_dataloader has {entry}={plain_pickle}: a pickle file can carry code and is not opened")
+            sentence.format(file=plain_pickle))
 
 
 def test_a_checkpoint_from_an_address(evil, tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ def test_it_writes_cells_and_policy_and_the_same_seed_gives_the_same_bytes(data:
     assert len(genotype.normal) == len(genotype.reduction) == 1 and len(policy.sub_policies) == 3
     provenance = dict(genotype.provenance)
     assert provenance == policy.provenance and provenance.pop("data")
-    assert provenance == {"method": "daas", "config": "search_daas", "seed": 1, "epoch": 2, "version": "0.1.0"}
+    assert provenance == {"method": "daas", "config": "search_daas", "seed": 1, "epoch": 2, "version": "0.1.0",
+                          "groups": "auto"}
     everything = json.loads((tmp_path / "a/search.json").read_text())
     assert everything["architecture"]["operations"] == ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"]
     moved = torch.tensor(everything["architecture"]["normal"])
