@@ -5,17 +5,28 @@ import io
 import os
 import sys
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tools/bench"))
+# The same examples in every run, and no limit of time to one: neither decides whether a change lands.
+settings.register_profile("everyday", derandomize=True, deadline=None)
+settings.load_profile("everyday")
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """A measurement that flushes subnormal numbers to zero leaves the next test those of IEEE 754."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
