@@ -23,7 +23,7 @@ from dada_det.search.ranks import world
 from dada_det.search.verdict import Standing, Verdict, standings, verdict
 
 FORK_SHARE = 0.25  # epochs of a fork over those of a training
-WARM_END = 0.3  # learning rate at the end of the warm-up over that at its beginning; a fork's begins with the latter
+WARM_END = 0.3  # learning rate at the end of the warm-up over that at its beginning, which a fork begins with again
 KEPT, FINAL = 3, 2  # candidates that get a second seed and a third, beside the best fixed policy
 STRONGER = ", stronger"
 FRESH = 1000  # number of the first fork that is no warm-up
