@@ -1,7 +1,7 @@
-# make setup | demo | test | test-all | test-pretend | lint      (everything below ./.venv and ./.uv; nothing is compiled)
+# make setup | demo | test | test-all | test-pretend | lint | tables      (everything below ./.venv and ./.uv; nothing is compiled)
 RUN := .venv/bin/python
 
-.PHONY: setup demo test test-all test-pretend lint
+.PHONY: setup demo test test-all test-pretend lint tables
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml uv.lock
@@ -26,3 +26,7 @@ test-pretend: setup
 lint: setup
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
+
+# Every table of results in README.md and docs/, from the files in results/; a test says where the two differ.
+tables: setup
+	@$(RUN) tools/bench/tables.py
