@@ -21,8 +21,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dada_det.engine.detect import mmcv_ops
 from dada_det.engine.detect.adopt import STRIDES
+from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
 from dada_det.models.backbone import load_backbone, timm_features

@@ -31,8 +31,8 @@ from dada_det.augment import Draws, Policy, PolicyTransform
 from dada_det.augment import boxes as geometry
 from dada_det.augment.named import resolve_dict, resolve_policy
 from dada_det.data.random import generator_for
-from dada_det.engine.detect import mmcv_ops
 from dada_det.engine.detect.config import dicts_in
+from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 
 mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops

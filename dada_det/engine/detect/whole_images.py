@@ -19,7 +19,7 @@ from PIL import Image
 
 from dada_det.data.coco_instances import CocoSummary, Picture, listed, size_mistake, what_is_learned
 from dada_det.engine.detect import config as change
-from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 
 mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops

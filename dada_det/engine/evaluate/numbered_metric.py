@@ -3,7 +3,7 @@
 from typing import Any
 
 from dada_det.data.coco_numbers import numbered
-from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.runtime import mmcv_ops
 
 mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops
 from mmdet.evaluation import CocoMetric  # noqa: E402

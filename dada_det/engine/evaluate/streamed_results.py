@@ -9,8 +9,8 @@ from typing import IO, Any
 
 from mmengine.dist import barrier, broadcast_object_list, get_rank, get_world_size, is_main_process
 
-from dada_det.engine.detect import mmcv_ops
 from dada_det.engine.evaluate.results_stream import write_array
+from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 
 mmcv_ops.install()  # before mmdet's structures, which import mmcv.ops

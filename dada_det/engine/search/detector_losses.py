@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dada_det.data.detection import DetectionTargets
 from dada_det.data.random import generator_for
 from dada_det.devices import move, move_all
-from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 from dada_det.search.alignment import LossNetwork, Targets
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision import ops
 
-from dada_det.engine.detect import deformable_ops
+from dada_det.engine.runtime import deformable_ops
 from dada_det.errors import UserError
 
 NAME = "mmcv._ext"

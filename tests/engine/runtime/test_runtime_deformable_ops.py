@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.runtime import mmcv_ops
 
 mmcv_ops.install()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dada_det.engine.detect import mmcv_ops
+from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 
 mmcv_ops.install()
