@@ -57,6 +57,19 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ResNet-50, as pretraining exports it; tests copy what they change."""
+    from torchvision.models import resnet50
+
+    from dada_det.models.backbone import IMAGENET, export_backbone
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("backbone") / "r50.pth"
+    export_backbone(resnet50(weights=None).state_dict(), path, {**IMAGENET, "classes": [], "policy_sha256": None})
+    return path
+
+
 def load_bench(name: str) -> ModuleType:
     """tools/bench/<name>.py as a module; the benches import each other by their plain names, as scripts do."""
     return importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""Means with an interval, from a handful of paired runs; plain Python."""
+"""Means with an interval, from a handful of paired runs."""
 
 import math
 import statistics
@@ -30,24 +30,10 @@ def paired_difference(ours: Sequence[float], reference: Sequence[float]) -> tupl
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """The t >= 0 for which -t .. t holds `share` (0 < share < 1) of Student's distribution; freedom: 1, 2, 3, .."""
-    low, high = 0.0, 1.0
-    while student_share(high, freedom) < share:
-        high *= 2
-    while (middle := (low + high) / 2) not in (low, high):  # until no number lies between the two
-        low, high = (middle, high) if student_share(middle, freedom) < share else (low, middle)
-    return high
+    """Returns the t >= 0 for which -t .. t holds `share` (0 < share < 1) of Student's distribution; freedom: 1, 2, 3, .."""
+    from scipy.special import stdtrit  # what scipy.stats.t.ppf calls, without the second that scipy.stats takes to import
 
-
-def student_share(t: float, freedom: int) -> float:
-    """The share of Student's distribution that lies in -t .. t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for k in range(odd + 1, freedom, 2):
-        total += term
-        term *= k / (k + 1) * math.cos(angle) ** 2
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return float(stdtrit(freedom, (1 + share) / 2))
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -21,7 +21,7 @@ def augment() -> ModuleType:
 def test_a_table_and_its_json(augment: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert augment.main(["--rounds", "2", "--device", "cpu", "--json", str(tmp_path / "augment.json")]) == 0
     found = json.loads((tmp_path / "augment.json").read_text())
-    assert set(found) == {"hardware", "settings", "versions", "rows"}
+    assert set(found) >= {"command", "commit", "hardware", "settings", "versions", "rows"}
     assert [(row["path"], row["what"]) for row in found["rows"]] == [
         ("image", "dada"), ("image", "dada_autoaugment"), ("image", "timm"), ("image", "torchvision_v2"),
         ("image", "trivial"), ("image", "pil"), ("batch", "dada"), ("batch", "torchvision_by_group")]

@@ -48,7 +48,7 @@ def test_rows_of_a_model_and_their_json(workers: str, bench: ModuleType, tmp_pat
                        "--workers", workers, "--rounds", "2", "--steps", "2", "--samples", "3", "--json",
                        str(tmp_path / "pretrain.json")]) == 0
     found = json.loads((tmp_path / "pretrain.json").read_text())
-    assert set(found) == {"hardware", "settings", "versions", "rows"}
+    assert set(found) >= {"command", "commit", "hardware", "settings", "versions", "rows"}
     rows = {row["what"]: row for row in found["rows"]}
     assert list(rows) == ["pipeline", "memory", "bare", "samples"]
     for row in rows.values():

@@ -12,7 +12,7 @@ def test_a_table_and_its_json(bench: ModuleType, tmp_path: Path, capsys: pytest.
     arguments = ["--models", "convnet", "--rounds", "2", "--device", "cpu", "--json", str(tmp_path / "step.json")]
     assert bench.main(arguments) == 0
     found = json.loads((tmp_path / "step.json").read_text())
-    assert set(found) == {"hardware", "settings", "versions", "rows"} and "torch" in found["versions"]
+    assert set(found) >= {"command", "commit", "hardware", "settings", "versions", "rows"} and "torch" in found["versions"]
     assert [(row["model"], row["mode"]) for row in found["rows"]] == [("convnet", "default"), ("convnet", "paper")]
     for row in found["rows"]:
         assert row["low"] <= row["ratio"] <= row["high"] and 1 < row["memory_ratio"] < 3

@@ -12,24 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as masks
-from torchvision.models import resnet50
 
 from dada_det.commands import common, compare_backbones
 from dada_det.commands.compare_backbones import main
 from dada_det.data.checks import find_coco
 from dada_det.errors import UserError
-from dada_det.models.backbone import IMAGENET, export_backbone
 
 ROOT = Path(__file__).resolve().parents[2]
 RETINANET, MASK_RCNN = (str(ROOT / f"configs/debug/{name}.py") for name in ("retinanet", "mask_rcnn"))
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("backbone") / "r50.pth"
-    export_backbone(resnet50(weights=None).state_dict(), path, {**IMAGENET, "classes": [], "policy_sha256": None})
-    return path
 
 
 @pytest.fixture(scope="module")

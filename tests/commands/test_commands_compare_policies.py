@@ -17,6 +17,7 @@ from dada_det.augment.policy import NamedPolicy
 from dada_det.commands import compare_policies
 from dada_det.commands.compare_policies import main, named_policies
 from dada_det.engine.compare import trials
+from dada_det.engine.runtime import processes
 from dada_det.errors import UserError
 from dada_det.report.comparison import summarise, table
 from tests.conftest import write_noise
@@ -134,8 +135,8 @@ def all_files(folder: Path) -> dict[str, bytes]:
 
 
 def check_side_by_side(data: Path, tmp_path: Path) -> None:
-    for name, processes in (("one", "1"), ("two", "2")):
-        assert compare(data, tmp_path / name, "none", flags=("--seeds", "1", "--processes", processes)) == 0
+    for name, number in (("one", "1"), ("two", "2")):
+        assert compare(data, tmp_path / name, "none", flags=("--seeds", "1", "--processes", number)) == 0
     files = all_files(tmp_path / "two")
     assert sorted(files) == ["comparison.csv", "comparison.png", "runs.csv", "runs/none-s0/metrics.json",
                              "runs/random-s0/metrics.json"]
@@ -146,12 +147,12 @@ def test_side_by_side_gives_the_same_files(data: Path, tmp_path: Path, monkeypat
     """With a thread in the place of the processes, which take 20 s to import what they need."""
     started = []
 
-    def pool(processes, context, initializer, arguments):
-        started.append((processes, context.get_start_method()))
+    def pool(number, context, initializer, arguments):
+        started.append((number, context.get_start_method()))
         return ThreadPoolExecutor(1, initializer=initializer, initargs=arguments)
 
-    monkeypatch.setattr(trials, "ProcessPoolExecutor", pool)
-    monkeypatch.setattr(trials, "end_with_parent", lambda: None)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(processes, "end_with_parent", lambda: None)
     monkeypatch.setattr(trials, "_images", [])
     monkeypatch.setattr(trials.torch, "set_num_threads", lambda threads: None)
     check_side_by_side(data, tmp_path)

@@ -3,19 +3,16 @@
 import contextlib
 import io
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import timedelta
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from dada_det.commands.search import main as search
-from dada_det.engine.compare.trials import end_with_parent
+from dada_det.engine.runtime.processes import side_by_side as processes_side_by_side
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.measurements import Rows, write_rows
@@ -48,18 +45,7 @@ def side_by_side(work: Callable[[T], R], tasks: Sequence[T], processes: int) -> 
         for task in tasks:
             yield task, work(task)
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), start_worker)
-    try:
-        futures = {pool.submit(work, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def start_worker() -> None:
-    torch.set_num_threads(1)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    yield from processes_side_by_side(work, tasks, processes, torch.set_num_threads, (1,))
 
 
 def measure(label: str, work: Callable[[T], Rows], tasks: Sequence[T], processes: int, rows: Rows, path: Path | None,

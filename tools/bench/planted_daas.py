@@ -23,6 +23,7 @@ import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,16 @@ from torch.nn import functional as F
 from dada_det.augment import apply_operation
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import Operation, Policy, SubPolicy
-from dada_det.commands.common import positive
+from dada_det.commands import common
 from dada_det.data.memory import MemoryImages, center_crop
 from dada_det.data.random import generator_for
 from dada_det.engine.compare.trial import Recipe, run_trial
-from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.models.darts import name_of
 from dada_det.models.genotype import Edge, Genotype
-from dada_det.report.measurements import write_rows
+from dada_det.report.measurements import Rows
 from dada_det.report.statistics import paired_difference
-from measuring import rows_in, run_search, side_by_side
+from measuring import measure, rows_in, run_search
 from planted_images import images_for, write_folders
 
 CANDIDATES = ("avg_pool_3x3", "sep_conv_3x3")
@@ -111,7 +111,7 @@ def accuracy(genotype: Genotype, policy: AnyPolicy, seed: int) -> float:
         return run_trial(train, unseen, policy=policy, recipe=recipe, seed=seed, work_dir=folder, quiet=True)["top1"]
 
 
-def run(task: Task) -> dict[str, Any]:
+def run(task: Task) -> Rows:
     """The row of a task; seconds: of processor time."""
     began = time.process_time()
     if task.pair is not None:
@@ -119,7 +119,7 @@ def run(task: Task) -> dict[str, Any]:
                                  "accuracy": accuracy(genotype_of(task.pair[0]), policy_of(task.pair[1]), task.seed)}
     else:
         found = searched(task.seed)
-    return {"key": task.key, "seed": task.seed, **found, "seconds": round(time.process_time() - began, 2)}
+    return [{"key": task.key, "seed": task.seed, **found, "seconds": round(time.process_time() - began, 2)}]
 
 
 def searched(seed: int) -> dict[str, Any]:
@@ -181,38 +181,33 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=positive, default=4, help="of the exhaustion, from 0 on (default: %(default)s)")
-    parser.add_argument("--search-seeds", type=int, default=4, help="how many (default: %(default)s)")
-    parser.add_argument("--first-search-seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="side by side, one thread each (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="write hardware, versions and rows after every run; runs that it holds are not run again")
-    args = parser.parse_args(argv)
+def body(args: argparse.Namespace) -> None:
     settings = {"epochs": EPOCHS, "batch": BATCH, "lr": LR, "search_epochs": SEARCH_EPOCHS, "search": list(SEARCH)}
     tasks = [Task(seed, pair) for seed in range(args.seeds) for pair in pairs()]
     tasks += [Task(seed) for seed in range(args.first_search_seed, args.first_search_seed + args.search_seeds)]
-    began = time.monotonic()
-    try:
-        rows = rows_in(args.json, settings)
-        known = [row["key"] for row in rows]
-        left = [task for task in tasks if task.key not in known]
-        for done, (_, row) in enumerate(side_by_side(run, left, args.processes), 1):
-            rows.append(row)
-            eta = (time.monotonic() - began) / done * (len(left) - done)
-            print(f"planted  {done}/{len(left)}  seed {row['seed']}  {'pair' if row['key'][1] else 'search'}  "
-                  f"{short(row['architecture'])}  {row['policy']}  {row['accuracy']:.1f} %  ETA {eta / 60:.0f} min",
-                  file=sys.stderr, flush=True)
-            if args.json:
-                write_rows(args.json, rows, settings)
-    except UserError as error:
-        print(f"planted_daas.py: error: {error}", file=sys.stderr)
-        return 2
+    rows = rows_in(args.json, settings)
+    known = [row["key"] for row in rows]
+    left = [task for task in tasks if task.key not in known]
+    measure("planted_daas", run, left, args.processes, rows, args.json, settings,
+            lambda task, new: f"seed {task.seed}  {'pair' if task.pair else 'search'}  {short(new[0]['architecture'])}  "
+                              f"{new[0]['policy']}  {new[0]['accuracy']:.1f} %")
     print("\n".join(report(rows)))
-    if args.json:
-        print(f"planted  done: {len(rows)} rows in {args.json}")
-    return 0
+    print(f"planted_daas  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for("planted_daas.py", __doc__ or "",
+                               "python tools/bench/planted_daas.py --seeds 8 --first-search-seed 2 --search-seeds 8 "
+                               "--processes 2 --json results/planted_daas.json")
+    parser.add_argument("--seeds", type=common.positive, default=4,
+                        help="of the exhaustion, from 0 on (default: %(default)s)")
+    parser.add_argument("--search-seeds", type=int, default=4, help="how many (default: %(default)s)")
+    parser.add_argument("--first-search-seed", type=common.seed, default=0, help="(default: %(default)s)")
+    parser.add_argument("--processes", type=common.positive, default=1, help="side by side, one thread each (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write hardware, versions and rows after every run; runs that it holds are not run again")
+    return common.run(body, parser, argv)
 
 
 if __name__ == "__main__":

@@ -219,19 +219,17 @@ class TrialRunner(QuietRunner):
 
 @HOOKS.register_module()
 class TimedCheckpoint(AtomicCheckpoint):
-    """An AtomicCheckpoint at the first end of an epoch after each CHECKPOINT_SECONDS.
+    """An AtomicCheckpoint at the first end of an epoch after each CHECKPOINT_SECONDS, the first ones included.
 
     None after the last epoch: the result follows at once.
     """
 
     def __init__(self) -> None:
-        super().__init__(keep=1)
-        self.last = time.monotonic()
+        super().__init__(keep=1, seconds=CHECKPOINT_SECONDS)
+        self.last_time = time.monotonic()
 
     def after_train_epoch(self, runner: Runner) -> None:
-        now = time.monotonic()
-        if now - self.last >= CHECKPOINT_SECONDS and not self.is_last_train_epoch(runner):
-            self.last = now
+        if not self.is_last_train_epoch(runner):
             super().after_train_epoch(runner)
 
 

@@ -1,13 +1,11 @@
 """Many trials under one recipe, one after another or side by side, each in a folder of its own."""
 
 import datetime
-import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from dada_det.augment.named import AnyPolicy
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.compare.trial import Recipe, data_hash, finished, identity_of, run_trial
+from dada_det.engine.runtime.processes import side_by_side
 from dada_det.errors import UserError
 
 
@@ -43,7 +42,7 @@ def run_trials(runs: Sequence[Run], train: MemoryImages, test: MemoryImages, rec
         print(f"compare  {len(runs) - len(left)} of {len(runs)} runs are done already and skipped", flush=True)
     began = time.monotonic()
     steps = one_by_one(left, train, test, recipe, work_dir) if processes == 1 or len(left) < 2 else \
-        side_by_side(left, train, test, recipe, work_dir, min(processes, len(left)))
+        in_processes(left, train, test, recipe, work_dir, min(processes, len(left)))
     for done, (run, figures) in enumerate(steps, 1):
         rest = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(left) - done)))
         print(f"compare  run {len(runs) - len(left) + done}/{len(runs)}  {run.label}, seed {run.seed}: top-1 "
@@ -59,19 +58,15 @@ def one_by_one(runs: Sequence[Run], train: MemoryImages, test: MemoryImages, rec
         yield run, one(run, train, test, recipe, work_dir)
 
 
-def side_by_side(runs: Sequence[Run], train: MemoryImages, test: MemoryImages, recipe: Recipe, work_dir: Path,
+def in_processes(runs: Sequence[Run], train: MemoryImages, test: MemoryImages, recipe: Recipe, work_dir: Path,
                  processes: int) -> Iterator[Result]:
     """The same in `processes` processes that share the cores; the images reach them through one file, mapped by all."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     images = work_dir / ".images.pt"
     torch.save([train.images_NCHW, train.labels_N, test.images_NCHW, test.labels_N], images)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), start_worker, (images, threads))
     try:
-        futures = {pool.submit(work, run, recipe, work_dir): run for run in runs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        yield from side_by_side(partial(work, recipe=recipe, work_dir=work_dir), runs, processes, start, (images, threads))
     finally:
-        pool.shutdown(cancel_futures=True)
         images.unlink()
 
 
@@ -86,18 +81,10 @@ def one(run: Run, train: MemoryImages, test: MemoryImages, recipe: Recipe, work_
 _images: list[torch.Tensor] = []  # of a worker process
 
 
-def start_worker(images: Path, threads: int) -> None:
+def start(images: Path, threads: int) -> None:
+    """What a worker process does before its first trial."""
     torch.set_num_threads(threads)
     _images.extend(torch.load(images, mmap=True, weights_only=True))
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """A worker whose parent was killed would finish its trial and then wait for another one for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def work(run: Run, recipe: Recipe, work_dir: Path) -> dict[str, float]:

@@ -13,11 +13,9 @@ import pytest
 import torch
 from mmengine.fileio import load
 from PIL import Image
-from torchvision.models import resnet50
 
 from dada_det.commands import test_det, train_det
 from dada_det.data.checks import coco_categories
-from dada_det.models.backbone import IMAGENET, export_backbone
 
 ROOT = Path(__file__).resolve().parents[3]
 MASK_RCNN = str(ROOT / "configs/debug/mask_rcnn.py")
@@ -50,14 +48,6 @@ def write_coco(root: Path, categories, seed: int = 0) -> Path:
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / name).write_text(json.dumps(content))
     return root
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("backbone") / "r50.pth"
-    export_backbone(resnet50(weights=None).state_dict(), path, {**IMAGENET, "classes": [], "policy_sha256": None})
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import resnet50
 
 from dada_det.commands.common import ROOT
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint
 from dada_det.engine.runtime.hooks import ProgressLine
-from dada_det.models.backbone import IMAGENET, export_backbone
 
 SIDE = 48  # px
 
@@ -86,14 +84,6 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"annotations/instances_{split}.json").write_text(json.dumps(
             {"images": infos, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}))
     return root
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("backbone") / "r50.pth"
-    export_backbone(resnet50(weights=None).state_dict(), path, {**IMAGENET, "classes": [], "policy_sha256": None})
-    return path
 
 
 def search(data: Path, work_dir: Path) -> list[str]:

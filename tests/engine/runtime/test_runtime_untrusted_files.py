@@ -14,14 +14,12 @@ import pytest
 import torch
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from PIL import Image
-from torchvision.models import resnet50
 
 from dada_det.commands import compare_policies, export_policy, pretrain, search, show_policy, test_det, train_det
 from dada_det.commands.common import ROOT
 from dada_det.engine.evaluate.submission import check_submission
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
 from dada_det.errors import UserError
-from dada_det.models.backbone import IMAGENET, export_backbone
 
 RETINANET = str(ROOT / "configs/debug/retinanet.py")
 REFUSED = "carries code in its pickle and is not opened"
@@ -83,13 +81,6 @@ def coco(tmp_path_factory):
             "images": [{"id": 1, "file_name": "1.png", "width": 40, "height": 40}], "categories": [{"id": 1, "name": "a"}],
             "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [4, 4, 20, 20], "area": 400}]}))
     return root
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    path = tmp_path_factory.mktemp("backbone") / "r50.pth"
-    export_backbone(resnet50(weights=None).state_dict(), path, {**IMAGENET, "classes": [], "policy_sha256": None})
-    return path
 
 
 @pytest.fixture
