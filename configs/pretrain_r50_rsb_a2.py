@@ -10,16 +10,8 @@ Hardware: eight GPUs, or one with --cfg-options accumulation=8. Hours: not run.
 Number to expect: not run; published for RandAugment: top-1 79.8 %.
 """
 
-_base_ = "pretrain_r50.py"
-batch_size = 2048
+_base_ = "pretrain_r50_rsb_a1.py"
 epochs = 300
-interpolation = "bicubic"
-crop_share = 0.95
-classifier = dict(name="resnet50", drop_path_rate=0.05)
-optimizer = dict(_delete_=True, type="Lamb", lr=5e-3, weight_decay=0.02)
-paramwise_cfg = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
-auto_scale_lr = dict(base_batch_size=2048)
+optimizer = dict(weight_decay=0.02)
 label_smoothing = 0.0
-mixup = dict(mixup_alpha=0.1, cutmix_alpha=1.0)
-bce_threshold = 0.2
-repeats = 3
+mixup = dict(mixup_alpha=0.1)

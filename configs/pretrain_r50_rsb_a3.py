@@ -10,16 +10,9 @@ Hardware: eight GPUs, or one with --cfg-options accumulation=8. Hours: not run.
 Number to expect: not run; published for RandAugment: top-1 78.1 %.
 """
 
-_base_ = "pretrain_r50.py"
+_base_ = "pretrain_r50_rsb_a2.py"
 train_size = 160
-batch_size = 2048
 epochs = 100
-interpolation = "bicubic"
-crop_share = 0.95
-classifier = dict(name="resnet50")
-optimizer = dict(_delete_=True, type="Lamb", lr=8e-3, weight_decay=0.02)
-paramwise_cfg = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
-auto_scale_lr = dict(base_batch_size=2048)
-label_smoothing = 0.0
-mixup = dict(mixup_alpha=0.1, cutmix_alpha=1.0)
-bce_threshold = 0.2
+classifier = dict(_delete_=True, name="resnet50")
+optimizer = dict(lr=8e-3)
+repeats = 1
