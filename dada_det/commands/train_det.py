@@ -34,12 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def body(args: Namespace) -> None:
-    config = detector_config(args)
-    if config.get("adopted") and not args.backbone:
-        raise UserError(f"{args.config} names no backbone file of this project's; give one with --backbone, such as the "
-                        "r50.pth that tools/pretrain_r50.sh exports")
+    from dada_det.engine.detect.adopt import UNNAMED
     from dada_det.engine.detect.config import filter_of
 
+    config = detector_config(args)
+    if config.model.backbone.init_cfg.checkpoint == UNNAMED:
+        raise UserError(f"{args.config} names no backbone file of this project's; give one with --backbone, such as the "
+                        "r50.pth that tools/pretrain_r50.sh exports")
     backbone = config.model.backbone.init_cfg.checkpoint
     check_backbone(backbone, config)
     layout = data_layout(args, config, ("train", "val"))
@@ -99,9 +100,11 @@ def detector_config(args: Namespace) -> Any:
     if not isinstance(model, dict) or not isinstance(model.get("backbone"), dict) or "type" not in model["backbone"]:
         raise UserError(f"{args.config} is no detector's config (it lacks model.backbone); give one of MMDetection's, or "
                         "one such as configs/retinanet_r50_dada.py")
-    from dada_det.engine.detect.adopt import adopt
+    from dada_det.engine.detect.adopt import adopt, facts_of_checkpoint
 
-    adopt(config, args.backbone, args.config)
+    checkpoint = getattr(args, "checkpoint", None)
+    there = checkpoint is not None and Path(checkpoint).is_file()  # `none` is the untrained detector
+    adopt(config, args.backbone, args.config, facts_of_checkpoint(str(checkpoint), args.backbone) if there else None)
     init = config.model.backbone.get("init_cfg")
     if not isinstance(init, dict) or not (args.backbone or isinstance(init.get("checkpoint"), str)):
         raise UserError(f"{args.config} names no backbone file: model.backbone.init_cfg is {init}; make it "

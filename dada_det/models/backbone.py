@@ -84,9 +84,11 @@ def architecture_of(path: str | Path) -> str:
     UserError where the JSON names a network that timm does not have.
     """
     beside = Path(path).with_suffix(".json")
-    if not beside.is_file():
-        return ARCHITECTURE
-    meta = read_json(beside, "backbone's meta file")
+    return named_architecture(read_json(beside, "backbone's meta file"), str(beside)) if beside.is_file() else ARCHITECTURE
+
+
+def named_architecture(meta: Any, where: str) -> str:
+    """The network that a backbone's `meta`, read from `where`, names; UserError where timm does not have it."""
     name = meta.get("architecture") if isinstance(meta, dict) else None
     if name == ARCHITECTURE:
         return ARCHITECTURE
@@ -94,9 +96,19 @@ def architecture_of(path: str | Path) -> str:
 
     # A name of a built-in network: timm would fetch what "hf-hub:.." or "local-dir:.." name.
     if not (isinstance(name, str) and meta.get("library") == "timm" and timm.is_model(name)):
-        raise UserError(f"{beside} describes neither a ResNet-50 (architecture: {ARCHITECTURE!r}) nor another network of "
+        raise UserError(f"{where} describes neither a ResNet-50 (architecture: {ARCHITECTURE!r}) nor another network of "
                         "timm's; export the backbone again")
     return name
+
+
+def check_preparation(meta: Mapping[str, Any], where: str) -> None:
+    """UserError unless `meta`, read from `where`, says how images are prepared: mean, std and channel order."""
+    for name in ("mean", "std"):
+        value = meta.get(name)
+        if not (isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
+            raise UserError(f"{where} has no {name} of three numbers; export the backbone again")
+    if meta.get("channel_order") not in ("RGB", "BGR"):
+        raise UserError(f"{where} has the channel order {meta.get('channel_order')!r}; it must be RGB or BGR")
 
 
 def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor, architecture: str = ARCHITECTURE) -> None:
@@ -207,12 +219,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if meta["architecture"] != ARCHITECTURE and meta.get("features") != timm_features(meta["architecture"]):
         raise UserError(f"{beside} has other feature maps than timm's {meta['architecture']}, which has "
                         f"{timm_features(meta['architecture'])}; export the backbone again")
-    for name in ("mean", "std"):
-        value = meta.get(name)
-        if not (isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
-            raise UserError(f"{beside} has no {name} of three numbers; export the backbone again")
-    if meta.get("channel_order") not in ("RGB", "BGR"):
-        raise UserError(f"{beside} has the channel order {meta.get('channel_order')!r}; it must be RGB or BGR")
+    check_preparation(meta, str(beside))
     if meta.get("sha256") != sha256_of(path):
         raise UserError(f"{path} and {beside} do not belong together (the sha256 differs); export the backbone again")
     return meta

@@ -28,8 +28,8 @@ MOST_ROWS = 60  # of a table, whatever the file holds
 MORE_STYLE = """
 .curves { width: 100%; table-layout: fixed; }
 .curves th:first-child { width: 92px; }
-.curves td, .curves tbody th { padding: 3px 6px 3px 0; border-bottom: 1px solid var(--line); font-size: 13px;
-  text-align: left; font-weight: 400; }
+.curves td, .curves tbody th { padding: 3px 20px 3px 0; vertical-align: middle; border-bottom: 1px solid var(--line);
+  font-size: 13px; text-align: left; font-weight: 400; }
 .curves thead th { font-size: 13px; text-align: left; padding: 4px 6px 4px 0; }
 .curves td svg { width: calc(100% - 40px); height: 26px; display: inline-block; vertical-align: middle; max-width: none; }
 .curves td data { float: right; }
@@ -41,9 +41,13 @@ svg .whisker, svg .mark, svg .zero { vector-effect: non-scaling-stroke; }
 .curves.effects td.number { text-align: right; }
 .effects th:first-child { width: 92px; }
 .effects td:last-child { width: 124px; }
+.curves.effects td:last-child { padding-right: 0; }
 .wide { overflow-x: auto; }
 .chosen { font-weight: 600; }
-@media (max-width: 560px) { .curves th:first-child { width: 78px; } .curves td data { float: none; display: block; }
+@media (max-width: 560px) { .verdict .plain th, .verdict .plain td { font-size: 12px; padding: 6px 3px; }
+  .verdict .plain th.number { white-space: normal; }
+  .curves td, .curves tbody th { padding-right: 6px; } .curves tbody th { font-size: 12px; }
+  .curves td data { float: none; display: block; }
   .curves td svg { width: 100%; } }
 """
 
@@ -86,14 +90,14 @@ def search_page(folder: str | Path, images: Sequence[Image.Image]) -> Path:
         ("verdict.json", "verdict", _verdict), ("forks.json", "result of forks", _effects),
         (HISTORY, "search's history", _curves))) if part]
     body += _pictures(folder, images)
-    title = escape(f"Search {folder.resolve().name}")
+    name = escape(folder.resolve().name)
     page = ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
             "style-src 'unsafe-inline'\">\n"
-            f"<title>{title}</title>\n<style>{STYLE}{MORE_STYLE}</style>\n</head>\n<body>\n<main>\n<header>\n"
-            f"<p class=over>Augmentation search</p>\n<h1>{title}</h1>\n</header>\n" + "\n".join(body)
+            f"<title>{name}: augmentation search</title>\n<style>{STYLE}{MORE_STYLE}</style>\n</head>\n<body>\n<main>\n"
+            f"<header>\n<p class=over>Augmentation search</p>\n<h1>{name}</h1>\n</header>\n" + "\n".join(body)
             + "\n</main>\n</body>\n</html>\n")
     write_text(folder / PAGE, page)
     return folder / PAGE
@@ -122,7 +126,7 @@ def _verdict(content: Mapping[str, Any]) -> str:
                     f"<td class=number>{_with_error(candidate, 'difference', 'standard_error', '+.1f')}</td>"
                     f"<td class=number>{_with_error(candidate, 'score', 'score_error', '+.3f')}</td></tr>")
     reference = escape(str(content.get("reference", "the reference")))
-    return (f"<section class=verdict>\n<h2>Verdict</h2>\n<p>{escape(content['sentence'])}.</p>\n<div class=wide>"
+    return (f"<section class=verdict>\n<h2>Verdict</h2>\n<p>{_sentence(content['sentence'])}</p>\n<div class=wide>"
             "<table class=plain>\n<thead><tr><th scope=col>policy</th><th scope=col class=number>top-1 %</th>"
             f"<th scope=col class=number>points to {reference}</th><th scope=col class=number>score</th></tr></thead>\n"
             "<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table></div>\n<p class=note>± is the standard error; score "
@@ -202,6 +206,12 @@ def _pictures(folder: Path, images: Sequence[Image.Image]) -> list[str]:
         figures.append(f"<figure><figcaption>{words}</figcaption><div>{inside}</div></figure>")
     return [f"<section>\n<h2>Before and after</h2>\n<p class=note>The heaviest sub-policies of {name}, every operation "
             "switched on.</p>\n<div class=grid>\n" + "\n".join(figures) + "\n</div>\n</section>"]
+
+
+def _sentence(text: str) -> str:
+    """A clause of the search as a sentence, with what stands between backquotes as code."""
+    parts = escape(text[:1].upper() + text[1:]).split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts)) + "."
 
 
 def _number(entry: Mapping[str, Any], key: str, form: str) -> str:

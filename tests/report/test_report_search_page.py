@@ -74,12 +74,12 @@ def test_forks_and_verdict_with_their_standard_errors(folder: Path) -> None:
         {"name": name, "effect": 0.01 * place - 0.05, "standard_error": 0.02}
         for place, name in enumerate(OPERATION_NAMES)]})
     write_json(folder / "verdict.json", {
-        "winner": "trivial", "reference": "none", "sentence": f"trivial wins {EVIL}", "candidates": [
+        "winner": "trivial", "reference": "none", "sentence": f"the forks say that `trivial` wins {EVIL}", "candidates": [
             {"name": "trivial", "accuracy": 87.25, "difference": 3.25, "standard_error": 1.1, "score": 0.1,
              "score_error": 0.02},
             {"name": EVIL, "accuracy": 84.0, "difference": None, "standard_error": None}]})
     page = search_page(folder, drawn()).read_text()
-    assert EVIL not in page and "&lt;script&gt;" in page
+    assert EVIL not in page and "<p>The forks say that <code>trivial</code> wins &lt;script&gt;" in page
     assert "<th scope=row>trivial ← handed over</th><td class=number>87.2</td><td class=number>+3.2 ± 1.1</td>" in page
     assert "<td class=number>–</td>" in page
     # The best first; a whisker for each operation.

@@ -1,28 +1,75 @@
 """Anybody's MMDetection config: its backbone is put behind the guard, and nothing else of it changes."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dada_det.errors import UserError
-from dada_det.models.backbone import ARCHITECTURE, architecture_of, timm_features
+from dada_det.files import read_json
+from dada_det.models.backbone import ARCHITECTURE, check_preparation, named_architecture, timm_features
 
 GUARDED = ("DADAResNet", "DADATimm")
 STRIDES = (4, 8, 16, 32)  # of the feature maps of a backbone
 KEPT = ("frozen_stages", "norm_eval", "norm_cfg")  # of a ResNet's options, where a network of timm's takes its place
 UNNAMED = "none"  # in the place of the backbone's file, where a checkpoint is going to fill the detector
+FACTS = "backbone"  # in a checkpoint's meta: facts_in of the backbone's file with which its detector began
+NAMED = ("architecture", "library", "mean", "std", "channel_order")
 
 
-def adopt(config: Any, backbone: str | None, name: str) -> None:
+def facts_in(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a detector has to know of its backbone's meta (models/backbone.py): the network, mean, std, channel order."""
+    return {name: meta[name] for name in NAMED if name in meta}
+
+
+def facts_beside(path: str | Path) -> dict[str, Any]:
+    """facts_in of the JSON beside a backbone file; a ResNet-50's where there is none. UserError where they are not in it."""
+    beside = Path(path).with_suffix(".json")
+    if not beside.is_file():
+        return {"architecture": ARCHITECTURE}
+    meta = read_json(beside, "backbone's meta file")
+    named_architecture(meta, str(beside))
+    check_preparation(meta, str(beside))
+    return facts_in(meta)
+
+
+def facts_of_checkpoint(path: str, backbone: str | None) -> dict[str, Any] | None:
+    """What a detector's checkpoint says of the backbone with which it began; None where it does not say.
+
+    UserError where it says what cannot be, or the file `backbone` is of another network or of images prepared otherwise.
+    """
+    from dada_det.engine.runtime.checkpoint import check_checkpoint
+
+    facts = (check_checkpoint(path).get("meta") or {}).get(FACTS)
+    if not facts:
+        return None
+    facts = {"architecture": ARCHITECTURE, **facts} if isinstance(facts, dict) else {}
+    where = f"the checkpoint {path}"
+    named_architecture(facts, where)
+    check_preparation(facts, where)
+    for name, value in (facts_beside(backbone) if backbone else {}).items():
+        if value != facts.get(name):
+            raise UserError(f"{where} began with a backbone whose {name} is {facts.get(name)}, and that of --backbone "
+                            f"{backbone} is {value}; leave --backbone out, as the checkpoint tells all of it")
+    return facts
+
+
+def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | None = None) -> None:
     """Puts the backbone of `config`, read from `name`, behind the guard, with the weights of the file `backbone`.
 
-    A ResNet-50 becomes DADAResNet with its own options. Any other network makes place for one of timm's, with which the
-    neck gets as many maps as it had, of the same strides. config.adopted says it in a clause. UserError where the file does
-    not fit the config. Configs whose backbone is guarded already are left alone.
+    facts: of the backbone that a checkpoint holds (facts_of_checkpoint), where that is going to fill the detector. They
+    stay in config.backbone_facts for use_backbone (config.py). A ResNet-50 becomes DADAResNet with its own options. Any
+    other network makes place for one of timm's, with which the neck gets as many maps as it had, of the same strides.
+    config.adopted says it in a clause. UserError where the file does not fit the config. Configs whose backbone is guarded
+    already are left alone.
     """
     before = config.model.backbone
     kind = before.type
+    if facts:
+        config.backbone_facts = facts
     if kind in GUARDED:
         return
-    architecture = architecture_of(backbone) if backbone else ARCHITECTURE
+    facts = facts or (facts_beside(backbone) if backbone else {})
+    architecture = facts.get("architecture", ARCHITECTURE)
     if kind == "ResNet":
         if architecture == ARCHITECTURE and (before.get("depth"), before.get("style", "pytorch")) != (50, "pytorch"):
             raise UserError(f"the backbone of {name} is a ResNet-{before.get('depth')} of style={before.get('style')!r}, "
@@ -40,7 +87,7 @@ def adopt(config: Any, backbone: str | None, name: str) -> None:
         config.model.neck.in_channels = channels_at(architecture, strides)
         config.model.backbone = {"type": "DADATimm", "architecture": architecture, "strides": strides,
                                  **{key: before[key] for key in KEPT if key in before and key != "frozen_stages"},
-                                 "init_cfg": {"type": "Pretrained", "checkpoint": backbone}}
+                                 "init_cfg": {"type": "Pretrained", "checkpoint": backbone or UNNAMED}}
         config.adopted = f"the config's {kind} made place for timm's {architecture}, all else is as it was"
     imports = config.get("custom_imports") or {"imports": [], "allow_failed_imports": False}
     config.custom_imports = {**imports, "imports": [*imports["imports"], "dada_det.engine.detection"]}

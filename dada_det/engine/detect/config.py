@@ -8,11 +8,10 @@ from typing import Any
 from mmengine.config import Config
 
 from dada_det.data.checks import CocoLayout
-from dada_det.engine.detect.adopt import STRIDES
+from dada_det.engine.detect.adopt import STRIDES, facts_beside
 from dada_det.engine.evaluate.figures import has_faster_evaluator
 from dada_det.errors import UserError
-from dada_det.files import read_json
-from dada_det.models.backbone import ARCHITECTURE, IMAGENET, architecture_of
+from dada_det.models.backbone import ARCHITECTURE, IMAGENET
 
 CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is what a kill costs at most
 GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
@@ -62,15 +61,17 @@ def palette_of(classes: int) -> list[tuple[int, ...]]:
 
 
 def use_backbone(config: Config) -> None:
-    """Builds the detector around the network that the JSON beside its backbone file names, where that is no ResNet-50.
+    """Builds the detector around the network of its backbone, where that is no ResNet-50, with the mean and std of it.
 
-    frozen_stages, norm_eval and norm_cfg stay as they are. ImageNet's mean and std, which MMDetection's configs have, make
-    place for those of the file's JSON. UserError where the network has no maps that the neck could take, or the config asks
+    Both are said by config.backbone_facts, where a checkpoint has told them, else by the JSON beside the backbone file.
+    frozen_stages, norm_eval and norm_cfg stay as they are. Mean and std take the place of ImageNet's, which MMDetection's
+    configs have. UserError where the network has no maps that the neck could take, or the config asks
     for what only a ResNet has.
     """
     before = config.model.backbone
-    follow_preprocessing(config.model.data_preprocessor, Path(before.init_cfg.checkpoint).with_suffix(".json"))
-    architecture = architecture_of(before.init_cfg.checkpoint)
+    facts = config.pop("backbone_facts", None) or facts_beside(before.init_cfg.checkpoint)
+    follow_preprocessing(config.model.data_preprocessor, facts)
+    architecture = facts["architecture"]
     if architecture == ARCHITECTURE:
         return
     from dada_det.engine.detect.guard import feature_maps  # imports mmdet
@@ -89,12 +90,11 @@ def use_backbone(config: Config) -> None:
                              **{name: before[name] for name in KEPT if name in before}}
 
 
-def follow_preprocessing(preprocessor: Any, beside: Path) -> None:
-    """Gives `preprocessor` the mean and std of the backbone's JSON, if it has ImageNet's; the guard compares any other."""
-    meta = read_json(beside, "backbone's meta file") if beside.is_file() else {}
-    names = [name for name in ("mean", "std") if isinstance(meta, dict) and meta.get(name)]
+def follow_preprocessing(preprocessor: Any, facts: dict[str, Any]) -> None:
+    """Gives `preprocessor` the mean and std of the backbone, if it has ImageNet's; the guard compares any other."""
+    names = [name for name in ("mean", "std") if facts.get(name)]
     if all([round(float(value), 3) for value in preprocessor.get(name) or ()] == IMAGENET[name] for name in names):
-        preprocessor.update({name: meta[name] for name in names})
+        preprocessor.update({name: facts[name] for name in names})
 
 
 def use_test_dev(config: Config, annotations: Path, images: Path) -> None:

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dada_det.engine.detect.adopt import STRIDES
+from dada_det.engine.detect.adopt import FACTS, STRIDES, facts_in
 from dada_det.engine.runtime import mmcv_ops
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
@@ -188,8 +188,8 @@ def feature_maps(architecture: str, strides: Sequence[int] = STRIDES) -> Any:
 class BackboneGuardHook(Hook):
     """Lets training start only with a Guarded backbone whose file's preprocessing equals the detector's.
 
-    Every checkpoint tells the hash of that file: one that is resumed, or loaded by load_from, replaces all weights, and has
-    to be of a detector that began with the same.
+    Every checkpoint tells the hash of that file and, of its JSON, what a test has to know (adopt.facts_in). One that is
+    resumed, or loaded by load_from, replaces all weights, and has to be of a detector that began with the same.
     """
 
     priority = "VERY_HIGH"
@@ -198,7 +198,9 @@ class BackboneGuardHook(Hook):
         check_preprocessing(_detector(runner))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"]["backbone_sha256"] = getattr(_detector(runner).backbone, "sha256", "")
+        backbone = _detector(runner).backbone
+        checkpoint["meta"]["backbone_sha256"] = getattr(backbone, "sha256", "")
+        checkpoint["meta"][FACTS] = facts_in(getattr(backbone, "meta", None) or {})
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         backbone = _detector(runner).backbone

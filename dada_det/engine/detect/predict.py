@@ -2,6 +2,7 @@
 
 import datetime
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,8 @@ def detect(model: Any, pipeline: Any, image_HWC: np.ndarray) -> Any:
 
 def painter(classes: Sequence[str]) -> Any:
     """MMDetection's own visualiser, with a colour for each category."""
+    # Boxes may reach beyond the image, and a name above the first row does.
+    warnings.filterwarnings("ignore", message=r"Warning: The \w+ is out of bounds")
     from mmdet.visualization import DetLocalVisualizer
 
     visualizer = DetLocalVisualizer()

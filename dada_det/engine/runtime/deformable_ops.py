@@ -1,14 +1,15 @@
-"""More of mmcv's operators in torchvision and plain PyTorch, for mmcv_ops: deformable convolutions and attention, soft-NMS.
+"""More of mmcv's operators in plain PyTorch and torchvision: deformable convolutions, attention, CARAFE, soft-NMS.
 
 The functions keep mmcv's argument order and meaning and, as mmcv's do, write their results into tensors that the caller
 made. Gradients are autograd's through the same expression.
-Shapes: N boxes; B images, C channels, H x W feature map, D output channels, kernel k x l, P x Q output map.
+Shapes: N boxes; B images, C channels, H x W feature map, D output channels, kernel k x l, P x Q output map, G groups.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision import ops
 
 LINEAR, GAUSSIAN = 1, 2  # mmcv's methods of soft-NMS; 0 is plain suppression
@@ -94,6 +95,34 @@ def ms_deform_attn_backward(value: Tensor, shapes: Tensor, starts: Tensor, locat
     _write([grad_value, grad_locations, grad_weights], found)
 
 
+def carafe_forward(features: Tensor, masks: Tensor, kept_features: Tensor, kept_output: Tensor, kept_masks: Tensor,
+                   output: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> None:
+    """CARAFE (Wang et al., ICCV 2019): writes features [B,C,H,W], enlarged `scale_factor` times, into output [B,C,P,Q].
+
+    Each place of the output is the sum of the k x k features around its own, weighted by its masks [B,Gkk,P,Q], one set a
+    group of channels. mmcv hands kept_features, and none of the features, to carafe_backward.
+    """
+    kept_features.copy_(features)
+    output.copy_(_reassembled(features, masks, kernel_size, group_size, scale_factor))
+
+
+def carafe_backward(grad_output: Tensor, features: Tensor, masks: Tensor, kept_grad_output: Tensor, kept_grad_large: Tensor,
+                    kept_grad_input: Tensor, kept_grad_masks: Tensor, grad_input: Tensor, grad_masks: Tensor,
+                    kernel_size: int, group_size: int, scale_factor: int) -> None:
+    """Writes the gradients of features and masks, given that of the output."""
+    found = _gradients([features, masks], grad_output,
+                       lambda here: _reassembled(here[0], here[1], kernel_size, group_size, scale_factor))
+    _write([grad_input, grad_masks], found)
+
+
+def _reassembled(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:
+    images, channels, height, width = features.shape
+    around = F.unfold(features, kernel, padding=kernel // 2).view(images, groups, -1, kernel**2, height, width)
+    weights = masks.view(images, groups, kernel**2, height, scale, width, scale)
+    return torch.einsum("bgckhw,bgkhiwj->bgchiwj", around, weights).reshape(
+        images, channels, height * scale, width * scale)
+
+
 def _convolved(sizes: dict[str, Any], images: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None,
                bias: Tensor | None = None) -> Tensor:
     """torchvision's, in float32 for half precision, in which it has no CPU kernel."""
@@ -125,4 +154,5 @@ def _write(targets: list[Tensor], found: tuple[Tensor, ...]) -> None:
 
 
 OPERATORS = (softnms, deform_conv_forward, deform_conv_backward_input, deform_conv_backward_parameters,
-             modulated_deform_conv_forward, modulated_deform_conv_backward, ms_deform_attn_forward, ms_deform_attn_backward)
+             modulated_deform_conv_forward, modulated_deform_conv_backward, ms_deform_attn_forward, ms_deform_attn_backward,
+             carafe_forward, carafe_backward)

@@ -1,14 +1,15 @@
 """MMDetection's own configs and anybody's: the backbone goes behind the guard, and nothing else changes."""
 
-import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dada_det.commands import train_det
+from dada_det.commands import predict, test_det, train_det
 from dada_det.commands.common import load_config
-from dada_det.engine.detect.adopt import adopt
+from dada_det.commands.train_det import detector_config
+from dada_det.engine.detect.adopt import adopt, facts_beside, facts_of_checkpoint
 from dada_det.engine.detect.config import follow_preprocessing, use_backbone
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone
@@ -17,6 +18,8 @@ from tests.engine.detect.test_detect_detection_commands import write_coco
 
 ATSS = "mmdet::atss/atss_r50_fpn_1x_coco.py"
 RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+# The ResNet-50 here was trained on images that were prepared otherwise than ImageNet's.
+PREPARED = {"mean": [127.0] * 3, "std": [128.0] * 3, "channel_order": "RGB"}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in ("resnet50", "resnet18"):
         written[name] = str(folder / f"{name}.pth")
         export_backbone(build_classifier(name, 0, 224).state_dict(), written[name],
-                        {**IMAGENET, "classes": [], "policy_sha256": None}, name)
+                        {**(PREPARED if name == "resnet50" else IMAGENET), "classes": [], "policy_sha256": None}, name)
     return written
 
 
@@ -65,18 +68,17 @@ def test_timms_networks_take_the_place_of_a_resnet_and_of_others(files: dict[str
     assert rtmdet.adopted == "the config's CSPNeXt made place for timm's resnet18, all else is as it was"
 
 
-def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(tmp_path: Path) -> None:
-    beside = tmp_path / "r50.json"
-    beside.write_text(json.dumps({"mean": [127.0] * 3, "std": [128.0] * 3, "channel_order": "RGB"}))
+def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(files: dict[str, str], tmp_path: Path) -> None:
+    facts = facts_beside(files["resnet50"])
     preprocessor = load_config(ATSS).model.data_preprocessor
-    follow_preprocessing(preprocessor, beside)
+    follow_preprocessing(preprocessor, facts)
     assert preprocessor.mean == [127.0] * 3 and preprocessor.std == [128.0] * 3 and preprocessor.bgr_to_rgb is True
     chosen = load_config(ATSS).model.data_preprocessor
     chosen.mean = [1.0, 2.0, 3.0]
-    follow_preprocessing(chosen, beside)
+    follow_preprocessing(chosen, facts)
     assert chosen.mean == [1.0, 2.0, 3.0] and chosen.std == IMAGENET["std"]
     unchanged = load_config(ATSS).model.data_preprocessor
-    follow_preprocessing(unchanged, tmp_path / "none.json")
+    follow_preprocessing(unchanged, facts_beside(tmp_path / "none.pth"))
     assert unchanged.mean == IMAGENET["mean"]
 
 
@@ -96,6 +98,22 @@ def test_what_does_not_fit_is_refused_in_one_sentence(files: dict[str, str]) -> 
     assert guarded.to_dict() == before
 
 
+@pytest.mark.parametrize(("facts", "sentence"), [
+    ("dada", "epoch_1.pth describes neither a ResNet-50 .* nor another network of timm's"),
+    ({"architecture": "hf-hub:somebody/something", "library": "timm"}, "describes neither a ResNet-50"),
+    ({"architecture": "resnet50", "mean": [0.0], "std": [1.0] * 3, "channel_order": "RGB"}, "has no mean of three numbers"),
+    ({"architecture": "resnet50", "mean": [0.0] * 3, "std": [1.0] * 3}, "has the channel order None")])
+def test_what_a_checkpoint_says_of_its_backbone_is_not_believed_unseen(facts: object, sentence: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "meta": {"backbone": facts}}, tmp_path / "epoch_1.pth")
+    with pytest.raises(UserError, match=sentence):
+        facts_of_checkpoint(str(tmp_path / "epoch_1.pth"), None)
+
+
+def test_a_checkpoint_that_says_nothing_of_its_backbone_is_taken(tmp_path: Path, files: dict[str, str]) -> None:
+    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "epoch_1.pth")
+    assert facts_of_checkpoint(str(tmp_path / "epoch_1.pth"), files["resnet18"]) is None
+
+
 def test_one_of_mmdetections_configs_trains_and_evaluates_by_its_name(files: dict[str, str], tmp_path: Path,
                                                                       capsys: pytest.CaptureFixture) -> None:
     data = write_coco(tmp_path / "coco", [{"id": 3, "name": "thing"}])
@@ -103,12 +121,22 @@ def test_one_of_mmdetections_configs_trains_and_evaluates_by_its_name(files: dic
               for part, step in (("train", 2), ("val", 1), ("test", 1))]
     loaders = [f"{part}_dataloader.{entry}" for part in ("train", "val", "test")
                for entry in ("num_workers=0", "persistent_workers=False")]
-    argv = [ATSS, "--backbone", files["resnet50"], "--data", str(data), "--work-dir", str(tmp_path / "w"), "--cfg-options",
-            "train_cfg.max_epochs=1", *scales, *loaders]
-    assert train_det.main(argv) == 0
+    options = ["--cfg-options", "train_cfg.max_epochs=1", *scales, *loaders]
+    where = ["--data", str(data), "--work-dir", str(tmp_path / "w")]
+    assert train_det.main([ATSS, "--backbone", files["resnet50"], *where, *options]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith(f"atss_r50_fpn_1x_coco  done: wrote {tmp_path}/w/epoch_1.pth")
     assert last.endswith("; the config's ResNet is behind the guard as DADAResNet, all else is as it was")
     trained = torch.load(tmp_path / "w/epoch_1.pth", weights_only=False)["state_dict"]  # of this test's own making
     file = torch.load(files["resnet50"], weights_only=True)
     assert torch.equal(trained["backbone.conv1.weight"], file["conv1.weight"])  # frozen_stages=1
+    # Tests and pictures need no --backbone: the checkpoint tells how its images were prepared.
+    checkpoint = str(tmp_path / "w/epoch_1.pth")
+    config = detector_config(Namespace(config=ATSS, checkpoint=checkpoint, cfg_options=[], backbone=None, data=None,
+                                       work_dir=None))
+    use_backbone(config)
+    assert (config.model.data_preprocessor.mean, config.model.data_preprocessor.std) == (PREPARED["mean"], PREPARED["std"])
+    assert test_det.main([ATSS, checkpoint, *where, *options]) == 0
+    assert predict.main([ATSS, checkpoint, str(data / "val2017"), "--out", str(tmp_path / "found"), *options]) == 0
+    assert test_det.main([ATSS, checkpoint, "--backbone", files["resnet18"], *where, *options]) == 2
+    assert "began with a backbone whose architecture is resnet50" in capsys.readouterr().err

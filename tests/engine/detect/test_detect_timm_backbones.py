@@ -101,8 +101,13 @@ def test_a_step_of_each_detector_from_the_exported_weights(network, detector, ex
     if detector == "mask_rcnn":
         assert test_det.main([config, checkpoint, *flags]) == 0
         assert list(json.loads((tmp_path / "metrics.json").read_text())) == ["bbox", "segm"]
-        says(capsys, test_det.main, [config, checkpoint, "--data", scenes, "--work-dir", tmp_path],
-             "for another network than ResNet-50, the --backbone it was trained with")
+        metrics = (tmp_path / "metrics.json").read_text()
+        (tmp_path / "metrics.json").unlink()
+        assert test_det.main([config, checkpoint, "--data", str(scenes), "--work-dir", str(tmp_path), *TINY]) == 0
+        assert (tmp_path / "metrics.json").read_text() == metrics  # the checkpoint tells which network it holds
+        other = export("resnet18" if network != "resnet18" else "convnext_atto")
+        says(capsys, test_det.main, [config, checkpoint, "--backbone", other, "--data", scenes, "--work-dir", tmp_path],
+             f"began with a backbone whose architecture is {network}")
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,4 +1,4 @@
-"""Soft-NMS, deformable convolutions and attention, through mmcv's own functions, against definitions written out here."""
+"""Soft-NMS, deformable convolutions and attention, CARAFE: mmcv's functions against definitions written out here."""
 
 import math
 
@@ -151,3 +151,27 @@ def test_deformable_attention_is_the_weighted_sum_of_its_samples():
     torch.testing.assert_close(found, expected.flatten(2))
     inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
     assert gradcheck(lambda v, places, w: MultiScaleDeformableAttnFunction.apply(v, shapes, starts, places, w, 64), inputs)
+
+
+@pytest.mark.parametrize(("kernel", "groups", "scale"), [(3, 1, 2), (5, 2, 2), (3, 3, 1), (3, 2, 3)])
+def test_carafe_sums_weighted_neighbourhoods(kernel, groups, scale):
+    from mmcv.ops.carafe import carafe
+
+    torch.manual_seed(kernel + scale)
+    features = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    masks = torch.randn(2, groups * kernel**2, 3 * scale, 4 * scale, dtype=torch.float64, requires_grad=True)
+    found = carafe(features, masks, kernel, groups, scale)
+    assert found.shape == (2, 6, 3 * scale, 4 * scale)
+    for image in range(2):
+        for channel in range(6):
+            first = channel // (6 // groups) * kernel**2  # of the masks of this channel's group
+            for row in range(3 * scale):
+                for column in range(4 * scale):
+                    expected = 0.0
+                    for place in range(kernel**2):
+                        y = row // scale + place // kernel - kernel // 2
+                        x = column // scale + place % kernel - kernel // 2
+                        if 0 <= y < 3 and 0 <= x < 4:
+                            expected += (features[image, channel, y, x] * masks[image, first + place, row, column]).item()
+                    assert float(found[image, channel, row, column]) == pytest.approx(expected, abs=1e-12)
+    assert gradcheck(lambda *inputs: carafe(*inputs, kernel, groups, scale), (features, masks))

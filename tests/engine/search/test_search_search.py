@@ -64,6 +64,23 @@ def test_writes_the_policy_and_all_preferences(data: Path, tmp_path: Path, capsy
     assert {"preference/Rotate", "probability/Rotate", "strength/Rotate", "step"} <= set(json.loads(scalars[-1]))
 
 
+def test_tensorboard_shows_the_curves_of_search_html(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert search(data, tmp_path, "--cfg-options", "vis_backends=[TensorboardVisBackend]") == 0
+    event_file, = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(event_file.parent))
+    events.Reload()
+    epochs = json.loads((tmp_path / "history.json").read_text())["epochs"]
+    curves = {f"{quantity}/{name}": [(entry["epoch"], pytest.approx(entry["operations"][name][quantity], rel=1e-6))
+                                     for entry in epochs]
+              for name, quantities in epochs[0]["operations"].items() for quantity in quantities}
+    assert len(epochs) == 2 and {curve.partition("/")[0] for curve in curves} == {"preference", "probability", "strength"}
+    for curve, expected in curves.items():
+        assert [(event.step, event.value) for event in events.Scalars(curve)] == expected
+
+
 def test_names_that_are_not_utf8_links_to_nothing_and_other_files_are_searched_and_said(
         tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = write_images(tmp_path / "data" / "train")
