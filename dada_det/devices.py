@@ -1,7 +1,7 @@
-"""Moving tensors between the host and a device, and float32 on a device as on the host.
+"""Moving tensors between the host and a device, and float32 arithmetic without TF32.
 
-Everything that moves goes through `move` or `move_all`: a copy to the host that nobody waits for leaves what has been there
-before, and a copy from memory that is not pinned makes the host wait.
+All copies go through `move` or `move_all`. A copy to the host has to be waited for, else the host reads what was there
+before. A copy from memory that is not pinned makes the host wait too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ ALIGNMENT = 8  # bytes, of the largest element that is moved
 
 
 def move(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`, itself where it is there already.
+    """Copies `tensor` to `device`; returns `tensor` itself if it is there already.
 
-    On the host it has arrived when this returns. To a GPU it goes contiguous, by way of pinned memory, and nothing waits:
-    the GPU's own queue keeps the order.
+    A copy to the host has arrived when this returns. A copy to a GPU goes through pinned memory and nothing waits for
+    it: the GPU's own queue keeps the order.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -42,7 +42,7 @@ def move_all(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tens
 
 @contextmanager
 def float32_arithmetic() -> Iterator[None]:
-    """Inside, a GPU multiplies float32 as float32: TF32, cuDNN's default, keeps eleven of its 24 bits."""
+    """Switches TF32 off inside: cuDNN's default keeps eleven of float32's 24 bits."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False

@@ -16,7 +16,8 @@ from dada_det.errors import UserError
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives a temporary name in the folder of `path`; renames it to `path` when the block ends without an error.
 
-    Raises UserError where the folder cannot be written or the disk is full.
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -31,7 +32,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def make_folder(folder: str | Path) -> Path:
-    """Creates `folder` and proves that it can be written; UserError where it cannot."""
+    """Creates `folder`, tries to write into it, and returns it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,12 +53,21 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON with a closing newline; NaN and infinity are refused with ValueError."""
+    """Writes `value` as indented JSON with a closing newline, whole or not at all.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity.
+        UserError: the file cannot be written.
+    """
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """The JSON in `path`; UserError names `what` (such as "policy") when the file is missing or is no JSON."""
+    """The JSON value in `path`.
+
+    Raises:
+        UserError: the file is missing or no JSON; the sentence calls it `what`, such as "policy".
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Entries of a config held against those that there are: a misspelt one is refused with the nearest name.
+"""Checking the entries of a config: a misspelt one is refused with the nearest name.
 
-A table says of each entry which types it may have, None among them, or, of a dict whose entries are known too, their table
-(None stands for an empty one).
+A table maps the name of an entry to the types that it may have, None among them. If the entry is a dict whose entries are
+known too, the table maps it to their table; None then stands for an empty dict.
 """
 
 import difflib
@@ -18,7 +18,11 @@ LISTED = 12  # names that a refusal lists where none is near
 
 
 def demand_entries(config: Mapping[str, Any], table: Table, what: str, prefix: str = "") -> None:
-    """UserError for the first entry of `config` that `table` does not have, or whose value is of another type."""
+    """Checks the entries of `config`; `what` and `prefix` say in a sentence which config and which of its dicts this is.
+
+    Raises:
+        UserError: `table` lacks an entry (the sentence has the nearest name), or its value is of another type.
+    """
     for name, value in config.items():
         if name not in table:
             raise unknown(name, table, what, prefix)
@@ -34,7 +38,11 @@ def demand_entries(config: Mapping[str, Any], table: Table, what: str, prefix: s
 
 def demand_arguments(given: Mapping[str, Any], called: Callable[..., Any], what: str, prefix: str,
                      more: Iterable[str] = ()) -> None:
-    """UserError for the first of `given` that `called` does not take as an argument, and that is none of `more`."""
+    """Checks that `called` takes each of `given` as an argument, or that `more` names it.
+
+    Raises:
+        UserError: it takes another one; the sentence has the nearest name.
+    """
     known, closed = arguments_of(called)
     for name in given:
         if closed and name not in known and name not in more:

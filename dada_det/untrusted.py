@@ -1,4 +1,4 @@
-"""JSON that anybody may have written: read with limits, checked entry by entry, every mistake one printable sentence."""
+"""Reading JSON that a stranger may have written: with limits, checked entry by entry, each mistake one sentence."""
 
 import itertools
 import json
@@ -19,9 +19,18 @@ MOST_DIGITS = 400
 
 
 def read_untrusted(path: str | Path, what: str, advice: str) -> tuple[Any, str]:
-    """(the JSON value in `path`, the file's name for messages): a regular file, at most 1 MB of UTF-8, 20 levels deep.
+    """Reads a regular file of at most 1 MB of UTF-8 that is at most 20 levels deep.
 
-    UserError names `what` (such as "policy") and the file, and ends in `advice`, whatever the file holds.
+    Args:
+        path: of the file.
+        what: what a sentence calls it, such as "policy".
+        advice: the end of a sentence.
+
+    Returns:
+        The JSON value, and the file's name for messages.
+
+    Raises:
+        UserError: anything else, in one printable sentence, whatever the file holds.
     """
     source = printable(path)
     raw = _read(path, source, what, advice)
@@ -36,7 +45,11 @@ def read_untrusted(path: str | Path, what: str, advice: str) -> tuple[Any, str]:
 
 
 def check_keys(entry: Any, place: str, needed: tuple[str, ...], allowed: tuple[str, ...] = ()) -> None:
-    """UserError where `entry` is no JSON object with all of `needed`, and beside them only what is `allowed`."""
+    """Checks the keys of a JSON object.
+
+    Raises:
+        UserError: `entry` is no object, lacks one of `needed`, or has a key that is neither needed nor `allowed`.
+    """
     if not isinstance(entry, dict):
         raise UserError(f"{place}: a JSON object with {', '.join(needed)} is needed here, not {short(entry)}")
     if missing := [key for key in needed if key not in entry]:

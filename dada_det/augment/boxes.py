@@ -1,20 +1,21 @@
 """Boxes, polygons and masks carried along by the geometric operations, as functions of tensors.
 
 Shape legend: N instances, B images, K slots of a sub-policy, V vertices of a polygon, P = H · W pixels of an image.
-Operations are indices into OPERATION_NAMES (-1 and every operation that is no geometry leave an instance where it is,
-Cutout included: what it hides is still there); values come from `value_of`. Both are [N,K], or [1,K] where all N
-instances lie in one image; for a batch of images, index the images' [B,K] with the image of each instance.
+Operations are indices into OPERATION_NAMES, values come from `value_of`. Both are [N,K], or [1,K] if all N instances lie in
+one image. For a batch of images, index the images' [B,K] with the image of each instance. -1 and every operation that
+is no geometry leave an instance where it is, Cutout included: what it hides is still there.
 
 Coordinates are COCO's and mmdet's: pixel (column, row) covers [column, column + 1] x [row, row + 1], and a box is
 (x1, y1, x2, y2) with its corners on the edges of pixels. `matrix_of` maps output to input in the same coordinates, so an
 instance moves by its inverse.
 
-What becomes of a box: its four corners move, what leaves the image in a slot is cut off and lost for the next, and the
-extent of what is left is the new box. For a box that stays inside under one operation that is mmdet's
-`project_` and `clip_`; where it is cut, or after two operations, it is the tighter of the two and never the wider.
-The rule for leaving: a box is dropped when no part of it reaches the centre of a pixel on the image's border, so from
-half a pixel of a straight edge on it stays. That is when rendering the box shows nothing (but for corners of about a
-pixel), and COCO too annotates what is visible, however little. Whoever wants more left of a box filters afterwards.
+How a box moves: its four corners move. What leaves the image in a slot is cut off and lost for the next slot. The extent
+of what is left is the new box. For a box that stays inside under one operation this is mmdet's `project_` and `clip_`.
+For one that is cut, or after two operations, it is tighter than mmdet's, never wider.
+
+When a box is dropped: when no part of it reaches the centre of a pixel on the image's border, so half a pixel of a
+straight edge is enough to stay. Then rendering the box shows nothing (but for corners of about a pixel). COCO too
+annotates what is visible, however little. If you want more left of a box, filter afterwards.
 """
 
 from functools import lru_cache
@@ -44,7 +45,7 @@ def _is_geometry(device: torch.device) -> Tensor:
 
 
 def forward_matrices(operations_N: Tensor, values_N: Tensor, width: int, height: int) -> Tensor:
-    """[N,2,3] float64: where an operation takes the point (x, y, 1), the inverse of `matrix_of`; shape [N] as the input."""
+    """The matrices [N,2,3] float64 that take a point (x, y, 1) to where an operation moves it: `matrix_of` inverted."""
     a, b, c, d, e, f = matrix_of(operations_N, values_N, width, height, torch.cos, torch.sin)
     rows = torch.stack([e, -b, b * f - c * e, -d, a, c * d - a * f], -1) / (a * e - b * d)[..., None]
     return rows.unflatten(-1, (2, 3))
@@ -52,9 +53,16 @@ def forward_matrices(operations_N: Tensor, values_N: Tensor, width: int, height:
 
 def transform_boxes(boxes_N4: Tensor, operations_NK: Tensor, values_NK: Tensor, width: int,
                     height: int) -> tuple[Tensor, Tensor]:
-    """Boxes (x1, y1, x2, y2) in pixels, float [N,4] -> the same after K operations, and keep, bool [N].
+    """Moves boxes through K operations.
 
-    The result has the dtype of `boxes_N4` and lies inside the image; where keep is False it means nothing (but is finite).
+    Args:
+        boxes_N4: (x1, y1, x2, y2) in pixels, float [N,4].
+        operations_NK, values_NK: see the head of this file.
+        width, height: of the image, in pixels.
+
+    Returns:
+        The boxes [N,4], inside the image and of the dtype of `boxes_N4`, and keep, bool [N]. Where keep is False the box
+        means nothing, but is finite.
     """
     corners_NV2 = boxes_N4[:, [0, 1, 2, 1, 2, 3, 0, 3]].unflatten(1, (4, 2))
     left_NV2 = _carry(corners_NV2, operations_NK, values_NK, width, height, convex=True)
@@ -68,9 +76,15 @@ def transform_boxes(boxes_N4: Tensor, operations_NK: Tensor, values_NK: Tensor, 
 
 
 def transform_polygons(polygons_NV2: Tensor, operations_NK: Tensor, values_NK: Tensor, width: int, height: int) -> Tensor:
-    """Polygons of any shape, (x, y) in pixels, float [N,V,2] -> float64 [N,V',2] after K operations, cut at the image.
+    """Moves polygons of any shape through K operations and cuts them at the image.
 
-    Pad by repeating a polygon's first vertex behind its last one, as the result is padded; all zero: nothing is left.
+    Args:
+        polygons_NV2: (x, y) in pixels, float [N,V,2]. Shorter polygons are padded by repeating their first vertex.
+        operations_NK, values_NK: see the head of this file.
+        width, height: of the image, in pixels.
+
+    Returns:
+        float64 [N,V',2], padded in the same way; all zero where nothing is left.
     """
     return _carry(polygons_NV2, operations_NK, values_NK, width, height, convex=False).nan_to_num(0)
 
@@ -81,9 +95,15 @@ def polygon_extents(polygons_NV2: Tensor) -> Tensor:
 
 
 def transform_masks(masks_NHW: Tensor, operations_NK: Tensor, values_NK: Tensor, fill: int = 0) -> Tensor:
-    """Masks (bool or any whole numbers) [N,H,W] sampled as the image is, pixel by pixel; `fill` comes in from outside.
+    """Moves masks through K operations, sampled pixel by pixel as the image is.
 
-    With operations [1,K] the sampling is worked out once; with [N,K] it takes 8 bytes a pixel and instance.
+    Args:
+        masks_NHW: bool or whole numbers, [N,H,W].
+        operations_NK, values_NK: with [1,K] the sampling is computed once; with [N,K] it takes 8 bytes a pixel and instance.
+        fill: what comes in from outside the image.
+
+    Returns:
+        [N,H,W] of the type of `masks_NHW`.
     """
     height, width = masks_NHW.shape[1:]
     source = torch.arange(height * width + 1, device=masks_NHW.device)[None]  # the last one stands for outside
@@ -111,11 +131,20 @@ def mask_extents(masks_NHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def transform_instances(boxes_N4: Tensor, masks_NHW: Tensor | None, operations_NK: Tensor, values_NK: Tensor,
                         size: tuple[int, int], tight: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Instances of an image of `size` (height, width): boxes [N,4], masks [N,H,W] and keep, bool [N], after K operations.
+    """Moves the instances of one image through K operations, for ApplyPolicy and for the search on a detector.
 
-    The search on a detector and ApplyPolicy both go through here. An instance is dropped by its box's rule, and when no
-    pixel of its mask is left; one whose mask was empty before (mmdet's stand-in for a missing one) goes by its box. tight:
-    boxes come from the masks that are left. Without masks (None) there are boxes alone.
+    An instance is dropped if no pixel of its mask is left. If its mask was empty before (mmdet's stand-in for a missing
+    one) or there are no masks, its box decides.
+
+    Args:
+        boxes_N4: (x1, y1, x2, y2) in pixels.
+        masks_NHW: None: boxes alone.
+        operations_NK, values_NK: see the head of this file.
+        size: (height, width) of the image.
+        tight: whether boxes are taken from the masks that are left.
+
+    Returns:
+        Boxes [N,4], masks [N,H,W] or None, and keep, bool [N].
     """
     height, width = size
     if masks_NHW is None:

@@ -1,9 +1,9 @@
 """A Policy as data, and as code that runs where dada_det is not installed: torchvision v2, timm, mmpretrain, mmdet.
 
-Code for the first three is one file: the sub-policies, `draw` (the same in all three: it asks torch's global generator
-for what PolicyTransform asks for, so equal seeds give equal draws) and one line an operation in the target's terms.
-Weights, probabilities, signs, ranges and spread are therefore the policy's own. Where a target's function gives other
-pixels than ours, `limits` says so by name and by how much; tests/augment/test_augment_export.py measures it.
+The code for the first three is one file: the sub-policies, `draw`, and one line an operation that calls the target.
+`draw` is the same in all three and takes from torch's global generator what PolicyTransform takes, so equal seeds give
+equal draws. If a target's function gives other pixels than ours, `limits` says which and by how much;
+tests/augment/test_augment_export.py measures it.
 """
 
 import json
@@ -41,12 +41,14 @@ UNITS = {"": None, "shear": "pixels a pixel", "share": "share of the width", "de
 def as_data(policy: Policy) -> dict[str, Any]:
     """The policy in plain JSON values and real units, for programs that know nothing of magnitudes.
 
-    {"sha256", "uniform_strength", "mirror" where the policy says, "sub_policies": [{"weight": share of the images, their
-    sum is 1, "operations": [{"name", "probability", "unit", "spans", and unless the strength is uniform "values",
-    "spread"}]}]}. Images that stay as they are have a sub-policy without operations. `values` are the one or two (by the
-    sign) equally likely values, `spans` the values at magnitude 0 and 1 for each sign; Posterize
-    cuts to whole bits. With spread > 0 the place in the span, 0..1, is drawn anew for each image: its logit is normal
-    with standard deviation `spread` around that of the value. With uniform_strength the place is uniform.
+    Returns:
+        {"sha256", "uniform_strength", "mirror" (if the policy says), "sub_policies": [{"weight", "operations": [{"name",
+        "probability", "unit", "spans", and unless the strength is uniform "values", "spread"}]}]}.
+        weight: fraction of the images; the sum is 1. Images that stay as they are have a sub-policy without operations.
+        values: one value, or two equally likely ones if the operation has a sign. spans: the values at magnitude 0
+        and 1, for each sign; Posterize cuts to whole bits. With spread > 0 each image draws its place in the span, 0..1:
+        the logit is normal with standard deviation `spread` around that of the value. With uniform_strength the place
+        is uniform.
     """
     mirror = {} if policy.mirror is None else {"mirror": policy.mirror}
     return {"sha256": policy.sha256, "uniform_strength": policy.uniform_strength, **mirror,
@@ -78,12 +80,12 @@ def _operation_data(operation: Operation, policy: Policy) -> dict[str, Any]:
 
 
 def export(policy: Policy, target: str) -> str:
-    """The policy for `target`, one of TARGETS: Python code with a newline at its end, or JSON for "data"."""
+    """The policy for `target` (one of TARGETS) as Python code, or for "data" as JSON."""
     return TARGETS[target](policy)
 
 
 def limits(policy: Policy, target: str) -> list[str]:
-    """One sentence for each thing in `policy` that `target`'s own functions do not render in dada_det's pixels."""
+    """One sentence for each operation of `policy` for which `target`'s own functions give other pixels than dada_det."""
     used = _used(policy)
     sentences = ["mirror: the policy was searched without horizontal flips, which are no part of it; leave the random flip "
                  "out of the pipeline"] * (policy.mirror is False)

@@ -17,13 +17,20 @@ from dada_det.devices import move_all
 
 
 def apply_operations(images_BCHW: Tensor, operations_BK: Tensor, values_BK: Tensor, centers_BK2: Tensor) -> Tensor:
-    """K operations for each image, one after the other: uint8 [B,3,H,W] in, a new contiguous one out.
+    """Applies K operations to each image, one after the other.
 
-    operations_BK: long, -1 for none; values_BK: float64 from `value_of`; centers_BK2: float64 in 0..1, Cutout's (x, y).
-    These three lie on the images' device or on the CPU. From the CPU each kernel computes only the images that have its
-    operation; on a GPU it computes all of them, since counting them would wait for the device. The lookups of two slots
-    are one table: it stands between the other kernels of the first slot and those of the second, and an image has one
-    operation a slot.
+    An image has one operation a slot. The lookups of two slots are one table, which is applied between the other kernels of
+    the first slot and those of the second.
+
+    Args:
+        images_BCHW: uint8 [B,3,H,W].
+        operations_BK: long, -1 for none, on the images' device or on the CPU, like the next two. From the CPU each kernel
+            computes only the images that have its operation; on a GPU all, as counting them would wait for the device.
+        values_BK: float64 from `value_of`.
+        centers_BK2: float64 in 0..1, Cutout's (x, y).
+
+    Returns:
+        A new contiguous uint8 [B,3,H,W].
     """
     device, (height, width) = images_BCHW.device, images_BCHW.shape[2:]
     images_BCHW = images_BCHW.clone(memory_format=torch.contiguous_format)
@@ -88,16 +95,18 @@ def affine(images_BCHW: Tensor, x_BW: Tensor, x_BH: Tensor, y_BH: Tensor, y_BW: 
 
 
 def sampling_lines(operations_BK: Tensor, values_BK: Tensor, width: int, height: int) -> tuple[Tensor, ...]:
-    """The points that the output pixels read, in 16.16 fixed point, int32 [B,K,W], [B,K,H], [B,K,H], [B,K,W].
+    """The points that the output pixels read.
 
-    Output pixel (x, y) reads column first[x] + second[y] and row third[y] + fourth[x] (Geometry.c, affine_fixed), which
-    fits into 32 bits for images of up to 20,000 pixels a side. An operation that is no geometry reads its own pixel.
+    Returns:
+        Four int32 tensors in 16.16 fixed point, [B,K,W], [B,K,H], [B,K,H], [B,K,W]. Output pixel (x, y) reads column
+        first[x] + second[y] and row third[y] + fourth[x] (Geometry.c, affine_fixed). This fits into 32 bits for images of
+        up to 20,000 pixels a side. Under an operation that is no geometry each pixel reads itself.
     """
     a, b, c, d, e, f = (number[..., None] for number in
                         matrix_of(operations_BK, values_BK, width, height, torch.cos, torch.sin))
     columns, rows = (torch.arange(side, device=values_BK.device) for side in (width, height))
     first, third = _fix(a) * columns + _fix(c + a * 0.5 + b * 0.5), _fix(e) * rows + _fix(f + d * 0.5 + e * 0.5)
-    # Without shear PIL takes another road (ImagingScaleAffine), which adds 1.0 from column to column in float64.
+    # Without shear PIL calls another function (ImagingScaleAffine), which adds 1.0 from column to column in float64.
     straight = (b == 0) & (d == 0)
     first = torch.where(straight, _walk(c + 0.5, width), first)
     third = torch.where(straight, _walk(f + 0.5, height), third)

@@ -1,8 +1,9 @@
-"""From what `--policy` says to what acts on images: the released policies, the fixed ones, and policy.json.
+"""What `--policy` means: the released policies, the fixed ones, and policy.json.
 
-A policy's whole way: a name or a file -> `resolve`, once, in the command -> Policy, Schedule, torchvision's or None ->
-`image_transform` -> the training's images, which draw for each -> `apply_draws`, in the workers or in the preprocessor
-on the device -> one lookup table, matrix, factor or box an image.
+How a policy reaches the pixels: (1) a name or a file; (2) `resolve`, once, in the command, gives a Policy, a Schedule,
+torchvision's transform or None; (3) `image_transform` makes it callable; (4) the training's images draw from it;
+(5) `apply_draws` in the workers, or in the preprocessor on the device; (6) one lookup table, matrix, factor or box an
+image.
 """
 
 import os
@@ -28,9 +29,11 @@ RANDOM_SUB_POLICIES = 25  # as many as a search writes
 
 
 class TorchvisionAugment:
-    """A transform of torchvision as it is, with its defaults, called like a PolicyTransform.
+    """One of torchvision's transforms with its defaults, called like a PolicyTransform. Images of a batch go one by one.
 
-    name: what `--policy` calls it; transform: its name in torchvision.transforms. Images of a batch go one by one.
+    Attributes:
+        name: what `--policy` calls it.
+        transform: its name in torchvision.transforms.
     """
 
     name: ClassVar[str]
@@ -72,11 +75,18 @@ def published_names() -> tuple[str, ...]:
 
 
 def resolve(text: str, seed: int = 0) -> tuple[AnyPolicy, bool | None]:
-    """What `--policy text` means, and whether horizontal flips belong to it (None: nobody says).
+    """What `--policy text` means.
 
-    text: a name of FIXED or published_names(), else a file, which may hold a table or a name of FIXED. seed: chooses the
-    25 sub-policies of `random` where no file does. UserError lists the names where `text` is neither name nor file, and
-    names file and entry where the file is broken.
+    Args:
+        text: a name of FIXED or of published_names(), else a file, which holds a table or a name of FIXED.
+        seed: chooses the 25 sub-policies of `random`, unless a file says them.
+
+    Returns:
+        The policy, and whether horizontal flips belong to it (None: unknown).
+
+    Raises:
+        UserError: `text` is neither name nor file (the sentence lists the names), or the file is broken (it names file
+            and entry).
     """
     if text in FIXED:
         return fixed_policy(text, seed), None
@@ -89,7 +99,7 @@ def resolve(text: str, seed: int = 0) -> tuple[AnyPolicy, bool | None]:
 
 
 def resolve_replayable(text: str, seed: int = 0) -> tuple[Replayable, bool | None]:
-    """The same for a training that can replay a schedule.json of DDAS, which is read too."""
+    """`resolve` for a training that can replay a schedule: `text` may be a schedule.json of DDAS too."""
     if text in (*FIXED, *published_names()) or not os.path.exists(text):
         return resolve(text, seed)
     data, source = read_untrusted(text, "policy", "give a policy.json of a search")
@@ -100,7 +110,11 @@ def resolve_replayable(text: str, seed: int = 0) -> tuple[Replayable, bool | Non
 
 
 def resolve_dict(data: Any, source: str = "policy") -> tuple[AnyPolicy, bool | None]:
-    """The same of a policy.json's content; UserError names `source` and the entry that is wrong."""
+    """`resolve` for the content of a policy.json.
+
+    Raises:
+        UserError: an entry is wrong; the sentence names it and `source`.
+    """
     if not (isinstance(data, dict) and "named" in data):
         policy = Policy.from_dict(data, source)
         return policy, policy.mirror
@@ -115,7 +129,7 @@ def resolve_policy(text: str, seed: int = 0) -> AnyPolicy:
 
 
 def fixed_policy(name: str, seed: int = 0) -> AnyPolicy:
-    """The policy of FIXED that is called `name`; seed: chooses the 25 sub-policies of `random`."""
+    """The policy of FIXED that is called `name`; `seed` chooses the 25 sub-policies of `random`."""
     if name == "none":
         return None
     return BORROWED[name]() if name in BORROWED else _table(name, seed)

@@ -77,7 +77,11 @@ _RANGES_OF = {ranges: [spec.range(ranges) for spec in OPERATIONS.values()] for r
 
 
 def operation_index(name: str) -> int:
-    """The row of `name` in the table; UserError lists the names where there is none."""
+    """The row of `name` in the table.
+
+    Raises:
+        UserError: there is no such operation; the sentence lists the names.
+    """
     if not isinstance(name, str) or name not in INDEX:
         raise UserError(f"{name!r} is no operation; choose among {', '.join(OPERATION_NAMES)}")
     return INDEX[name]
@@ -96,11 +100,18 @@ def _range_table(ranges: str, device: torch.device) -> Tensor:
 
 
 def value_of(operation: Any, magnitude: Any, sign: Any, ranges: str) -> Any:
-    """What a magnitude means: THE place where it becomes a value in the operation's own unit.
+    """What a magnitude means: the one place where it becomes a value in the operation's own unit.
 
-    operation: index into OPERATION_NAMES, int or long [B]; magnitude: 0..1 and sign: ±1, floats or float64 [B].
-    Returns a float or float64 [B]: shear per pixel, share of width or height (Translate, Cutout), degrees (Rotate),
-    threshold 0..256 (Solarize), whole bits 4..8 (Posterize), blend factor (Contrast, Color, Brightness, Sharpness).
+    Args:
+        operation: index into OPERATION_NAMES, int or long [B].
+        magnitude: 0..1, float or float64 [B].
+        sign: +1 or -1, float or float64 [B].
+        ranges: "strength" or "autoaugment".
+
+    Returns:
+        A float or float64 [B]: shear per pixel, share of width or height (Translate, Cutout), degrees (Rotate), threshold
+        0..256 (Solarize), whole bits 4..8 (Posterize), blend factor (Contrast, Color, Brightness, Sharpness); 0 where
+        there is nothing to choose.
     """
     if isinstance(operation, Tensor):
         constant, base, slope, mirrored = _range_table(ranges, operation.device)[:, operation].unbind()
@@ -112,10 +123,17 @@ def value_of(operation: Any, magnitude: Any, sign: Any, ranges: str) -> Any:
 
 def matrix_of(operation: Any, value: Any, width: int, height: int, cos: Callable = math.cos,
               sin: Callable = math.sin) -> tuple[Any, ...]:
-    """The six numbers (a, b, c, d, e, f) of PIL's affine transform: output (x, y) reads (ax + by + c, dx + ey + f).
+    """The matrix of a geometric operation, as PIL's affine transform takes it.
 
-    Numbers or [B] as in `value_of`; any operation that is no geometry gives the identity. Rotate is Image.rotate's
-    matrix about the centre (PIL rounds sine and cosine to 15 digits, far below its 16.16 fixed point).
+    Args:
+        operation, value: as in and from `value_of`, numbers or [B].
+        width, height: of the image, in pixels.
+        cos, sin: of the kind that `value` needs (math's or torch's).
+
+    Returns:
+        (a, b, c, d, e, f), numbers or [B]: output pixel (x, y) reads input (ax + by + c, dx + ey + f). The identity for an
+        operation that is no geometry. Rotate turns about the centre, as Image.rotate does (PIL rounds sine and cosine
+        to 15 digits, far below its 16.16 fixed point).
     """
     def only(name: str) -> Any:
         return (operation == INDEX[name]) * value
@@ -129,11 +147,19 @@ def matrix_of(operation: Any, value: Any, width: int, height: int, cos: Callable
 
 
 def box_of(value: Any, center_x: Any, center_y: Any, width: int, height: int) -> tuple[Any, ...]:
-    """Cutout's corners (x0, y0, x1, y1) in whole pixels, all four edges included, as ImageDraw.rectangle fills them.
+    """The square that Cutout fills.
 
-    value: side as a share of the width; centers: 0..1 of width and height. The upper left corner is clipped to the
-    image before the side is added, as in DADA's released code; what reaches past the right or lower edge is not
-    drawn. Side 0 gives an empty box (x1 < x0).
+    The upper left corner is clipped to the image before the side is added, as in DADA's released code. What reaches past
+    the right or lower edge is not drawn.
+
+    Args:
+        value: the side as a share of the width, number or [B].
+        center_x, center_y: 0..1 of width and height, numbers or [B].
+        width, height: of the image, in pixels.
+
+    Returns:
+        (x0, y0, x1, y1) in whole pixels, all four edges included, as ImageDraw.rectangle fills them. Side 0 gives an
+        empty box, x1 < x0.
     """
     side = value * width
     x0, y0 = center_x * width - side / 2, center_y * height - side / 2

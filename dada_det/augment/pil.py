@@ -19,9 +19,16 @@ CUT = ROUNDING - 0.5  # rounding what lies this much lower is cutting to whole l
 
 
 def apply_operation_pil(image: Image.Image, operation: int, value: float, center: tuple[float, float]) -> Image.Image:
-    """One operation on one RGB image, which stays as it is; where nothing changes the result may be the image itself.
+    """Applies one operation to one RGB image.
 
-    `value` comes from `value_of`, `center` is Cutout's (x, y) in 0..1.
+    Args:
+        image: stays as it is.
+        operation: index into OPERATION_NAMES.
+        value: from `value_of`.
+        center: Cutout's (x, y) in 0..1.
+
+    Returns:
+        The new image, or `image` itself where nothing changes.
     """
     name = OPERATION_NAMES[operation]
     if OPERATIONS[name].kind == "affine":
@@ -139,11 +146,11 @@ def _sharpness(image: Image.Image, factor: float) -> Image.Image:
 
 @lru_cache(maxsize=1024)  # a policy without spread has a few dozen factors
 def cuts_alike(factor: float) -> bool:
-    """Whether cv2.addWeighted, which rounds half a level lower, gives the pixels of Image.blend, which cuts.
+    """Whether cv2.addWeighted gives the pixels of Image.blend for this factor.
 
-    A blend is a whole level plus factor · d with d in -255..255. Where none of these 511 parts ends closely below a whole
-    level, the few roundings of float32 on either side decide nothing. Round factors such as 1.3, just below or above it
-    in float32, do end there; of random ones it is one in twenty.
+    Pillow cuts to whole levels; cv2 rounds, so it is given half a level less. A blend is a whole level plus factor · d with
+    d in -255..255. If none of these 511 numbers lies closely below a whole level, float32's rounding cannot make the two
+    differ. Round factors such as 1.3, which float32 does not hold exactly, do lie there; of random ones one in twenty.
     """
     parts = float(np.float32(factor)) * np.arange(-255, 256)
     return bool((parts - np.floor(parts)).max() <= 1 - 2 * ROUNDING)

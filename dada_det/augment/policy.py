@@ -1,8 +1,10 @@
-"""Operation, SubPolicy, Policy, NamedPolicy: what a search hands over and everything else applies; JSON, validated.
+"""Policies as data: what a search hands over and everything else applies, and how policy.json is read and checked.
 
-policy.json holds one of two things. A table (Policy): {"schema", "ranges", "sub_policies", "provenance"?,
-"uniform_strength"?, "unaugmented"?, "mirror"?}. Or a fixed policy by its name (NamedPolicy): {"schema", "named",
-"seed" (of random alone), "provenance"?, "mirror"?}. `dada_det.augment.named.resolve` reads either.
+policy.json holds one of two things:
+- a table of sub-policies (Policy): {"schema", "ranges", "sub_policies", "provenance"?, "uniform_strength"?,
+  "unaugmented"?, "mirror"?};
+- a fixed policy by its name (NamedPolicy): {"schema", "named", "seed" (of random alone), "provenance"?, "mirror"?}.
+`dada_det.augment.named.resolve` reads either.
 """
 
 from __future__ import annotations
@@ -27,10 +29,17 @@ MOST_SPREAD = 1000.0  # any spread beyond 10 already means "either end of the ra
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a sub-policy; UserError where a number is out of its range or the name is unknown.
+    """One operation of a sub-policy.
 
-    probability and magnitude: 0..1; spread: standard deviation, 0..1000, of a normal on the magnitude's logit, drawn
-    anew for each image (None: the magnitude itself).
+    Args:
+        name: one of OPERATION_NAMES.
+        probability: 0..1, that it acts on an image.
+        magnitude: 0..1; `operations.value_of` says what it means.
+        spread: 0..1000. The magnitude's logit is drawn for each image from a normal of this standard deviation around
+            that of `magnitude`. None: every image gets `magnitude`.
+
+    Raises:
+        UserError: the name is unknown, or a number is out of its range.
     """
 
     name: str
@@ -49,7 +58,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class SubPolicy:
-    """One or two operations in the order they are applied; an image draws it with weight / sum of weights."""
+    """One or two operations in the order in which they are applied.
+
+    An image draws a sub-policy with probability weight / sum of the weights.
+
+    Raises:
+        UserError: the weight is no finite number of at least 0, or there is another number of operations.
+    """
 
     weight: float
     operations: tuple[Operation, ...]
@@ -63,12 +78,19 @@ class SubPolicy:
 
 @dataclass(frozen=True)
 class Policy:
-    """1 to 1,000 weighted sub-policies under one table of ranges ("strength" or "autoaugment").
+    """1 to 1,000 weighted sub-policies under one table of ranges.
 
-    uniform_strength: every magnitude is drawn uniformly from 0..1 anew for each image, whatever the operations say
-    (the fixed controls). unaugmented: the fraction of images, 0..1, that the policy leaves as they are; the others draw
-    a sub-policy. mirror: whether horizontal flips were part of the search, None where nobody says; a policy itself never
-    flips, trainings read it. provenance: JSON values that say where the policy comes from; no time, path or host.
+    Args:
+        ranges: "strength" or "autoaugment".
+        sub_policies: with weights of a positive sum.
+        provenance: JSON values that say where the policy comes from; no time, path or host.
+        uniform_strength: each image draws every magnitude uniformly from 0..1, whatever the operations say (the fixed
+            controls).
+        unaugmented: the fraction of images, 0..1, that the policy leaves as they are; the others draw a sub-policy.
+        mirror: whether the search flipped images horizontally; None: unknown. A policy never flips. Trainings read it.
+
+    Raises:
+        UserError: an entry is out of its range.
     """
 
     ranges: str
@@ -129,10 +151,11 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Reads policy.json: a regular file, at most 1 MB of UTF-8, at most 20 levels deep.
+        """Reads policy.json.
 
-        UserError names the file and the entry where it is missing, broken or out of range, in one short sentence of
-        printable characters, whatever the file holds.
+        Raises:
+            UserError: the file is missing, larger than 1 MB, no UTF-8, nested deeper than 20 levels, or an entry is missing
+                or out of range. One printable sentence names the file and the entry, whatever the file holds.
         """
         data, source = read_untrusted(path, "policy", "give a policy.json of a search")
         return cls.from_dict(data, source)
@@ -162,9 +185,15 @@ def _operation_dict(operation: Operation) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class NamedPolicy:
-    """A fixed policy as a file holds it: one of FIXED; `resolve` makes of it what `--policy NAME` stands for.
+    """A fixed policy as a file holds it. `named.resolve` makes of it what `--policy NAME` stands for.
 
-    seed: chooses the sub-policies of `random`, which needs one; mirror, provenance: those of Policy.
+    Args:
+        name: one of FIXED.
+        seed: chooses the sub-policies of `random`, the only one that has a seed.
+        mirror, provenance: as in Policy.
+
+    Raises:
+        UserError: the name is unknown, or the seed is missing or out of range.
     """
 
     name: str

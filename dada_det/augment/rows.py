@@ -17,11 +17,19 @@ def known(tensor: Tensor) -> bool:
 
 
 def update(old_B: Tensor, mask_B: Tensor, make: Callable[..., Tensor], *columns_B: Tensor) -> Tensor:
-    """`old_B` with make(*columns_B) in the rows of the mask; `old_B` may be written to.
+    """Replaces the rows of `old_B` that the mask names by make(*columns_B).
 
-    make gives one row for each row of its columns, of a shape and type that old_B's rows can take. Where the mask is on
-    the CPU only its rows are computed (and sent to old_B's device, which nothing waits for). A mask on a device is
-    never asked which its rows are: there all of them are computed, and the mask chooses.
+    If the mask is on the CPU, only its rows are computed and sent to old_B's device, without waiting for it. To read a
+    mask on a device would wait, so there all rows are computed and the mask chooses among them.
+
+    Args:
+        old_B: may be written to.
+        mask_B: bool [B].
+        make: gives one row for each row of its columns, of a shape and type that fit old_B's rows.
+        columns_B: what `make` takes, B rows each.
+
+    Returns:
+        The new rows; `old_B` itself where nothing or something in place was done.
     """
     if not known(mask_B):
         return torch.where(mask_B.view(-1, *[1] * (old_B.ndim - 1)), make(*columns_B).to(old_B.dtype), old_B)

@@ -1,4 +1,4 @@
-"""A policy that changes while a network trains, as DDAS finds it: JSON, its validation, its replay, and its average.
+"""A policy that changes while a network trains, as DDAS finds it: how it is read, checked, replayed and averaged.
 
 Shape legend: B images, A atoms, E stages. Stage e holds while the progress of the training (0..1) is below `until`.
 """
@@ -30,9 +30,16 @@ MOST_STAGES = 200
 
 @dataclass(frozen=True)
 class Stage:
-    """Until a progress of `until` (0..1) an image is augmented with `probability`, by two atoms drawn by `preferences`.
+    """What holds until the training's progress is `until`.
 
-    preferences: A numbers of at least 0 with a positive sum, by which they are divided.
+    Args:
+        until: 0..1 of the training.
+        probability: 0..1, that an image is augmented.
+        preferences: A numbers in 0..1 with a positive sum, by which they are divided; the probabilities by which an
+            augmented image draws its two atoms.
+
+    Raises:
+        UserError: a number is out of its range.
     """
 
     until: float
@@ -53,7 +60,13 @@ class Stage:
 class Schedule:
     """1 to 200 stages over 1 to 200 atoms under one table of ranges; the stages' `until` rise to 1.
 
-    provenance: JSON values that say where the schedule comes from; no time, path or host. mirror: Policy's.
+    Args:
+        ranges, provenance, mirror: as in Policy.
+        atoms: what images draw from.
+        stages: each with one preference an atom.
+
+    Raises:
+        UserError: the stages do not rise to 1, or an entry is out of its range.
     """
 
     ranges: str
@@ -123,8 +136,8 @@ class Schedule:
     def average(self) -> Policy:
         """What the schedule does on average over the training, as a Policy.
 
-        One sub-policy leaves the image as it is; the others are the 999 likeliest pairs, with the weight of all pairs
-        between them.
+        One sub-policy leaves the image as it is. The others are the 999 likeliest pairs; their weights are scaled so that
+        they sum to the weight of all pairs.
         """
         weights: dict[tuple[int, ...], float] = defaultdict(float)
         began = 0.0
@@ -151,9 +164,9 @@ class Schedule:
 
 
 class ScheduleTransform:
-    """Applies a Schedule at `progress` (0..1, to be set as the training goes on) like PolicyTransform applies a Policy.
+    """Applies a Schedule as PolicyTransform applies a Policy. Set `progress` (0..1) as the training goes on.
 
-    Each image draws whether it is augmented, its two atoms, signs and Cutout centres; equal generators give equal draws.
+    Each image draws whether it is augmented, its two atoms, signs and Cutout's centres. Equal generators give equal draws.
     """
 
     def __init__(self, schedule: Schedule) -> None:

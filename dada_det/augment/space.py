@@ -14,10 +14,14 @@ from dada_det.untrusted import short
 
 
 class SearchSpace:
-    """The N = n(n-1)/2 pairs i < j of n operations (DADA's 105 of all fifteen) under one table of ranges.
+    """The N = n(n-1)/2 pairs i < j of n operations under one table of ranges; DADA's 105 of all fifteen.
 
-    pairs: list of N tuples of indices into OPERATION_NAMES; pairs_N2: the same, long [N,2].
-    Raises UserError for an unknown operation or table, an operation named twice, and fewer than two operations.
+    Attributes:
+        operations: the n names, in the order of OPERATION_NAMES.
+        pairs: N tuples of indices into OPERATION_NAMES; pairs_N2: the same, long [N,2].
+
+    Raises:
+        UserError: an operation or table is unknown, an operation is named twice, or there are fewer than two.
     """
 
     def __init__(self, operations: Sequence[str] = OPERATION_NAMES, ranges: str = "strength") -> None:
@@ -57,9 +61,10 @@ class Atom:
 
 
 class AtomSpace:
-    """A atoms under one table of ranges; a policy is an ordered pair of them, with replacement.
+    """A atoms under one table of ranges. A policy of DDAS is an ordered pair of them; both may be the same.
 
-    atoms: A of them; operations_A (long), magnitudes_A (float32) and active_A (bool, False for the image as it is).
+    Attributes:
+        operations_A: long; magnitudes_A: float32; active_A: bool, False for the atom that leaves the image as it is.
     """
 
     def __init__(self, atoms: Sequence[Atom], ranges: str = "strength") -> None:
@@ -70,7 +75,13 @@ class AtomSpace:
 
     @classmethod
     def of_levels(cls, operations: Sequence[str], levels: Sequence[int], ranges: str = "strength") -> "AtomSpace":
-        """The image as it is, and every operation at every level (1..14, magnitude level / 14), or once if it has none."""
+        """The atom that does nothing, and every operation at every level (1..14, magnitude level / 14).
+
+        An operation without a magnitude gives one atom.
+
+        Raises:
+            UserError: an operation is unknown or named twice, or there is none.
+        """
         indices = sorted({operation_index(name) for name in operations})
         if not indices or len(indices) < len(operations):
             raise UserError(f"a search space needs one or more different operations, not {list(operations)}")

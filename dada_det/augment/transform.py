@@ -27,7 +27,7 @@ Slot = tuple[int, float, float, tuple[float, float]]  # operation, magnitude, si
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What each of B images gets in each of its K slots; all randomness of applying a policy is in here."""
+    """What each of B images gets in each of its K slots. It holds all randomness of applying a policy."""
 
     operations_BK: Tensor  # long, index into OPERATION_NAMES
     active_BK: Tensor  # bool
@@ -45,7 +45,7 @@ class Draws:
         return Draws(*(tensor[rows] for tensor in self._tensors()))
 
     def active_slots(self) -> list[list[Slot]]:
-        """What each image gets, in its active slots only, as Python numbers; draws on a device are waited for."""
+        """The active slots of each image as Python numbers. Draws that lie on a device are waited for."""
         images = zip(*(tensor.tolist() for tensor in self._tensors()), strict=True)
         return [[(operation, magnitude, sign, (center[0], center[1]))
                  for operation, active, magnitude, sign, center in zip(*slots, strict=True) if active] for slots in images]
@@ -55,14 +55,23 @@ class Draws:
 
 
 def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
-    """uint8 [B,3,H,W] -> a new uint8 [B,3,H,W], every image with its own operations.
+    """Applies each image's own operations.
 
-    A channels_last batch gives a channels_last one; any other, contiguous or not, gives a contiguous one. `draws` lie on the
-    images' device or on the CPU. On a GPU nothing waits for the device either way; draws on the CPU say without asking it
-    which images need which kernel, which saves most of the work. On the CPU few or large images go through PIL one by
-    one, many small ones through the GPU's kernels, whichever is faster; the pixels are the same.
+    On the CPU few or large images go through PIL one by one and many small ones through the batch's kernels, whichever
+    is faster; the pixels are the same. On a GPU nothing waits for the device. There, draws on the CPU save most of the
+    work: they say which images need which kernel.
 
-    Raises ValueError for images of another type or shape, or another number of them than draws.
+    Args:
+        images_BCHW: uint8 [B,3,H,W], on any device.
+        draws: of B images, on the images' device or on the CPU.
+        ranges: "strength" or "autoaugment".
+
+    Returns:
+        A new uint8 [B,3,H,W] on the images' device, channels_last where the images are, else contiguous.
+
+    Raises:
+        ValueError: images of another type or shape, or another number of them than draws.
+        UserError: `ranges` is unknown.
     """
     if images_BCHW.dtype != torch.uint8 or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
         raise ValueError(f"images must be uint8 [B,3,H,W], not {images_BCHW.dtype} {list(images_BCHW.shape)}")
@@ -80,7 +89,7 @@ def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
 
 
 def one_by_one_pays(images_BCHW: Tensor) -> bool:
-    """Measured on one core: the kernels' fixed cost, some 5 ms, is that of 60 small images through PIL."""
+    """Whether PIL is faster. Measured on one core: the kernels' fixed cost, some 5 ms, is that of 60 small images in PIL."""
     return images_BCHW.device.type == "cpu" and (len(images_BCHW) <= 64 or images_BCHW[0, 0].numel() >= 64 * 64)
 
 
@@ -133,10 +142,22 @@ def _apply_slots(image: Image.Image, slots: list[Slot], ranges: str) -> Image.Im
 def apply_operation(images_BCHW: Tensor, name: str, magnitude: Tensor | float, sign: Tensor | None = None,
                     ranges: str = "autoaugment", centers: Tensor | None = None,
                     generator: torch.Generator | None = None) -> Tensor:
-    """One operation on every image of a batch: uint8 [B,3,H,W] -> uint8 [B,3,H,W].
+    """Applies one operation to every image of a batch.
 
-    magnitude: 0..1, float [B] (or one number for all); sign: ±1 [B], None means +1; centers: Cutout's (x, y) in 0..1,
-    [B,2], drawn with `generator` where None. Raises UserError for an unknown name or table of ranges.
+    Args:
+        images_BCHW: uint8 [B,3,H,W].
+        name: one of OPERATION_NAMES.
+        magnitude: 0..1, float [B], or one number for all.
+        sign: +1 or -1 [B]; None means +1.
+        ranges: "strength" or "autoaugment".
+        centers: Cutout's (x, y) in 0..1, [B,2]; None: drawn with `generator`.
+        generator: None: torch's global one.
+
+    Returns:
+        uint8 [B,3,H,W].
+
+    Raises:
+        UserError: the name or the table of ranges is unknown.
     """
     count, device = len(images_BCHW), images_BCHW.device
 
@@ -158,10 +179,10 @@ def random_numbers(distribution: Callable[..., Tensor], shape: tuple[int, ...],
 
 
 class PolicyTransform:
-    """Applies a Policy: each image draws its own sub-policy (or none: `unaugmented`), flags, magnitudes, signs and centres.
+    """Applies a Policy. Each image draws its own sub-policy, flags, magnitudes, signs and centres.
 
-    Call it with a uint8 batch [B,3,H,W] (on any device) or one PIL image; the result has the same type. `generator`
-    None is torch's global one. Equal generators give equal draws, whatever the images are.
+    Call it with a uint8 batch [B,3,H,W] on any device, or with one PIL image. The result has the same type.
+    `generator` None is torch's global one. Equal generators give equal draws, whatever the images are.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -219,7 +240,7 @@ class PolicyTransform:
         return torch.where(spread_BK > 0, drawn_BK, mean_BK)
 
     def apply(self, images: Images, draws: Draws) -> Images:
-        """What __call__ does, with draws made before: one PIL image with draws of length 1, or a batch."""
+        """Applies draws that were made before: to a batch, or draws of length 1 to one PIL image."""
         if isinstance(images, Image.Image):
             return apply_draws_pil(images, draws, self.ranges)
         return apply_draws(images, draws, self.ranges)
