@@ -128,7 +128,11 @@ class Policy:
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "policy") -> Policy:
-        """The policy in plain JSON values; UserError names `source` and the entry that is wrong."""
+        """The policy in plain JSON values.
+
+        Raises:
+            UserError: the sentence names `source` and the entry that is wrong.
+        """
         if isinstance(data, dict) and "schedule" in data:
             raise UserError(f"{source} is a schedule over a training's progress, which pretraining alone replays; give the "
                             "policy.json that the search wrote beside it, its average")
@@ -221,7 +225,11 @@ class NamedPolicy:
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "policy") -> NamedPolicy:
-        """The policy in plain JSON values; UserError names `source` and the entry that is wrong."""
+        """The policy in plain JSON values.
+
+        Raises:
+            UserError: the sentence names `source` and the entry that is wrong.
+        """
         check_keys(data, source, ("schema", "named"), ("provenance", "seed", "mirror"))
         check_head(data, source)
         return placed(source, cls, name=data["named"], seed=data.get("seed"), mirror=data.get("mirror"),

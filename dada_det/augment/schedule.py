@@ -107,7 +107,11 @@ class Schedule:
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "schedule") -> Schedule:
-        """The schedule in plain JSON values; UserError names `source` and the entry that is wrong."""
+        """The schedule in plain JSON values.
+
+        Raises:
+            UserError: the sentence names `source` and the entry that is wrong.
+        """
         check_keys(data, source, ("schema", "ranges", "atoms", "schedule"), ("provenance", "mirror"))
         check_head(data, source)
         for name, most in (("atoms", MOST_ATOMS), ("schedule", MOST_STAGES)):
@@ -121,7 +125,11 @@ class Schedule:
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
-        """Reads schedule.json with the limits of Policy.load; UserError names the file and the entry that is wrong."""
+        """Reads schedule.json with the limits of Policy.load.
+
+        Raises:
+            UserError: the sentence names the file and the entry that is wrong.
+        """
         data, source = read_untrusted(path, "schedule", "give a schedule.json of a search")
         return cls.from_dict(data, source)
 

@@ -21,9 +21,10 @@ def look_up(images_BCHW: Tensor, tables_BCL: Tensor) -> Tensor:
 def lookup_tables(images_BCHW: Tensor, operations_BK: Tensor, values_BK: Tensor) -> Tensor:
     """uint8 [B,3,256]: what the lookup operations of one slot, or of two one after the other, make of each level.
 
-    operations_BK: on the images' device or on the CPU (see `update`); one that is no lookup changes no level. In the second
-    slot AutoContrast and Equalize see the histogram that the first table gives, Contrast the mean grey of the image that
-    it gives.
+    Args:
+        operations_BK: on the images' device or on the CPU (see `update`); one that is no lookup changes no level. In the
+            second slot AutoContrast and Equalize see the histogram that the first table gives, Contrast the mean grey of the
+            image that it gives.
     """
     stretched_BK, spread_BK, blended_BK, inverted_BK, cut_BK, darkened_BK = (
         operations_BK == INDEX[name]
@@ -126,7 +127,9 @@ def grey(images_BCHW: Tensor) -> Tensor:
 def mix(degenerate: Tensor, original: Tensor, factor: Tensor) -> Tensor:
     """Image.blend: degenerate + factor · (original - degenerate) in float32, clipped and cut to uint8.
 
-    degenerate and original: whole levels 0..255 of any type; factor: float64, used as the float32 it is in C.
+    Args:
+        degenerate, original: whole levels 0..255 of any type.
+        factor: float64, used as the float32 it is in C.
     """
     # Two roundings, as Pillow's C does; a fused multiply-add would move single pixels by one level.
     product = (original.float() - degenerate) * factor.float()

@@ -79,7 +79,11 @@ def leave_group(failed: bool = False) -> None:
 
 
 def named(texts: Sequence[str], flag: str) -> dict[str, str]:
-    """Names and values of `flag`'s `[NAME=]VALUE`; without one a file's stem. UserError for a bad or a second name."""
+    """Names and values of `flag`'s `[NAME=]VALUE`; without one a file's stem.
+
+    Raises:
+        UserError: a bad or a second name.
+    """
     names: dict[str, str] = {}
     for text in texts:
         label, equals, value = text.partition("=")
@@ -206,7 +210,11 @@ def seed(text: str) -> int:
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> Any:
-    """Reads an mmengine config and applies `key=value` options; UserError where file or option is broken."""
+    """Reads an mmengine config and applies `key=value` options.
+
+    Raises:
+        UserError: file or option is broken.
+    """
     package, separator, inside = path.partition("::")
     if separator:  # as in MMDetection's _base_: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py
         found = find_spec(package)
@@ -227,8 +235,9 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
 def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.Table) -> Any:
     """The config with the flags on top; flags and config entries have the same names.
 
-    UserError where an entry of `needed` is missing or of another type than there, one is not in `known` or of another type
-    than there, or a size is out of range.
+    Raises:
+        UserError: an entry of `needed` is missing or of another type than there, one is not in `known` or of another type
+            than there, or a size is out of range.
     """
     config = load_config(args.config, args.cfg_options)
     for entry, kind in needed.items():

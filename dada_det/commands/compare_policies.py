@@ -87,7 +87,11 @@ def body(args: Namespace) -> None:
 
 
 def mirror_of_all(said: dict[tuple[str, int], bool | None]) -> bool | None:
-    """What the files of the policies (name, seed) say about flips, None where none does; UserError where they say both."""
+    """What the files of the policies (name, seed) say about flips, None where none does.
+
+    Raises:
+        UserError: they say both.
+    """
     answers = {mirror: name for (name, _), mirror in said.items() if mirror is not None}
     if len(answers) == 2:
         raise UserError(f"the policy {answers[True]} was searched with flips and {answers[False]} without, and all are "

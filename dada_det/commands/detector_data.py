@@ -28,8 +28,10 @@ def data_layout(args: Namespace, config: Any, parts: Sequence[str]) -> CocoLayou
     """Where `parts` of "train", "val" and "test" are; "test" stands in the place of "val", and test-dev's images are found.
 
     By what the config gives, --data, the config's data_root, or the demo's data, which is written at first use. The config's
-    loaders get single data sets (`use_single`), and its work_dir the file of a ConcatDataset. UserError where something
-    given is not there, or cannot be used.
+    loaders get single data sets (`use_single`), and its work_dir the file of a ConcatDataset.
+
+    Raises:
+        UserError: something given is not there, or cannot be used.
     """
     if not args.data and config.get("demo"):
         from dada_det.data.synthetic import ensure_demo_data
@@ -109,7 +111,11 @@ def demand_nothing_given(config: Any, parts: Sequence[str], instead: str) -> Non
 
 
 def merged(places: Sequence[Place], folder: Path, part: str) -> Place:
-    """One annotation file, in `folder`, for all images of `places`, numbered anew; UserError where categories differ."""
+    """One annotation file, in `folder`, for all images of `places`, numbered anew.
+
+    Raises:
+        UserError: categories differ.
+    """
     root = Path(os.path.commonpath([images.resolve() for _, images in places]))
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": None}
     for annotations, images in places:

@@ -93,7 +93,11 @@ def config_name(path: str, options: Sequence[str]) -> str:
 
 
 def read_figures(folder: Path) -> list[Figures]:
-    """The rows of every plan_*.json in `folder`; UserError where one is not what --measure writes."""
+    """The rows of every plan_*.json in `folder`.
+
+    Raises:
+        UserError: one is not what --measure writes.
+    """
     found = []
     for path in sorted(folder.glob("plan_*.json")):
         content = read_json(path, "figures")

@@ -58,8 +58,10 @@ def body(args: Namespace) -> None:
 def pictures_of(texts: Sequence[str], out: Path) -> list[tuple[Path, str]]:
     """(image file, name of the picture below `out`) for files, folders and patterns, each file once.
 
-    A folder's images keep their places in it. UserError where a text stands for no image, or a picture would be written
-    over an image.
+    A folder's images keep their places in it.
+
+    Raises:
+        UserError: a text stands for no image, or a picture would be written over an image.
     """
     found: dict[Path, str] = {}
     taken: set[str] = set()

@@ -75,7 +75,11 @@ def body(args: Namespace) -> None:
 
 
 def prepare(args: Namespace) -> tuple[Any, "Replayable"]:
-    """The config with the flags on top, and the policy; UserError for every mistake in them."""
+    """The config with the flags on top, and the policy.
+
+    Raises:
+        UserError: every mistake in them.
+    """
     if args.data and not Path(args.data).is_dir():  # before the config, which takes seconds to import mmengine
         raise UserError(f"the data folder {args.data} does not exist; give the folder that holds the images with --data")
     config = common.stage_config(args, NEEDED, KNOWN)
@@ -101,7 +105,11 @@ def prepare(args: Namespace) -> tuple[Any, "Replayable"]:
 
 
 def images_of(config: Any) -> tuple[ImageList | ArrayImages, ImageList | ArrayImages]:
-    """The images to train and to validate on; UserError where config.data does not hold those of config.kind."""
+    """The images to train and to validate on.
+
+    Raises:
+        UserError: config.data does not hold those of config.kind.
+    """
     data = config.data
     if config.kind == FOLDERS:
         parts = train_and_val(data.root, data.get("val_root"))

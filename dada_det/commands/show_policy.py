@@ -79,7 +79,10 @@ def search_beside(path: Path, policy: "Policy") -> tuple["Search | None", str]:
 def image_paths(folder: Path, most: int = PICTURES, depth: int = DEEPEST) -> list[Path]:
     """Up to `most` images of `folder`, evenly over its sorted files, or over its folders where it holds no image itself.
 
-    Hidden entries are left out. Raises UserError where there is no folder, no image, or no permission.
+    Hidden entries are left out.
+
+    Raises:
+        UserError: there is no folder, no image, or no permission.
     """
     found = _image_paths(folder, most, depth)
     if not found:
@@ -110,7 +113,11 @@ def _image_paths(folder: Path, most: int, depth: int) -> list[Path]:
 
 
 def load(paths: list[Path], folder: str) -> "list[Image.Image]":
-    """The images that decode; UserError where none does."""
+    """The images that decode.
+
+    Raises:
+        UserError: none does.
+    """
     from dada_det.data.decode import load_image
     from dada_det.report.policy_page import SIDE
 

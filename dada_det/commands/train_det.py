@@ -85,7 +85,11 @@ def add_detector_flags(parser: ArgumentParser) -> None:
 
 
 def detector_config(args: Namespace) -> Any:
-    """CONFIG with --cfg-options, --work-dir and --backbone applied; UserError where it is no detector of ours."""
+    """CONFIG with --cfg-options, --work-dir and --backbone applied.
+
+    Raises:
+        UserError: it is no detector of ours.
+    """
     for name in ("backbone", "data"):
         path = getattr(args, name)
         if path and not Path(path).exists():

@@ -1,4 +1,4 @@
-"""Data sets of 32 px images that come as arrays and are kept in memory: which there are, and what they look like.
+"""Data sets of 32 px images that come as arrays and are kept in memory.
 
 Suffixes: N images, C = 3 channels (RGB), H height, W width in pixels.
 """
@@ -31,6 +31,10 @@ class ArrayImages:
 
 
 def read_arrays(kind: str, root: str | Path, train: bool, **options: bool) -> ArrayImages:
-    """The training or test images of `kind`, one of READERS, in `root`; UserError where its files are not right."""
+    """The training or test images of `kind`, one of READERS, in `root`.
+
+    Raises:
+        UserError: its files are missing or damaged.
+    """
     images_NCHW, labels_N, classes = READERS[kind](root, train=train, **options)
     return ArrayImages(Path(root), classes, images_NCHW, tuple(labels_N.tolist()))

@@ -22,7 +22,7 @@ TEST_ANNOTATIONS = "image_info_test-dev2017.json"
 
 @dataclass(frozen=True)
 class CocoLayout:
-    """Where a COCO data set keeps its parts; None where a part was not asked for or, of test-dev, where it is absent."""
+    """Where a COCO data set keeps its parts. None: the part was not asked for; of test-dev: it is absent."""
 
     train_annotations: Path | None
     train_images: Path | None
@@ -32,7 +32,11 @@ class CocoLayout:
     test_images: Path | None
 
     def part(self, name: str) -> tuple[Path, Path]:
-        """Annotations and images of "train", "val" or "test"; ValueError where the layout is without that part."""
+        """Annotations and images of "train", "val" or "test".
+
+        Raises:
+            ValueError: the layout is without that part.
+        """
         annotations, images = getattr(self, f"{name}_annotations"), getattr(self, f"{name}_images")
         if annotations is None or images is None:
             raise ValueError(f"this layout has no {name} part")
@@ -47,8 +51,13 @@ def coco_categories() -> list[dict[str, Any]]:
 def find_coco(root: str | Path, parts: Sequence[str] = ("train", "val")) -> CocoLayout:
     """Finds annotations/instances_{train,val}2017.json with {train,val}2017/, or the same without 2017.
 
-    annotations/{train,val}.json is found too. `parts`: those of train and val that must be there; the others are not
-    looked for. Raises UserError where one is missing; it says what was looked for.
+    annotations/{train,val}.json is found too.
+
+    Args:
+        parts: those of train and val that must be there; the others are not looked for.
+
+    Raises:
+        UserError: one is missing; the sentence says what was looked for.
     """
     root = Path(root)
     if not root.is_dir():
@@ -74,10 +83,13 @@ def _find_split(root: Path, split: str) -> tuple[Path, Path]:
 
 
 def find_annotations(place: str | Path) -> tuple[Path, Path]:
-    """(annotation file, folder of its images) of the images to validate on: a folder in COCO's layout, or one file of it.
+    """The annotation file and the folder of its images for --val-data.
 
-    Of a folder the validation part counts, or else the training part. The images of FILE are in the folder <stem without
-    instances_> beside `annotations`, as COCO has it, or beside FILE. Raises UserError where there is no such thing.
+    `place` is a folder in COCO's layout, of which the validation part counts or else the training part, or an annotation
+    FILE. The images of FILE are in the folder <stem without instances_> beside `annotations`, as in COCO, or beside FILE.
+
+    Raises:
+        UserError: there is no such thing.
     """
     place = Path(place)
     if place.is_dir():
@@ -95,10 +107,14 @@ def find_annotations(place: str | Path) -> tuple[Path, Path]:
 def check_coco(annotations: str | Path, images: str | Path, test: bool = False) -> CocoSummary:
     """Checks a COCO annotation file against the folder of its images, which are not opened.
 
-    `test`: an image_info file, which needs no annotations. Raises UserError, naming the file and the first offender:
-    no JSON, no images, no or repeated categories, repeated ids, images without a size, files that the folder lacks or
-    that lie outside it, annotations of images or categories that the file lacks, boxes that are no four finite numbers,
-    no area or iscrowd, a segmentation that does not fit its image. What training leaves out is counted only.
+    Args:
+        test: an image_info file, which needs no annotations.
+
+    Raises:
+        UserError: no JSON, no images, no or repeated categories, repeated ids, images without a size, files that the folder
+            lacks or that lie outside it, annotations of images or categories that the file lacks, boxes that are no four
+            finite numbers, no area or iscrowd, a segmentation that does not fit its image. The sentence names the file and
+            the first offender. What training leaves out is only counted.
     """
     annotations, folder = Path(annotations), Path(images)
     content = read_json(annotations, "annotation file")

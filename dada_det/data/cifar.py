@@ -43,8 +43,13 @@ CIFAR100 = Layout("CIFAR-100", "cifar-100-binary", ("train.bin",), ("test.bin",)
 def load_cifar10(root: str | Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images uint8 [N,3,32,32], labels int64 [N] and the ten class names.
 
-    The files lie in `root` or in its folder cifar-10-batches-bin. `train`: the five training files in their order.
-    Raises UserError for a missing file, the Python version, a file that is no whole number of records, and labels above 9.
+    The files lie in `root` or in its folder cifar-10-batches-bin.
+
+    Args:
+        train: whether to read the five training files, in their order, or the test file.
+
+    Raises:
+        UserError: a file is missing, is of the Python version or no whole number of records, or has labels above 9.
     """
     return _load(CIFAR10, Path(root), train)
 

@@ -1,6 +1,7 @@
-"""What a COCO file holds, and which of its images and boxes a detector learns from: MMDetection's own rules, in one place.
+"""What a COCO file holds, and which of its images and boxes a detector learns from.
 
-Training (mmdet's CocoDataset, parse_data_info and filter_data) and the search on a detector leave out the same ones.
+The rules are MMDetection's (CocoDataset.parse_data_info and filter_data), so training and the search on a detector leave out
+the same images and boxes.
 """
 
 import reprlib
@@ -16,7 +17,8 @@ NAMED = 5  # of the images that a line is about
 
 
 class Picture(NamedTuple):
-    """An image of an annotation file; sides in pixels, `boxes` that can be learned, `annotations` of any kind."""
+    """An image of an annotation file: sides in pixels, how many `boxes` can be learned, how many `annotations` of any
+    kind."""
 
     file_name: str
     width: int
@@ -53,7 +55,7 @@ class CocoSummary:
 
 
 def reason_to_drop(entry: Mapping[str, Any], width: int, height: int) -> str | None:
-    """Why MMDetection leaves this annotation of an image of `width` x `height` px out of training; None: it does not."""
+    """Why MMDetection leaves an annotation of an image of `width` x `height` px out of training; None: it trains on it."""
     if entry.get("ignore"):
         return "marked ignore"
     x, y, w, h = entry["bbox"]
@@ -68,7 +70,9 @@ def what_is_learned(summary: CocoSummary, annotations: Path, rules: Mapping[str,
                     left_out: Collection[str] = ()) -> str:
     """One line about what training leaves out, "" where that is nothing; UserError where no box is left to learn from.
 
-    rules: the data set's filter_cfg (min_size in px, filter_empty_gt). left_out: file names that do not decode.
+    Args:
+        rules: the data set's filter_cfg (min_size in px, filter_empty_gt).
+        left_out: file names that do not decode.
     """
     least, kept = rules.get("min_size", 0), [each for each in summary.pictures if each.file_name not in left_out]
     small = [each.file_name for each in kept if min(each.width, each.height) < least]
@@ -88,7 +92,7 @@ def what_is_learned(summary: CocoSummary, annotations: Path, rules: Mapping[str,
 
 
 def size_mistake(picture: Picture, size: tuple[int, int], annotations: Path, folder: Path) -> UserError:
-    """The sentence for an image whose decoded, upright `size` (width, height) is not the annotation file's."""
+    """The error for an image whose `size` (width, height), decoded and upright, is not the annotation file's."""
     turned = " once it is turned upright as its EXIF orientation says" if size == (picture.height, picture.width) else ""
     return UserError(f"the image {shown(picture.file_name)} is {picture.width} x {picture.height} px in {annotations} and "
                      f"{size[0]} x {size[1]} px in {folder}{turned}, so its boxes would lie elsewhere; correct width, "

@@ -1,4 +1,5 @@
-"""COCO's ids replaced by 1, 2, 3, ..: evaluators read 0 as "unmatched", and ids beyond 2^53 meet in one double."""
+"""COCO's ids replaced by 1, 2, 3, ..: evaluators read id 0 as "unmatched", and a double cannot tell ids beyond 2^53
+apart."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ class NumberedTruth:
     category_numbers: dict[int, int]
 
     def results(self, results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Detections in COCO's results format with the same numbers; UserError for one of an unknown image or category."""
+        """Detections in COCO's results format with the same numbers.
+
+        Raises:
+            UserError: a detection is of an unknown image or category.
+        """
         for result in results:
             try:
                 yield {**result, "image_id": self.image_numbers[result["image_id"]],

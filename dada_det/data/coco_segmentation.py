@@ -1,7 +1,7 @@
-"""Segmentations of a COCO file that fit their image, told from those that do not in little memory.
+"""Checks whether the segmentations of a COCO file fit their image, in little memory.
 
-pycocotools checks none of this: it lays five points along each pixel of an outline, wherever that goes, and takes run
-lengths for an image of the size that they name. Suffixes: C characters of an RLE's text, R its runs.
+pycocotools checks nothing: it puts five points on each pixel of an outline, however far that goes, and believes the image
+size that an RLE names. Suffixes: C characters of an RLE's text, R its runs.
 """
 
 import math
@@ -37,7 +37,7 @@ def _polygons_fault(polygons: list[list[float]], width: int, height: int) -> str
     length = 0.0
     for polygon in polygons:
         for values, most in ((polygon[::2], across), (polygon[1::2], down)):
-            low, high = min(values), max(values)  # NaN may hide from both, and not from the sum
+            low, high = min(values), max(values)  # min and max may miss a NaN, the sum does not
             if not (low >= -FARTHEST and high <= most and math.isfinite(sum(values))):
                 return (f"a polygon with a coordinate that is no number within {FARTHEST:,} px of its image of {width} x "
                         f"{height} px")

@@ -1,8 +1,8 @@
-"""From the bytes of an image file to upright RGB pixels, with Pillow; of a JPEG no more pixels than are needed.
+"""Decodes image files to upright RGB pixels, with Pillow; a JPEG only as large as it is needed.
 
-Pillow, because it reads every format, and up to a crop as a PIL image that a policy can take torchvision and OpenCV are no
-faster, and simplejpeg by 5 to 8 % (tools/bench/pretrain.py --decode). libjpeg-turbo decodes at 1/2, 1/4 and 1/8 of the size
-by taking fewer coefficients of each block.
+Why Pillow: it reads every format. Torchvision and OpenCV are no faster up to a PIL crop, simplejpeg by 5 to 8 %
+(tools/bench/pretrain.py --decode). libjpeg-turbo decodes at 1/2, 1/4 and 1/8 of the size by using fewer coefficients of each
+block.
 """
 
 import io
@@ -27,11 +27,16 @@ warnings.filterwarnings("ignore", message="(?i).*corrupt EXIF", category=UserWar
 
 
 def load_image(source: Source, at_least: int | None = None) -> Image.Image:
-    """The image as RGB, upright by its EXIF rotation; grey, CMYK and palette images, and those of other than 8 bits, are
-    converted.
+    """The image as RGB, turned upright by its EXIF orientation.
 
-    With `at_least`, a JPEG may come back smaller, both sides >= `at_least` pixels: it decodes several times faster.
-    Raises OSError where the file does not decode or is truncated.
+    Grey, CMYK and palette images, and those of other than 8 bits, are converted.
+
+    Args:
+        source: the bytes of a file, or its path.
+        at_least: a JPEG may come back smaller, with both sides >= `at_least` pixels; it decodes several times faster.
+
+    Raises:
+        OSError: the file does not decode or is truncated.
     """
     return load_sized(source, at_least)[0]
 
@@ -53,8 +58,12 @@ def load_sized(source: Source, at_least: int | None = None) -> tuple[Image.Image
 def load_part(source: Source, size: int, window: Callable[[int, int], Box], interpolation: str = "bilinear") -> Image.Image:
     """The part window(width, height) of the upright image as `size` x `size` pixels, in RGB (antialiased).
 
-    window: asked once, with the size of the whole image. A JPEG is decoded at the smallest of its scales at which the part
-    still has `size` pixels a side. Raises OSError as load_image does, and what `window` raises.
+    Args:
+        window: called once with the size of the whole image. A JPEG is decoded at the smallest of its scales at which the
+            part still has `size` pixels a side.
+
+    Raises:
+        OSError: the file does not decode; and what `window` raises.
     """
     with _damage_is_oserror(source):
         image = _opened(source)
@@ -72,7 +81,11 @@ def load_part(source: Source, size: int, window: Callable[[int, int], Box], inte
 
 
 def resized(image: Image.Image, size: int, box: Box, interpolation: str = "bilinear") -> Image.Image:
-    """The part `box` of the image as `size` x `size` pixels (antialiased; interpolation: a name of Pillow's)."""
+    """The part `box` of the image as `size` x `size` pixels, antialiased.
+
+    Args:
+        interpolation: a name of Pillow's.
+    """
     return image.resize((size, size), Image.Resampling[interpolation.upper()], box=box)
 
 
@@ -97,8 +110,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(values_HW: np.ndarray) -> np.ndarray:
     """Whole or real numbers of any range as uint8.
 
-    The range is the first of 0..1 (real numbers only), 8, 10, 12, 14 and 16 bits that holds all values; where they are
-    negative, or beyond it, or fill less than an eighth of it, the image's own. OSError where a value is not finite.
+    The range is the first of 0..1 (real numbers only), 8, 10, 12, 14 and 16 bits that holds all values. It is the image's
+    own if a value is negative, or beyond 16 bits, or if all fill less than an eighth of the range. OSError: a value is not
+    finite.
     """
     low, high = float(values_HW.min()), float(values_HW.max())
     if not math.isfinite(high - low):

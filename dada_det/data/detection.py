@@ -1,8 +1,8 @@
 """Detection images kept as uint8 in memory, their instances beside them, and policies applied to both.
 
 N images, B of a batch, C = 3 channels (RGB), S x S pixels, M instances of one image. All images stand in squares of one
-side; an image is as large as its `sizes` entry says, in the upper left corner, and what is beside it is padding, which no
-flip and no policy moves, as MMDetection pads after both.
+side. An image lies in the upper left corner, as large as its `sizes` entry says. The rest is padding, which no flip and no
+policy moves, as MMDetection pads after both.
 Boxes are (x1, y1, x2, y2) in pixels, float32, their corners on the edges of pixels. Targets stay on the CPU.
 """
 
@@ -30,8 +30,8 @@ from dada_det.devices import move
 from dada_det.errors import UserError
 from dada_det.files import read_json
 
-SLIVER = 1e-3  # px of a box that must be seen: float32 tells the corners of less apart no more
-PADDING = (124, 116, 104)  # ImageNet's mean colour, 0 to the network, as mmdet's own padding is
+SLIVER = 1e-3  # px of a box that must be seen; of a smaller one float32 cannot tell the corners apart
+PADDING = (124, 116, 104)  # ImageNet's mean colour, which is 0 after normalisation, as mmdet's own padding is
 Mask = dict[str, Any]  # pycocotools' RLE of one instance
 
 
@@ -39,10 +39,14 @@ Mask = dict[str, Any]  # pycocotools' RLE of one instance
 class DetectionTargets:
     """The instances of B images. A slice, an index tensor and `repeat` give targets of these images.
 
-    boxes_M4: of each image, [M,4]. labels_M: long [M]. masks_MSS: uint8 [M,S,S] of 0 and 1; None where none are learned.
-    sizes: (height, width) of each image within its square, None where all fill it. Each object also keeps the proposals
-    [P,4] that a two-stage detector makes for its images (`proposals`); targets that are chosen or repeated from it start
-    without any.
+    Args:
+        boxes_M4: of each image, [M,4].
+        labels_M: long [M].
+        masks_MSS: uint8 [M,S,S] of 0 and 1; None where none are learned.
+        sizes: (height, width) of each image within its square, None where all fill it.
+
+    An object also keeps the proposals [P,4] that a two-stage detector makes for its images (`proposals`). Targets that are
+    chosen or repeated from it start without any.
     """
 
     boxes_M4: list[Tensor]
@@ -70,7 +74,7 @@ class DetectionTargets:
         return self.sizes[row] if self.sizes is not None else (images_BCHW.shape[2], images_BCHW.shape[3])
 
     def proposals(self, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """The proposals of each image, [P,4]: what `make` gives when this is called for the first time, and kept since."""
+        """The proposals of each image, [P,4]: what `make` gives at the first call, which is kept."""
         if self._proposals_P4 is None:
             self._proposals_P4 = make()
         return self._proposals_P4
@@ -80,8 +84,9 @@ class DetectionTargets:
 class MemoryDetection:
     """uint8 images [N,3,S,S] and the instances of each; masks as run lengths, which take a few hundred bytes each.
 
-    names: the file_name of each image, where they come from a file. sizes: (height, width) of each image within its square,
-    None where all fill it.
+    Args:
+        names: the file_name of each image, where they come from a file.
+        sizes: (height, width) of each image within its square, None where all fill it.
     """
 
     images_NCHW: Tensor
@@ -134,11 +139,17 @@ class MemoryDetection:
 
 def apply_with_instances(images_BCHW: Tensor, targets: DetectionTargets, draws: Draws,
                          ranges: str) -> tuple[Tensor, DetectionTargets]:
-    """uint8 images and their targets after `draws`: new ones, what nothing has moved shared with the old.
+    """Applies draws to images and their targets; what nothing has moved is shared with the old ones.
 
-    A policy sees an image as ApplyPolicy does: without its padding, which stays as it is. Instances follow and leave by the
-    rule of `dada_det.augment.boxes`; where there are masks, a box is that of the pixels that are left of its mask. An image
-    left without instances stays, as background.
+    A policy sees an image as ApplyPolicy does, without its padding, which stays as it is. Instances move and are dropped by
+    the rule of `dada_det.augment.boxes`. If there are masks, a box is that of the pixels that are left of its mask. An
+    image without instances stays, as background.
+
+    Args:
+        images_BCHW: uint8.
+
+    Returns:
+        uint8 images [B,3,H,W] and their targets.
     """
     rows_of: dict[tuple[int, int], list[int]] = {}
     for row in range(len(targets)):
@@ -167,13 +178,21 @@ def apply_with_instances(images_BCHW: Tensor, targets: DetectionTargets, draws: 
 
 def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int | None,
               generator: torch.Generator) -> tuple[MemoryDetection, list[str]]:
-    """Images of a COCO file at `side` px, in the file's order, and the names of those that do not decode and are left out.
+    """Reads the images of a COCO file at `side` px, in the file's order. The file has passed `check_coco`.
 
-    An image is scaled (bilinear) so that its longer side has `side` px and stands in the upper left corner, the rest in
-    PADDING's colour. As in mmdet's training, labels count the file's categories in order, and small images and what
-    `reason_to_drop` names are left out; here also crowds, boxes under 1 px wide or high after scaling, and images without
-    any instance. most: of the images, drawn by `generator`; None takes all. Raises UserError where none is left, an image's
-    size is not the annotated one, or more than 1 % of the files do not decode. The file has passed `check_coco`.
+    An image is scaled (bilinear) so that its longer side has `side` px. It lies in the upper left corner, the rest has
+    PADDING's colour. As in mmdet's training, labels number the file's categories in order, and small images and what
+    `reason_to_drop` names are left out. Here crowds, boxes under 1 px wide or high after scaling, and images without any
+    instance are left out too.
+
+    Args:
+        most: how many of the images, drawn by `generator`; None takes all.
+
+    Returns:
+        The images, and the names of those that do not decode.
+
+    Raises:
+        UserError: none is left, an image's size is not the annotated one, or more than 1 % of the files do not decode.
     """
     content = read_json(annotations, "annotation file")
     label_of = {category["id"]: label for label, category in enumerate(content["categories"])}

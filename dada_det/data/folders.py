@@ -29,9 +29,9 @@ SUBSET_IMAGES = 50  # of each class of a subset, where a config does not say
 class ImageList:
     """Images of named classes: `files` are relative to `root` with forward slashes, `labels` index `classes`.
 
-    Of images in tar shards `files` are <shard>/<name in it>, and `offsets` and `sizes` say where in the shard the bytes of
-    each are; of images that are files of their own both are empty. (Arrays: a million pairs would copy themselves page by
-    page into every loader process that counts references to them.) `passed_over` counts the files beside them by ending.
+    For images in tar shards `files` are <shard>/<name in it>, and `offsets` and `sizes` say where in the shard the bytes of
+    each are. Otherwise both are empty. (They are arrays: each loader process would get its own copy of a million pairs,
+    page by page, as it counts references to them.) `passed_over` counts other files by their ending.
     """
 
     root: Path
@@ -50,7 +50,11 @@ class ImageList:
         return self.root / (self.files[index].partition("/")[0] if self.offsets else self.files[index])
 
     def read(self, index: int) -> bytes:
-        """The bytes of the image's file; OSError where they cannot be read."""
+        """The bytes of the image's file.
+
+        Raises:
+            OSError: they cannot be read.
+        """
         if not self.offsets:
             return self.path(index).read_bytes()
         with open(self.path(index), "rb", buffering=0) as shard:
@@ -99,11 +103,16 @@ def scan_folder(root: str | Path, classes: Sequence[str] | None = None) -> Image
 
     Links are followed, to each folder once in a class. A link to nothing is an image that does not decode.
 
-    Where `root` holds no folders but *.tar, they are taken for WebDataset's shards (data/tars.py), which must hold a label
-    for each image; the list is then sorted by label and name, so that the same images train the same way. With `classes`
-    the labels follow them: each folder's name must be one of them, and not all need to be there.
-    Raises UserError: no such folder, no class folder, a class folder without images, a class that is not in `classes`, a
-    shard that is not right.
+    If `root` holds no folders but *.tar, these are read as WebDataset's shards (data/tars.py), which must hold a label for
+    each image. The list is then sorted by label and name, so that the same images train the same way.
+
+    Args:
+        classes: the names that the labels index. Each folder's name must be one of them; not all need to be there. None:
+            the folders' own names.
+
+    Raises:
+        UserError: there is no such folder, no class folder, a class folder without images, a class that is not in
+            `classes`, or a damaged shard.
     """
     root = Path(root)
     names = _class_folders(root)
@@ -217,10 +226,13 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def search_subset(images: ImageList, subset: str | None, subset_images: int, per_class: int | None, seed: int) -> ImageList:
-    """The images that a search looks at: `per_class` of each class drawn by `seed`, all where there are fewer; None: all.
+    """The images that a search looks at.
 
-    "imagenet120": of ImageNet's 1000 classes the 120 of imagenet120.json, labels 0..119; there, and in any folder with as
-    many classes as ImageNet, per_class=None means `subset_images`. Of other folders, and without a subset, all classes.
+    Args:
+        subset: "imagenet120": of ImageNet's 1000 classes the 120 of imagenet120.json, labels 0..119; of other folders all
+            classes. None: all classes.
+        subset_images: what per_class=None means with "imagenet120" in a folder of as many classes as ImageNet.
+        per_class: so many images of each class, drawn by `seed`, or all of a smaller class. None: all.
     """
     if subset is not None and subset not in SUBSETS:
         raise UserError(f"data.subset {subset!r} is unknown; it is one of {', '.join(SUBSETS)} or None (all classes)")
@@ -239,9 +251,10 @@ def search_subset(images: ImageList, subset: str | None, subset_images: int, per
 
 
 def offered_to_validate(images: ImageList, seed: int) -> list[list[int]]:
-    """Of each class its images in the order, drawn by `seed`, in which the half that validates takes them (groups.py).
+    """For each class its images in an order drawn by `seed`, in which groups.py gives them to the half that validates.
 
-    Raises UserError for a class with fewer than two images.
+    Raises:
+        UserError: a class has fewer than two images.
     """
     for name, members in zip(images.classes, images.by_class(), strict=True):
         if len(members) < 2:

@@ -1,7 +1,7 @@
-"""Which images belong together, and halves of whole groups, so that nothing validates what its neighbour has trained.
+"""Which images belong together, and halves that keep them together.
 
-Frames of a video, pictures of one sign, slices of a patient and copies of one image are groups. A half that validates
-images whose siblings train is met by remembering, and every augmentation then looks harmful.
+Frames of a video, pictures of one traffic sign, slices of a patient and copies of one image are groups. If a group stands on
+both sides, the network recognises validation images by memory, and every augmentation looks harmful.
 N images, C = 3 channels, H height, W width in pixels.
 """
 
@@ -35,7 +35,12 @@ EXPORT_HASH = re.compile(r"\.rf\.[0-9a-f]{32}$")  # Roboflow's, which it appends
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of N images: `ids` [N], equal for images of one group; `said`: what made them, None where nothing did."""
+    """The groups of N images.
+
+    Args:
+        ids: [N], equal for images of one group.
+        said: what made them, as a clause; None: each image is alone.
+    """
 
     ids: tuple[int, ...]
     said: str | None = None
@@ -45,11 +50,19 @@ def groups_of(names: Sequence[str] | None, labels: Sequence[int], rule: str,
               images_NCHW: Tensor | None = None) -> Groups:
     """The groups of images by their relative paths (forward slashes; None where they have none), classes and pixels.
 
-    rule: "none": each image alone. "auto": images of one class whose names differ in the last number of the file's name
-    alone are a group, in classes where that makes three groups or more of several images and none of over half of them;
-    near copies, looked for where `images_NCHW` (uint8) is given, join their groups. Anything else is a regular expression:
-    the part of the path that it matches is the group, of any class; an image without a match stands alone.
-    Raises UserError for an expression that is not one, or matches nothing.
+    Args:
+        names: relative paths with forward slashes; None: there are none.
+        labels: [N].
+        rule: "none": each image alone.
+            "auto": images of one class are a group if their file names differ in the last number only. This counts in
+            classes where it makes three or more groups of several images, none of them of more than half of the class. Near
+            copies join their groups.
+            Anything else is a regular expression: the part of a path that it matches names the group, across classes; an
+            image without a match is alone.
+        images_NCHW: uint8, in which "auto" looks for near copies; None: it does not look.
+
+    Raises:
+        UserError: the expression is invalid or matches nothing.
     """
     keys = list(map(str, range(len(labels))))
     if names is not None and rule != NONE:
@@ -110,9 +123,10 @@ def _matched(names: Sequence[str], rule: str) -> list[str]:
 def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs of images of one class that show the same: resized, stored again, slightly cropped, the next frame of a video.
 
-    Two images are near copies where the correlation of their pixels at 16 x 16 is 0.95 at least, and nearer to 1 by a
-    factor of four than the most alike images of two classes (the 99 % quantile) are; where there is one class, 0.98. What
-    all images share, such as a white ground, so counts for nothing. Images of one colour have no copies.
+    Two images are near copies if their pixels at 16 x 16 correlate with at least 0.95, and if their distance from 1 is at
+    most a quarter of that of the most similar images of different classes (the 99 % quantile). With one class alone the
+    limit is 0.98. So what all images share, such as a white background, counts for nothing. Images of one colour have no
+    copies.
     """
     described_ND = described(images_NCHW)
     labels_N = torch.as_tensor(labels)
@@ -159,10 +173,15 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
                  classes: Sequence[str] | None = None) -> tuple[list[int], list[int]]:
     """(images that train, images that validate), both sorted: halves of each class made of whole groups.
 
-    offered: of each class its images, in the order in which their groups are offered to the half that validates. A group
-    changes sides where that brings the classes nearer to half (rounded down), until none does. Without groups the first half
-    of each class validates. A search that uses the halves in turn changes their places.
-    Raises UserError where a class gets no image on one side, such as one whose images are one group; `classes`: their names.
+    Args:
+        offered: for each class its images, in the order in which their groups are given to the half that validates. Then
+            groups change sides as long as that brings the classes nearer to half (rounded down). Without groups the first
+            half of each class validates.
+        ids: of Groups.
+        classes: their names, for the sentence.
+
+    Raises:
+        UserError: a class gets no image on one side, such as one whose images are one group.
     """
     class_of = {image: label for label, images in enumerate(offered) for image in images}
     members: dict[int, list[int]] = {}
@@ -199,12 +218,18 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
 
 
 def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_labels_M: Tensor) -> str | None:
-    """One sentence where images that validate have siblings among those that train, with the remedy; else None.
+    """Whether images that validate have siblings among those that train.
 
-    train_NF, val_MF: a network's features of the images, which are whitened. Of a validation image the distances to the
-    training images of its class, in order, grow by a factor that falls with the rank: for images drawn one by one they grow
-    more slowly among the eight nearest than beyond, after division by what Renyi's spacings expect of each rank. Faster
-    growth there means that the nearest are siblings. Classes of fewer than twelve training images say nothing.
+    For each validation image the distances to the training images of its class are sorted and divided by what Renyi's
+    spacings expect of each rank. If images were drawn one by one, they then grow more slowly among the eight nearest than
+    beyond. Faster growth there means that the nearest are siblings. Classes of fewer than twelve training images are left
+    out.
+
+    Args:
+        train_NF, val_MF: a network's features of the images; they are whitened here.
+
+    Returns:
+        One sentence with the remedy, or None.
     """
     centred_NF, whitening_FK = train_NF.float() - train_NF.float().mean(0), _whitening(train_NF)
     near, far, ratios = [], [], []
@@ -222,10 +247,10 @@ def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_lab
 
 def leak_found_in_pixels(images_NCHW: Tensor, train: Sequence[int] | Tensor, val: Sequence[int] | Tensor,
                          labels_N: Tensor) -> str | None:
-    """The same by the pixels of the images, for those that train and validate; it sees a sibling that shows the same.
+    """`leak_found` by the images' pixels. It sees siblings that look the same.
 
-    A leak is where for a quarter of the validation images the nearest training image of the class is at half of the
-    distance of the eighth, and validation images are as near to training images as those are to each other (halves of whole
+    There is a leak if for a quarter of the validation images the nearest training image of the class is at half of the
+    eighth's distance, and validation images are as near to training images as those are to each other (halves of whole
     groups keep them farther).
     """
     pixels_NF = described(images_NCHW, LEAK_SIDE)

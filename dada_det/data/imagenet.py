@@ -41,9 +41,11 @@ def to_tensor(image: Image.Image) -> Tensor:
 def decode(images: ImageList, size: int, workers: int, interpolation: str = "bilinear") -> tuple[Tensor, list[str]]:
     """All images as uint8 [N,3,size,size] (short side resized, centre cropped), and the names of the broken ones.
 
-    A broken file's place is taken by the next image of its class that decodes, so the labels stay right.
-    `workers` threads decode; the result does not depend on their number.
-    Raises UserError where more than 1 % (and at least two) are broken, or all images of a class.
+    A broken file's place is taken by the next image of its class that decodes, so the labels stay right. `workers` threads
+    decode; the result does not depend on their number.
+
+    Raises:
+        UserError: more than 1 % (and at least two) are broken, or all images of a class.
     """
     demand_room(len(images), size, images.root)
     pixels_NCHW = np.empty((len(images), 3, size, size), np.uint8)
@@ -70,10 +72,13 @@ def decode(images: ImageList, size: int, workers: int, interpolation: str = "bil
 
 def decode_to_memory(images: ImageList, image_size: int, stage: str, interpolation: str = "bilinear",
                      crop_share: float = VAL_SHARE) -> MemoryImages:
-    """All images, so large that crops of `image_size` pixels have `crop_share` of their side, decoded on every core.
+    """Decodes all images on every core, so large that crops of `image_size` pixels have `crop_share` of their side.
 
-    Prints a line each, headed by `stage`, about files that are passed over and images that do not decode; of several
-    processes the first does. Raises UserError as `decode`.
+    The first of several processes prints a line, headed by `stage`, about files that are passed over and one about images
+    that do not decode.
+
+    Raises:
+        UserError: as `decode` does.
     """
     say_passed_over(images, stage)
     pixels_NCHW, broken = decode(images, round(image_size / crop_share), len(os.sched_getaffinity(0)), interpolation)
@@ -84,7 +89,7 @@ def decode_to_memory(images: ImageList, image_size: int, stage: str, interpolati
 
 
 def check_broken(broken: Sequence[str], total: int, root: Path | str) -> None:
-    """Raises UserError where at least two of `total` images, and more than 1 % of them, are broken."""
+    """Raises UserError if at least two of `total` images, and more than 1 % of them, are broken."""
     if len(broken) >= 2 and len(broken) > BROKEN_SHARE * total:
         raise UserError(f"{len(broken)} of {total} images in {root} do not decode, more than 1 %: "
                         f"{', '.join(map(printable, broken[:3]))}{', ..' if len(broken) > 3 else ''}; repair or remove them")
@@ -107,13 +112,14 @@ def _class_is_broken(images: ImageList, index: int) -> UserError:
 class ImageFolder(Dataset[dict[str, Any]]):
     """Images one by one, each {"image": uint8 [3,size,size], "label": int, "index": int, "broken": str}.
 
-    train: a random crop and, unless mirror is False, a flip of every second image, then `transform(image, generator=..)` on
-    the PIL image.
-    otherwise: the central `crop_share` of the short side, without `transform`.
-    padding: None; or a number of pixels, as for CIFAR: the random crop is then `size` x `size` pixels, none of them resized,
-    of the image with so many black ones on each side, and the other images are the central `size` x `size` pixels.
-    Every random choice follows from (seed, epoch, index), so that a resumed run draws what it would have drawn.
-    "broken" is "" or the name of the file at `index`, whose place the next image of its class has taken.
+    Args:
+        train: True: a random crop, a flip of every second image (unless mirror is False), then
+            `transform(image, generator=..)` on the PIL image. False: the central `crop_share` of the short side.
+        padding: None, or as for CIFAR a number of black pixels on each side. Then nothing is resized: the random crop is
+            `size` x `size` pixels of the padded image, and other images are the central `size` x `size` pixels.
+
+    Every random choice follows from (seed, epoch, index), so a resumed run draws what it would have drawn. "broken" is "" or
+    the name of the file at `index`, which the next image of its class then replaces.
     """
 
     def __init__(self, images: ImageList | ArrayImages, size: int, train: bool,
@@ -121,7 +127,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
                  mirror: bool = True, interpolation: str = "bilinear", crop_share: float = VAL_SHARE) -> None:
         self.images, self.size, self.train, self.transform, self.seed = images, size, train, transform, seed
         self.padding, self.mirror, self.interpolation, self.crop_share = padding, mirror, interpolation, crop_share
-        self.copy = 0  # of the sample in the making
+        self.copy = 0  # number of the copy that is being made
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers must see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -194,7 +200,10 @@ def padded_crop(width: int, height: int, size: int, padding: int,
                 generator: torch.Generator) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a uniform `size` x `size` crop that leaves the image by at most `padding` pixels.
 
-    Pillow's crop is black where there is no image. UserError where the image is smaller than `size` - 2 `padding`.
+    Pillow's crop is black where there is no image.
+
+    Raises:
+        UserError: the image is smaller than `size` - 2 `padding`.
     """
     if min(width, height) + 2 * padding < size:
         raise UserError(f"an image of {width} x {height} px with padding = {padding} is smaller than a crop of {size} px; "

@@ -1,4 +1,4 @@
-"""MATLAB's files (level 5, .mat), read by SciPy, with the sentence that a damaged one gets."""
+"""Reads MATLAB's files (level 5, .mat) by SciPy."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from dada_det.errors import UserError
 def read_matlab(path: str | Path, names: tuple[str, ...], advice: str) -> tuple[Any, ...]:
     """The variables `names` of the file, as scipy.io.loadmat gives them with squeeze_me.
 
-    Raises UserError, which ends in `advice`, where the file is missing, does not read or lacks one of them.
+    Raises:
+        UserError: the file is missing, cannot be read or lacks one of them; the sentence ends in `advice`.
     """
     from scipy.io import loadmat
 

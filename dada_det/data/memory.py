@@ -1,7 +1,7 @@
 """Images kept as uint8 in memory, and the batches of a search drawn from them.
 
-N images, B of a batch, C channels, H height, W width. Everything random is keyed by (seed, what, epoch or step), so a
-resumed search goes on exactly, and every process draws the whole batch and takes its own part of it.
+N images, B of a batch, C channels, H height, W width. All randomness is keyed by (seed, stream, epoch or step), so a resumed
+search goes on exactly. Each process draws the whole batch and takes its own part.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ def center_crop(images_BCHW: Tensor, size: int) -> Tensor:
 
 
 def demand_room(images: int, side: int, where: Path | str) -> None:
-    """UserError where so many uint8 images [3,side,side] need more memory than is free."""
+    """Raises UserError if `images` uint8 images [3,side,side] need more memory than is free."""
     needed, free = 3 * images * side**2, free_memory()
     if free is not None and needed > free:
         raise UserError(f"{images} images of {where} take {needed / 1e9:.1f} GB of memory at {side} px, and "

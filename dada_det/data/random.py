@@ -10,7 +10,10 @@ from torch import Tensor
 def generator_for(*keys: int) -> torch.Generator:
     """A random stream of its own for each tuple of whole numbers, such as (seed, epoch, index).
 
-    Equal numbers give equal streams, whether they are Python's, numpy's or tensors; TypeError for what is no whole number.
+    Equal numbers give equal streams, whether they are Python's, numpy's or tensors.
+
+    Raises:
+        TypeError: one is no whole number.
     """
     digest = hashlib.blake2b(repr(tuple(map(operator.index, keys))).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

@@ -23,9 +23,12 @@ def train_and_val(root: str | Path, val_root: str | Path | None) -> tuple[ImageL
 def search_lists(data: Mapping[str, Any], seed: int) -> tuple[ImageList, ImageList | None]:
     """The images of a search: the training images' subset, and those of val_root; None where halves are to be made.
 
-    data: root, and where they are given val_root, groups, subset, subset_images and images_per_class (search_subset), which
-    counts for val_root too. Raises UserError where there are no training images, or neither val_root nor groups makes two
-    parts of them.
+    Args:
+        data: root, and where they are given val_root, groups, subset, subset_images and images_per_class (search_subset),
+            which counts for val_root too.
+
+    Raises:
+        UserError: there are no training images, or neither val_root nor groups makes two parts of them.
     """
     per_class = data.get("images_per_class")
     images = search_subset(scan_split(data["root"], "train"), data.get("subset"), data.get("subset_images", SUBSET_IMAGES),
@@ -40,7 +43,11 @@ def halves(images: ImageList, rule: str, seed: int,
            images_NCHW: "Tensor | None" = None) -> "tuple[list[int], list[int], Groups]":
     """(indices that train, indices that validate, the groups): halves of each class, of whole groups.
 
-    rule, images_NCHW: see groups_of. Raises UserError as it does, and where a class does not make two halves.
+    Args:
+        rule, images_NCHW: see groups_of.
+
+    Raises:
+        UserError: as groups_of does, and if a class does not make two halves.
     """
     from dada_det.data.groups import group_halves, groups_of  # imports torch, which --help does without
 
@@ -53,8 +60,13 @@ def scan_split(root: str | Path, split: str, classes: Sequence[str] | None = Non
 
     Looked for in this order: <split>/<class>/*; Stanford Cars (cars_train, cars_test, devkit,
     cars_test_annos_withlabels.mat) in root or its folder stanford_cars; FGVC-Aircraft (data/images, data/variants.txt, ..)
-    in root or its folder fgvc-aircraft-2013b. The last two validate on their test images. `classes`: those of the training
-    images, see scan_folder. Raises UserError where there is none of them, and for what is wrong with the one that is there.
+    in root or its folder fgvc-aircraft-2013b. The last two validate on their test images.
+
+    Args:
+        classes: those of the training images, see scan_folder.
+
+    Raises:
+        UserError: there is none of them, or the one that is there is damaged.
     """
     root = Path(root)
     if (root / split).is_dir():

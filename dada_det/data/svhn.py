@@ -20,9 +20,14 @@ ADVICE = "download it again from SVHN's page"
 def load_svhn(root: str | Path, train: bool, extra: bool = False) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images uint8 [N,3,32,32], labels int64 [N] and the ten class names; label 0 is the digit 0.
 
-    The files lie in `root`. `train`: train_32x32.mat (73,257 images), with `extra` followed by extra_32x32.mat (531,131
-    easier ones, 2 GB in memory); otherwise test_32x32.mat (26,032). Raises UserError for a missing or damaged file, and
-    for images and labels of another form.
+    The files lie in `root`.
+
+    Args:
+        train: train_32x32.mat (73,257 images), with `extra` followed by extra_32x32.mat (531,131 easier ones, 2 GB in
+            memory); otherwise test_32x32.mat (26,032).
+
+    Raises:
+        UserError: a file is missing or damaged, or images and labels have another form.
     """
     names = (["train", "extra"] if extra else ["train"]) if train else ["test"]
     parts = [_digits(Path(root) / f"{name}_32x32.mat", optional=name == "extra") for name in names]

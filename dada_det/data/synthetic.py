@@ -75,7 +75,11 @@ def ensure_demo_data(root: str | Path = ROOT) -> Path:
 
 
 def write_demo(root: str | Path, seed: int = 0, size: DemoSize | None = None) -> None:
-    """Writes the demo's data to the folder `root`; UserError where it holds anything or cannot be written."""
+    """Writes the demo's data to the folder `root`.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written.
+    """
     root, size = Path(root), size or DemoSize()
     if root.is_file() or (root.is_dir() and any(root.iterdir())):
         raise UserError(f"{root} exists already; remove it or give another --out")

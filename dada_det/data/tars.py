@@ -1,8 +1,8 @@
-"""Images and labels in tar files as WebDataset and img2dataset write them: key.jpg, key.cls, ..; read in place.
+"""Reads images and labels in tar files as WebDataset and img2dataset write them: key.jpg, key.cls, ..
 
-A shard's headers are read once, which tells where each image's bytes are; images are then read from there in any order, so
-the shuffle and the exact resume are those of folders, and nothing is ever extracted: a name in a shard is no path here.
-Names split as WebDataset's: the key goes up to the first dot of the last part. Plain Python.
+A shard's headers are read once and say where each image's bytes are. Images are then read from there in any order, so
+shuffle and exact resume work as for folders. Nothing is extracted: a name in a shard is never a path. The key of a name ends
+at the first dot of its last part, as in WebDataset. Plain Python.
 """
 
 import tarfile
@@ -31,7 +31,11 @@ class TarImage:
 
 
 def find_shards(root: Path) -> list[Path]:
-    """The *.tar of a folder by name; UserError where there are only compressed ones, which have no random access."""
+    """The *.tar of a folder by name.
+
+    Raises:
+        UserError: there are only compressed ones, which have no random access.
+    """
     try:
         names = sorted(path.name for path in root.iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError as error:
@@ -64,8 +68,11 @@ def read_shard(path: Path, suffixes: Sequence[str], passed_over: Counter[str] | 
 
     Folders, hidden files, other endings and WebDataset's own entries (__name__) are passed over. An image whose key has dots
     is read where there is a label with the same dots (a.v2.jpg, a.v2.cls), else counted in `passed_over` by its ending
-    (a.seg.png). Raises UserError where the shard cannot be read or is cut off, holds no image, a link, or a file twice, or
-    where an image has no label of its own.
+    (a.seg.png).
+
+    Raises:
+        UserError: the shard cannot be read or is cut off, holds no image, a link, or a file twice, or where an image has no
+            label of its own.
     """
     images: dict[str, tuple[str, int, int]] = {}  # key -> name, offset, size
     labels: dict[str, int] = {}
@@ -93,7 +100,7 @@ def read_shard(path: Path, suffixes: Sequence[str], passed_over: Counter[str] | 
                     images[key] = entry.name, entry.offset_data, entry.size
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all, and there are millions
             file.seek(tar.offset)
-            # tarfile takes a damaged header behind the first, and a missing one, for the end.
+            # To tarfile a damaged or missing header behind the first is the end.
             whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"cannot read the shard {path}: {getattr(error, 'strerror', None) or error}; make or copy it "
@@ -126,7 +133,11 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def read_label(content: IO[bytes] | None, entry: tarfile.TarInfo, path: Path) -> int:
-    """The number of a class in a .cls entry; UserError where it holds anything else."""
+    """The number of a class in a .cls entry.
+
+    Raises:
+        UserError: the entry holds anything else.
+    """
     text = content.read(MOST_DIGITS + 2).strip() if content is not None and entry.size <= MOST_DIGITS + 2 else b""
     if not text.isdigit():
         raise UserError(f"{entry.name!r} in {path} holds no class number; write a whole number from 0, such as 17")

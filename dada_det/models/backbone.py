@@ -31,9 +31,11 @@ def export_backbone(state_dict: Mapping[str, Tensor], path: str | Path, meta: Ma
                     architecture: str = ARCHITECTURE) -> None:
     """Writes `path` (NAME.pth) and NAME.json from the state dict of timm's or torchvision's resnet50, or another of timm's.
 
-    `meta` must hold mean and std (3 numbers each, 0..255 scale), channel_order ("RGB"), classes and policy_sha256.
-    The classifier's tensors (fc.* of a ResNet-50) are left out and floating tensors become float32 on the CPU. ValueError
-    where it is no whole `architecture`.
+    `meta` must hold mean and std (3 numbers each, 0..255 scale), channel_order ("RGB"), classes and policy_sha256. The
+    classifier's tensors (fc.* of a ResNet-50) are left out and floating tensors become float32 on the CPU.
+
+    Raises:
+        ValueError: it is no whole `architecture`.
     """
     if architecture == ARCHITECTURE:
         tensors = {name: _plain(tensor) for name, tensor in state_dict.items() if not name.startswith("fc.")}
@@ -56,9 +58,11 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The backbone in `path` as (state dict, meta: the JSON beside it).
 
     The state dict holds a ResNet-50's 318 tensors with torchvision's keys (fc.* of torchvision's own files is dropped), or,
-    where meta["library"] is "timm", those of timm.create_model(meta["architecture"], num_classes=0). UserError for a missing
-    file, one that carries code, holds only a part of its network or another one, has prefixed keys, sparse or meta tensors,
-    another dtype or NaN, or does not belong to the JSON beside it.
+    where meta["library"] is "timm", those of timm.create_model(meta["architecture"], num_classes=0).
+
+    Raises:
+        UserError: a missing file, one that carries code, holds only a part of its network or another one, has prefixed keys,
+            sparse or meta tensors, another dtype or NaN, or does not belong to the JSON beside it.
     """
     path = Path(path)
     content = read_tensors(path, "backbone", "give the r50.pth that pretraining exports")
@@ -81,7 +85,8 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def architecture_of(path: str | Path) -> str:
     """The network whose weights `path` holds, as the JSON beside it says: ResNet-50, or timm's name of another.
 
-    UserError where the JSON names a network that timm does not have.
+    Raises:
+        UserError: the JSON names a network that timm does not have.
     """
     beside = Path(path).with_suffix(".json")
     return named_architecture(read_json(beside, "backbone's meta file"), str(beside)) if beside.is_file() else ARCHITECTURE
@@ -115,8 +120,10 @@ def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor, archi
     """Proves that `path` gives the same features as `model` (timm's `architecture`) for normalised float images.
 
     The file is loaded into a fresh network: for resnet50 torchvision's, an independent implementation. Both compute in
-    float32, whatever the training did: in TF32 two memory formats differ by more than a wrong weight. RuntimeError, with the
-    largest difference, where they differ.
+    float32, whatever the training did: in TF32 two memory formats differ by more than a wrong weight.
+
+    Raises:
+        RuntimeError: they differ; it holds the largest difference.
     """
     fresh, features = _fresh(path, architecture, images_BCHW)
     fresh.eval().to(images_BCHW.device)

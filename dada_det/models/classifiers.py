@@ -19,10 +19,15 @@ from dada_det.models.shake import ShakeShake
 def build_classifier(name: str, num_classes: int, image_size: int, weights: str | None = None, **options: Any) -> nn.Module:
     """A network float32 [B,3,H,W] -> logits float32 [B,num_classes].
 
-    name: one of OWN, a darts.name_of, or any of timm's. image_size: side of the images in pixels, for those of timm's
-    networks that are built for one size (vision transformers). options: the network's own, such as the supernet's cells.
-    weights: what it starts from, a file or "timm" (models/weights.py); None for random weights. Raises UserError where the
-    name is unknown, or the weights do not fit.
+    Args:
+        name: one of OWN, a darts.name_of, or any of timm's.
+        image_size: side of the images in pixels, for those of timm's networks that are built for one size (vision
+            transformers).
+        options: the network's own, such as the supernet's cells.
+        weights: what it starts from, a file or "timm" (models/weights.py); None for random weights.
+
+    Raises:
+        UserError: the name is unknown, or the weights do not fit.
     """
     network = with_random_weights(name, num_classes, image_size, **options)
     if weights is not None:

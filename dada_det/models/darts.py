@@ -176,8 +176,9 @@ class CellStack(nn.Module):
 class SuperNet(CellStack):
     """The network of a search: normalised images [B,3,H,W] -> logits [B,K] along the path of `on`.
 
-    channels, cells, nodes, operations: the size of the space (DARTS: 16, 8, 4 and its eight operations).
-    The architecture is no part of its weights: whoever learns it gives the path. edges: of one cell.
+    Args:
+        channels, cells, nodes, operations: the size of the space (DARTS: 16, 8, 4 and its eight operations). The
+            architecture is no part of its weights: whoever learns it gives the path. edges: of one cell.
     """
 
     def __init__(self, num_classes: int, channels: int = 16, cells: int = 8, nodes: int = 4,
@@ -258,7 +259,11 @@ def name_of(genotype: Genotype, channels: int, cells: int, drop_path: float = 0.
 
 
 def from_name(name: str, num_classes: int) -> CellNetwork:
-    """The CellNetwork of a `name_of`; UserError where it is none."""
+    """The CellNetwork of a `name_of`.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
         channels, cells, drop_path, auxiliary, genotype = name.removeprefix(PREFIX).split("/", 4)
         sizes = int(channels), int(cells), float(drop_path), bool(int(auxiliary))

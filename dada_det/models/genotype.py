@@ -47,7 +47,8 @@ Cell = tuple[Node, ...]
 class Genotype:
     """The normal cell and the reduction cell, 1 to 16 nodes each, as many in both; UserError where they are none.
 
-    provenance: JSON values that say where the genotype comes from; no time, path or host.
+    Args:
+        provenance: JSON values that say where the genotype comes from; no time, path or host.
     """
 
     normal: Cell
@@ -76,7 +77,11 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "genotype") -> Genotype:
-        """The genotype in plain JSON values; UserError names `source` and the entry that is wrong."""
+        """The genotype in plain JSON values.
+
+        Raises:
+            UserError: the sentence names `source` and the entry that is wrong.
+        """
         check_keys(data, source, ("schema", "normal", "reduction"), ("provenance",))
         if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
             raise UserError(f"{source}: the schema is {short(data['schema'])}; this version reads schema {SCHEMA}")
@@ -102,7 +107,11 @@ class Genotype:
 
     @classmethod
     def from_text(cls, text: str) -> Genotype:
-        """The genotype that `str` gave; UserError where `text` is none."""
+        """The genotype that `str` gave.
+
+        Raises:
+            UserError: `text` is none.
+        """
         try:
             normal, reduction = ([[Edge(name, int(index)) for name, index in (edge.split(":") for edge in node.split(","))]
                                   for node in cell.split("/")] for cell in text.split("|"))
@@ -114,8 +123,9 @@ class Genotype:
 def discretise(strengths_2EO: Tensor, operations: Sequence[str], provenance: dict[str, Any] | None = None) -> Genotype:
     """DARTS's rule: of each node the two edges whose strongest operation is strongest, each with that operation.
 
-    strengths_2EO: probabilities of the operations (O) on the edges (E) of the normal and the reduction cell, edges by
-    node, those of the first node first; `none` is left out. Ties go to the earlier edge and operation.
+    Args:
+        strengths_2EO: probabilities of the operations (O) on the edges (E) of the normal and the reduction cell, edges by
+            node, those of the first node first; `none` is left out. Ties go to the earlier edge and operation.
     """
     allowed = [index for index, name in enumerate(operations) if name != NONE]
     cells = []

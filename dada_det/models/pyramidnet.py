@@ -15,9 +15,10 @@ LAST_KEPT = 0.5  # probability that ShakeDrop leaves the last block's branch as 
 class PyramidNet(nn.Module):
     """PyramidNet of bottleneck blocks for 32 px images (Han et al., CVPR 2017, arXiv:1610.02915, Eq. 3), with ShakeDrop.
 
-    depth: 9 n + 2 layers, three groups of n blocks; alpha: channels that the 3x3 convolutions gain from 16 on, by equal
-    steps from block to block, rounded. The probability that ShakeDrop leaves a branch alone falls linearly from block to
-    block.
+    Args:
+        depth: 9 n + 2 layers, three groups of n blocks.
+        alpha: channels that the 3x3 convolutions gain from 16 on, by equal steps from block to block, rounded. The
+            probability that ShakeDrop leaves a branch alone falls linearly from block to block.
     """
 
     def __init__(self, depth: int, alpha: int, num_classes: int) -> None:

@@ -29,8 +29,10 @@ COUNTER = "num_batches_tracked"  # of BatchNorm; old files lack it
 class Preprocessing:
     """How images were prepared for some weights: (resized crop - mean) / std, of RGB channels in 0..255.
 
-    interpolation: "nearest", "bilinear", "bicubic" or "lanczos"; crop_share: share of the resized image's side that the
-    central crop of a validation image shows. The defaults are those of this project's own training.
+    Args:
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        crop_share: share of the resized image's side that the central crop of a validation image shows. The defaults are
+            those of this project's own training.
     """
 
     mean: tuple[float, ...] = tuple(IMAGENET["mean"])
@@ -49,8 +51,10 @@ def load_weights(network: nn.Module, path: str | Path) -> str:
     A classifier (timm's `classifier` of the network, else its last linear layers) that the file lacks or has for another
     number of classes begins with zeros (Big Transfer, ECCV 2020): timm's own first weights for few classes are so large that
     the first steps spoil what the others have learned. A file with none of the network's names, but its tensors in its
-    order, is taken by order (and the sentence says so). UserError names any other tensor that is missing, left over, of
-    another shape, not dense or not finite.
+    order, is taken by order (and the sentence says so).
+
+    Raises:
+        UserError: the sentence names any other tensor that is missing, left over, of another shape, not dense or not finite.
     """
     return put(network, dict(read_tensors(Path(path), "weights", ADVICE)), str(path))
 
@@ -149,7 +153,9 @@ def several(names: list[str]) -> str:
 def start_from(network: nn.Module, weights: str | Path, name: str) -> None:
     """load_weights for a command: `weights` is a file or "timm", and what was done is said once.
 
-    name: of the network, as build_classifier takes it. UserError as load_weights, and where timm's weights cannot be had.
+    Args:
+        name: of the network, as build_classifier takes it. UserError as load_weights, and where timm's weights cannot be
+            had.
     """
     if str(weights) == TIMM:
         source = f"timm's weights of {timm_tag(name)}"
@@ -169,7 +175,10 @@ def preprocessing_of(weights: str | Path | None, name: str) -> Preprocessing:
     """How the images of the network `name` are prepared that starts from `weights` (a file, "timm", or None).
 
     A file's own data config comes from NAME.json beside it, from the config.json of a download, from timm's or torchvision's
-    entry for a file of that name; where none is known, timm's default for the network. UserError where it cannot be used.
+    entry for a file of that name; where none is known, timm's default for the network.
+
+    Raises:
+        UserError: it cannot be used.
     """
     if weights is None:
         return Preprocessing()
@@ -261,7 +270,11 @@ def timm_tag(name: str) -> str:
 
 
 def timm_weights(name: str, image_size: int | None) -> dict[str, Tensor]:
-    """The state dict of timm's own pretrained network; says where it comes from. UserError where it cannot be had."""
+    """The state dict of timm's own pretrained network; says where it comes from.
+
+    Raises:
+        UserError: it cannot be had.
+    """
     import timm
 
     config, tag = timm_config(name), timm_tag(name)

@@ -18,7 +18,8 @@ HEAD = ("policy", "n", "top1_mean", "top1_interval", "difference_mean", "differe
 class Summary:
     """One policy over n seeds, in percentage points; `interval` is half the width of a 95 % interval (NaN for n = 1).
 
-    difference: of each seed's accuracy to the reference's of the same seed (NaN for the reference itself).
+    Args:
+        difference: of each seed's accuracy to the reference's of the same seed (NaN for the reference itself).
     """
 
     policy: str

@@ -46,9 +46,11 @@ class Score:
 class Row:
     """One figure of one backbone over n seeds, in percentage points; NaN where there is no number.
 
-    low, high: 95 % interval over images of the mean over seeds. seed_deviation: standard deviation over seeds.
-    difference: to the reference, paired by seed, with its interval over images (difference_low, difference_high) and half
-    the width of Student's 95 % interval over seeds (difference_seeds); NaN for the reference itself.
+    Args:
+        low, high: 95 % interval over images of the mean over seeds.
+        seed_deviation: standard deviation over seeds.
+        difference: to the reference, paired by seed, with its interval over images (difference_low, difference_high) and
+            half the width of Student's 95 % interval over seeds (difference_seeds); NaN for the reference itself.
     """
 
     detector: str

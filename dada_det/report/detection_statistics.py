@@ -40,7 +40,11 @@ class Category:
 
 @dataclass(frozen=True)
 class Matches:
-    """The per-image evaluation of one run; names: of the K categories, in the order of `categories`."""
+    """The per-image evaluation of one run.
+
+    Args:
+        names: of the K categories, in the order of `categories`.
+    """
 
     names: tuple[str, ...]
     categories: tuple[Category, ...]
@@ -77,7 +81,11 @@ class Matches:
 
 
 def matches_of(evaluation: Any, names: Sequence[str]) -> Matches:
-    """What a COCOeval (after evaluate()) holds of each image; names: of evaluation.params.catIds."""
+    """What a COCOeval (after evaluate()) holds of each image.
+
+    Args:
+        names: of evaluation.params.catIds.
+    """
     categories, areas, images = (len(getattr(evaluation.params, part)) for part in ("catIds", "areaRng", "imgIds"))
     grid = [[evaluation.evalImgs[(k * areas + a) * images:(k * areas + a + 1) * images] for a in range(areas)]
             for k in range(categories)]

@@ -33,10 +33,13 @@ def hardware() -> str:
 
 
 def command_line(argv: Sequence[str] | None = None) -> str:
-    """The command of this process, as one types it from the repository's root; argv: default sys.argv.
+    """The command of this process, as one types it from the repository's root.
 
-    A path below the root is given relative to it, and of any other absolute path only the last part stays, so that a file
-    of results says nothing about the machine's folders.
+    A path below the root is given relative to it, and of any other absolute path only the last part stays, so that a file of
+    results says nothing about the machine's folders.
+
+    Args:
+        argv: default sys.argv.
     """
     program, *arguments = sys.argv if argv is None else argv
     return shlex.join(["python", *map(without_machine, [program, *arguments])])

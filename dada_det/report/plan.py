@@ -16,10 +16,14 @@ GIB = 2**30
 class Figures:
     """One row of results/plan_*.json: a config's training step as measured on one device.
 
-    seconds_per_image: as step_cost.step_seconds takes it, the median over n steps and its 95 % interval; fixed_bytes,
-    bytes_per_image: of peak memory, through two batch sizes; sample_core_seconds: processor time of one decoded and
-    augmented image, None where it was not measured or nothing is decoded in the loop; device_bytes: the GPU's memory, or the
-    machine's; cores: of the machine; threads: cores that the model takes from the loader, 0 on a GPU.
+    Args:
+        seconds_per_image: as step_cost.step_seconds takes it, the median over n steps and its 95 % interval.
+        fixed_bytes, bytes_per_image: of peak memory, through two batch sizes.
+        sample_core_seconds: processor time of one decoded and augmented image, None where it was not measured or nothing is
+            decoded in the loop.
+        device_bytes: the GPU's memory, or the machine's.
+        cores: of the machine.
+        threads: cores that the model takes from the loader, 0 on a GPU.
     """
 
     config: str
@@ -50,7 +54,9 @@ class Figures:
 class Demand:
     """What a config asks for: `images` in all passes over the data, counted at the full image size; `batch` of all devices.
 
-    per_device: the batch that one device holds at once; source: where the number of images is from.
+    Args:
+        per_device: the batch that one device holds at once.
+        source: where the number of images is from.
     """
 
     images: float

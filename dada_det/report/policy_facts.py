@@ -91,8 +91,9 @@ def _shifted(magnitude: float, by: float) -> float:
 class Evenness:
     """How far weights, operations, probabilities and magnitudes are from being all alike.
 
-    weights, operations: effective numbers, `of_weights` and `of_operations` where all are alike; probabilities,
-    magnitudes: rms distance from their own mean, each as heavy as its sub-policy.
+    Args:
+        weights, operations: effective numbers, `of_weights` and `of_operations` where all are alike.
+        probabilities, magnitudes: rms distance from their own mean, each as heavy as its sub-policy.
     """
 
     weights: float

@@ -51,9 +51,10 @@ class Optimizer:
 class Search:
     """search.json: all candidates as one Policy (weight: the preference), and how they were learned.
 
-    logits: whether probabilities and magnitudes were learned as logits (start 0), or as numbers (start 0.5).
-    share: the saved probabilities over the learned ones, in older files; 1 since.
-    optimizer: None in files that do not tell.
+    Args:
+        logits: whether probabilities and magnitudes were learned as logits (start 0), or as numbers (start 0.5).
+        share: the saved probabilities over the learned ones, in older files; 1 since.
+        optimizer: None in files that do not tell.
     """
 
     candidates: Policy
@@ -64,7 +65,11 @@ class Search:
 
 
 def load_search(path: str | Path) -> Search:
-    """Reads a search.json; UserError names the file and the entry that is wrong."""
+    """Reads a search.json.
+
+    Raises:
+        UserError: the sentence names the file and the entry that is wrong.
+    """
     try:
         size = Path(path).stat().st_size
     except OSError as error:
@@ -102,16 +107,19 @@ def _optimizer(entry: dict[str, Any]) -> Optimizer:
 def noise_walk(holds_N2O: Tensor, optimizer: Optimizer, one_draw: bool, seed: int = 0) -> dict[str, float]:
     """How far (standard deviation) each of GROUPS moves without any signal, in the parameters' own units.
 
-    R simulated searches with the search's own Adam. holds_N2O: 1.0 where a slot holds an operation. `steps` >= 1.
-    Default mode: every gradient is unit Gaussian noise, but that a softmax's gradients sum to zero over the sub-policies,
-    and that what is shared gets the sum of those that hold its operation. one_draw (paper mode): a step draws one sub-policy
-    and scores it alone, with a reward that is the same for all: without a baseline, the luck of the draw moves preferences.
+    R simulated searches with the search's own Adam.
 
     Measured, over lr * sqrt(steps): one parameter 1.00 +- 0.01 at the rate lr; a log preference 1.0 where nothing is shared,
     2.0 with u, 1.5 at the default's rates; a probability and a magnitude 4.2 to 4.9 at the default's rates. Rewards of pure
-    noise through the search's own estimator (default, 105 sub-policies, 15 to 200 steps, batch 48 and 128, three seeds
-    each) moved 0.73 to 1.17 of what the simulation says. In paper mode, rewards without a baseline whose mean is 0 to 3
-    times their spread moved preferences 0.25 to 4.4 times lr * sqrt(steps).
+    noise through the search's own estimator (default, 105 sub-policies, 15 to 200 steps, batch 48 and 128, three seeds each)
+    moved 0.73 to 1.17 of what the simulation says. In paper mode, rewards without a baseline whose mean is 0 to 3 times
+    their spread moved preferences 0.25 to 4.4 times lr * sqrt(steps).
+
+    Args:
+        holds_N2O: 1.0 where a slot holds an operation. `steps` >= 1. Default mode: every gradient is unit Gaussian noise,
+            but that a softmax's gradients sum to zero over the sub-policies, and that what is shared gets the sum of those
+            that hold its operation. one_draw (paper mode): a step draws one sub-policy and scores it alone, with a reward
+            that is the same for all: without a baseline, the luck of the draw moves preferences.
     """
     generator = torch.Generator().manual_seed(seed)
     n, _, o = holds_N2O.shape
@@ -159,9 +167,12 @@ class Dot:
 
 @dataclass(frozen=True)
 class Group:
-    """All preferences, probabilities or magnitudes. noise: standard deviation under noise alone, None where unknown.
+    """All preferences, probabilities or magnitudes.
 
     A preference stands once under each of its operations in `dots`; `rms` counts it once.
+
+    Args:
+        noise: standard deviation under noise alone, None where unknown.
     """
 
     name: str

@@ -39,9 +39,14 @@ def policy_page(policy: Policy, name: str, images: list[Image.Image], path: str 
                 why_no_search: str = "") -> None:
     """Writes the page, at most about 1 MB whatever the policy holds.
 
-    name: what the page calls the policy. images: 1 to 4 for the grid, cropped to squares. search: the search.json the
-    policy comes from, for how far its parameters moved; where it is None, `why_no_search` is one sentence that says why.
-    Raises UserError where `path` cannot be written.
+    Args:
+        name: what the page calls the policy.
+        images: 1 to 4 for the grid, cropped to squares.
+        search: the search.json the policy comes from, for how far its parameters moved; where it is None, `why_no_search` is
+            one sentence that says why.
+
+    Raises:
+        UserError: `path` cannot be written.
     """
     groups = movement(search) if search else []
     body = [_head(policy, name), _verdict(policy, search, groups), _usage(policy), _heatmap(policy), _table(policy),

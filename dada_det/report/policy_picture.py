@@ -24,8 +24,11 @@ LIGHTEST, DARKEST = (238, 243, 250), (24, 79, 149)
 def policy_picture(policy: Policy, images: list[Image.Image], path: str | Path) -> None:
     """Writes a PNG: the images as they are, one row for each of the (up to) 25 heaviest sub-policies, and the heatmap.
 
-    Every operation of a sub-policy is switched on, whatever its probability; signs, spreads and Cutout's centres are
-    drawn with a fixed seed, so equal policies give equal pictures. Raises UserError where `path` cannot be written.
+    Every operation of a sub-policy is switched on, whatever its probability; signs, spreads and Cutout's centres are drawn
+    with a fixed seed, so equal policies give equal pictures.
+
+    Raises:
+        UserError: `path` cannot be written.
     """
     squares = [ImageOps.fit(image.convert("RGB"), (SIDE, SIDE)) for image in images]
     rows = [("as they are (below: weight, value,\nand in brackets the probability)", squares)]

@@ -81,9 +81,13 @@ def operations_of(table: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 
 def search_page(folder: str | Path, images: Sequence[Image.Image]) -> Path:
-    """Writes `folder`/search.html and returns its path; images: 1 to 4 for the pictures before and after.
+    """Writes `folder`/search.html and returns its path.
 
-    UserError names a file of the folder that is none of a search's.
+    Args:
+        images: 1 to 4 for the pictures before and after.
+
+    Raises:
+        UserError: the sentence names a file of the folder that is none of a search's.
     """
     folder = Path(folder)
     body = [part for part in (_part(folder, name, what, make) for name, what, make in (

@@ -10,7 +10,8 @@ CONFIDENCE = 0.95
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean of n values and half the width of its 95 % interval by Student's t; the width of one value is NaN.
 
-    Raises ValueError where there is no value.
+    Raises:
+        ValueError: there is no value.
     """
     if not values:
         raise ValueError("there is no mean of no values")
@@ -24,13 +25,18 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_difference(ours: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
     """`mean_interval` of ours[i] - reference[i], where both sides of a pair share their seed.
 
-    Raises ValueError for sequences of different lengths.
+    Raises:
+        ValueError: sequences of different lengths.
     """
     return mean_interval([a - b for a, b in zip(ours, reference, strict=True)])
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """Returns the t >= 0 for which -t .. t holds `share` (0 < share < 1) of Student's distribution; freedom: 1, 2, 3, .."""
+    """Returns the t >= 0 for which -t .. t holds `share` (0 < share < 1) of Student's distribution.
+
+    Args:
+        freedom: 1, 2, 3, ..
+    """
     from scipy.special import stdtrit  # what scipy.stats.t.ppf calls, without the second that scipy.stats takes to import
 
     return float(stdtrit(freedom, (1 + share) / 2))

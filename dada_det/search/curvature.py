@@ -22,7 +22,10 @@ V_DECAY = 0.9  # a mean over some ten validation passes
 class RunningMean(nn.Module):
     """An exponential running mean over steps of a dictionary of weights, in buffers, so that checkpoints hold it.
 
-    It starts at 0 without a bias correction: its users do not depend on its scale. decay: 0..1.
+    It starts at 0 without a bias correction: its users do not depend on its scale.
+
+    Args:
+        decay: 0..1.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -38,7 +41,11 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def add(self, values: Weights, scale: Weights | Tensor) -> None:
-        """mean <- decay * mean + (1 - decay) * scale * value; scale: one number, or one a weight."""
+        """mean <- decay * mean + (1 - decay) * scale * value.
+
+        Args:
+            scale: one number, or one a weight.
+        """
         means = self.means
         own, new = list(means.values()), [values[name] for name in means]
         torch._foreach_mul_(own, self.decay)
@@ -64,9 +71,11 @@ class RunningDirection(nn.Module):
 def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Weights:
     """H^-1 direction, with H = diag(S / s + DAMPING) + rho g g^T and rho without bound.
 
-    squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights. gradient: g, that of
-    L_train. By Sherman and Morrison's formula the second term takes out of the direction what agrees with g: every step of
-    the training goes there, whatever the policy, and with it the mean reward of the batch that g is of becomes 0.
+    Args:
+        squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights.
+        gradient: g, that of L_train. By Sherman and Morrison's formula the second term takes out of the direction what
+            agrees with g: every step of the training goes there, whatever the policy, and with it the mean reward of the
+            batch that g is of becomes 0.
     """
     own, along, power = list(gradient.values()), [direction[name] for name in gradient], [squares[name] for name in gradient]
     mean = torch.stack(torch._foreach_norm(power, 1)).sum() / sum(square.numel() for square in power)  # none is negative

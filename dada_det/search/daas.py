@@ -38,7 +38,8 @@ PATHS = 2  # a step compares the validation losses of so many paths; each is the
 class DaasSettings:
     """The settings of a joint search; a config's `search` changes the one entry.
 
-    warmup_epochs: epochs that train the weights alone.
+    Args:
+        warmup_epochs: epochs that train the weights alone.
     """
 
     warmup_epochs: int = 1
@@ -56,7 +57,11 @@ class DaasSettings:
 
 
 def daas_settings(**changes: object) -> DaasSettings:
-    """The settings with warmup_epochs changed; UserError for any other entry, and for no whole number."""
+    """The settings with warmup_epochs changed.
+
+    Raises:
+        UserError: any other entry, and no whole number.
+    """
     unknown = [name for name in changes if name != "warmup_epochs"]
     if unknown:
         raise UserError(f"search has no entry {unknown[0]} for the method daas; entries: warmup_epochs")

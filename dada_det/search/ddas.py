@@ -38,9 +38,13 @@ from dada_det.search.step import Algorithm, Batch, Provenance, Step, augment, va
 class DdasSettings:
     """The settings of a search by DDAS; a config's `search` changes single entries. The defaults are the paper's on CIFAR.
 
-    levels: of the operations that have a magnitude (the paper has level 0 too). draws_per_image: K. probability: sigma(t)
-    at the start. probability_lr: Adam's rate for t; policy_optimizer.lr is alpha's. val_batches: V over B, 256 images for
-    32. running_v: DADA's validation direction (`validation_gradient`) in the place of this step's gradient.
+    Args:
+        levels: of the operations that have a magnitude (the paper has level 0 too).
+        draws_per_image: K.
+        probability: sigma(t) at the start.
+        probability_lr: Adam's rate for t; policy_optimizer.lr is alpha's.
+        val_batches: V over B, 256 images for 32.
+        running_v: DADA's validation direction (`validation_gradient`) in the place of this step's gradient.
     """
 
     levels: tuple[int, ...] = (2, 10, 14)
@@ -73,7 +77,11 @@ class DdasSettings:
 
 
 def ddas_settings(**changes: object) -> DdasSettings:
-    """The paper's settings with single entries changed; UserError for an entry or a value that does not exist."""
+    """The paper's settings with single entries changed.
+
+    Raises:
+        UserError: an entry or a value that does not exist.
+    """
     known = [field.name for field in fields(DdasSettings)]
     unknown = [name for name in changes if name not in known]
     if unknown:
@@ -122,7 +130,11 @@ class Ddas(Algorithm[PairNoise]):
         return PairNoise(pairs_K2.repeat_interleave(n // copies, 0), signs_B2, torch.rand(n, 2, 2, generator=generator))
 
     def copy_weights(self, pairs_K2: Tensor) -> Tensor:
-        """Returns q_k, the weights of the copies in L_T, [K]. pairs_K2: the atoms of each policy."""
+        """Returns q_k, the weights of the copies in L_T, [K].
+
+        Args:
+            pairs_K2: the atoms of each policy.
+        """
         p_K = self.alpha_A.softmax(0)[pairs_K2].prod(1)
         return self.t.sigmoid() * p_K / p_K.sum().detach()
 

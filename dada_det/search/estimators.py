@@ -109,7 +109,8 @@ def squared_norm(gradient: Gradient) -> Tensor:
 def straight_through_magnitude(pixel_rewards_B: Tensor, c_B: Tensor, b_B2: Tensor, n: int) -> Tensor:
     """Eq. 10 of DADA: every pixel's derivative for the magnitude is 1, so dR_i/dm is the sum of dR_i/dx.
 
-    pixel_rewards_B: these sums. Returns the mean over B for the magnitudes of n sub-policies, [n,2].
+    Args:
+        pixel_rewards_B: these sums. Returns the mean over B for the magnitudes of n sub-policies, [n,2].
     """
     return _scatter_mean(pixel_rewards_B[:, None] * b_B2, c_B, n)
 

@@ -26,8 +26,9 @@ HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an inf
 class ForkRecipe:
     """SGD with Nesterov momentum, the learning rate falling from `lr` to `last` * `lr` by a cosine.
 
-    averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise away
-    (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
+    Args:
+        averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise
+            away (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
     """
 
     steps: int
@@ -42,7 +43,9 @@ class ForkRecipe:
 def train(network: nn.Module, batches: Batches, recipe: ForkRecipe, seed: int, low: torch.dtype | None = None) -> None:
     """Trains `network` (a classifier or an alignment.LossNetwork) in place and leaves the averaged weights in it.
 
-    seed: of the dropout and the like in a step; the batches bring their own randomness. low: dtype of autocast.
+    Args:
+        seed: of the dropout and the like in a step; the batches bring their own randomness.
+        low: dtype of autocast.
     """
     parameters = alignment.trainable(network)
     optimizer = torch.optim.SGD(parameters.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,

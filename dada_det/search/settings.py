@@ -64,7 +64,11 @@ ENTRIES = {"default": ("ranges", "spread", "unaugmented", "draws_per_image", "va
 
 
 def dada_settings(mode: str = "default", **changes: object) -> DadaSettings:
-    """The settings of a mode with single entries changed; UserError for a mode, entry or value that does not exist."""
+    """The settings of a mode with single entries changed.
+
+    Raises:
+        UserError: a mode, entry or value that does not exist.
+    """
     if mode not in MODES:
         raise UserError(f"search has no mode {mode!r}; modes: {', '.join(MODES)}")
     unknown = [name for name in changes if name not in ENTRIES[mode]]

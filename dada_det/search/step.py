@@ -39,10 +39,13 @@ N = TypeVar("N", bound=NoiseRows)
 class Batch(Generic[N]):
     """What one step works on: uint8 images, their targets, and the noise of its draws.
 
-    noise: D * B rows, draw by draw, what `Algorithm.draw_noise` made. common_noise: one row, the same on all processes.
-    network_seed: what a network with dropout draws from; every pass of the step uses the same seed, so that a finite
-    difference sees one network, not two. number: the step's, from 0 over all epochs. validates: whether the step has a
-    validation pass.
+    Args:
+        noise: D * B rows, draw by draw, what `Algorithm.draw_noise` made.
+        common_noise: one row, the same on all processes.
+        network_seed: what a network with dropout draws from; every pass of the step uses the same seed, so that a finite
+            difference sees one network, not two.
+        number: the step's, from 0 over all epochs.
+        validates: whether the step has a validation pass.
     """
 
     images_BCHW: Tensor
@@ -102,9 +105,10 @@ class Algorithm(nn.Module, Generic[N]):
 
     Its parameters and buffers are part of the search's checkpoints; it does not own the network. An algorithm sets
 
-    settings: its own, StepSettings among them.
-    provenance: the first entries of the provenance of what it writes, {"method": .., ..}.
-    identity: plain values by name; a resumed search must have the same.
+    Args:
+        settings: its own, StepSettings among them.
+        provenance: the first entries of the provenance of what it writes, {"method": .., ..}.
+        identity: plain values by name; a resumed search must have the same.
     """
 
     settings: StepSettings
@@ -123,9 +127,12 @@ class Algorithm(nn.Module, Generic[N]):
         raise NotImplementedError
 
     def step(self, parts: Step, batch: Batch[N], zeta: float, epoch: int) -> dict[str, Tensor]:
-        """One step: it updates the weights once, and what is learned if it is its turn. zeta: the weights' learning rate.
+        """One step: it updates the weights once, and what is learned if it is its turn.
 
         Returns the scalars that are logged, "loss" among them.
+
+        Args:
+            zeta: the weights' learning rate.
         """
         raise NotImplementedError
 

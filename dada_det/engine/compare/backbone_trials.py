@@ -57,9 +57,11 @@ class Trial:
 def run_backbone_trials(trials: Sequence[Trial], layout: CocoLayout, work_dir: Path, launcher: str) -> None:
     """Every trial that has not ended yet, in trial.folder; a line for each, with what is left of the time.
 
-    Writes trial.folder/result.json (six figures of each kind in percent, what was run, hardware, versions) and
-    <kind>.npz (Matches), and removes the checkpoints. Raises UserError where a folder holds a run with other settings
-    (before the first run), or a run breaks off.
+    Writes trial.folder/result.json (six figures of each kind in percent, what was run, hardware, versions) and <kind>.npz
+    (Matches), and removes the checkpoints.
+
+    Raises:
+        UserError: a folder holds a run with other settings (before the first run), or a run breaks off.
     """
     parts = {(trial.fraction, trial.seed): part_of(layout, trial.fraction, trial.seed, work_dir) for trial in trials}
     hashes = {path: sha256_of(path)[:16] for path in {part.part("train")[0] for part in parts.values()} |

@@ -52,7 +52,11 @@ class Stage:
 
 
 def stage_of(config: Config) -> str:
-    """"search", "pretraining" or "detection"; UserError where the config is of none that can be planned."""
+    """"search", "pretraining" or "detection".
+
+    Raises:
+        UserError: the config is of none that can be planned.
+    """
     if "search" in config and "classifier" in config and config.get("kind") in SEARCHED:
         return "search"
     if "classifier" in config and "optimizer" in config and config.get("kind", "imagenet") in IMAGES:
@@ -64,7 +68,11 @@ def stage_of(config: Config) -> str:
 
 
 def demand_of(config: Config, devices: int, images: int | None) -> Demand:
-    """What the config asks of `devices`; images: of the training set, None for those of the config's own data set."""
+    """What the config asks of `devices`.
+
+    Args:
+        images: of the training set, None for those of the config's own data set.
+    """
     name = stage_of(config)
     if name == "detection":
         return detection_demand(config, devices, images)
@@ -91,7 +99,11 @@ def detection_demand(config: Config, devices: int, images: int | None) -> Demand
 
 
 def build_stage(config: Config, data: str | None) -> Stage:
-    """The step of a config on this machine, as its stage runs it; `data`: as the stage's --data, for the samples."""
+    """The step of a config on this machine, as its stage runs it.
+
+    Args:
+        data: as the stage's --data, for the samples.
+    """
     torch.backends.cudnn.benchmark = stage_of(config) == "pretraining" or bool(
         config.get("env_cfg", {}).get("cudnn_benchmark"))
     return {"search": search_stage, "pretraining": pretraining_stage, "detection": detection_stage}[stage_of(config)](

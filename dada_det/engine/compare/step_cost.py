@@ -37,7 +37,10 @@ def classifier_step(model: Classifier, optimizer: torch.optim.Optimizer, images_
                     precision: str) -> TrainingStep:
     """Forward, backward and the optimiser's step on one batch that is on the device already, without mmengine.
 
-    images_BCHW: float32, normalised; labels_B: int64; precision: "float32", or "bfloat16", "float16" (autocast, no scale).
+    Args:
+        images_BCHW: float32, normalised.
+        labels_B: int64.
+        precision: "float32", or "bfloat16", "float16" (autocast, no scale).
     """
     if model.channels_last:
         images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)

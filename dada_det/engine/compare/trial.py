@@ -46,11 +46,16 @@ CROPS, DRAWS, NETWORK = 1, 2, 3  # the random streams of a trial beside epoch_or
 class Recipe:
     """How a trial trains: SGD with Nesterov's momentum 0.9, lr on a cosine to zero, step by step.
 
-    model: a name of build_classifier; image_size: side of the crop in pixels; lr: for this batch_size; mirror: flip half
-    of the training images; padding: black border before the crop, in pixels; precision: "float32", or "bfloat16"
-    (autocast for the training passes); weights: what every trial starts from, a file or "timm", whose mean and std the
-    images then have; average: share of the last steps whose mean weights, BatchNorm's statistics among them, are tested, 0
-    for those of the last step alone.
+    Args:
+        model: a name of build_classifier.
+        image_size: side of the crop in pixels.
+        lr: for this batch_size.
+        mirror: flip half of the training images.
+        padding: black border before the crop, in pixels.
+        precision: "float32", or "bfloat16" (autocast for the training passes).
+        weights: what every trial starts from, a file or "timm", whose mean and std the images then have.
+        average: share of the last steps whose mean weights, BatchNorm's statistics among them, are tested, 0 for those of
+            the last step alone.
     """
 
     model: str
@@ -71,12 +76,17 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
               work_dir: Path | str, resume: bool = False, quiet: bool = False) -> dict[str, float]:
     """{"top1", "top5"} in percent on `test`, of recipe.model trained on `train` with `policy`.
 
-    A random crop and mirror of the stored images, then the policy, image by image; the central crop for the test.
-    Writes work_dir/metrics.json at the very end: the figures, what was run (`identity`), hardware and versions. Until then
+    A random crop and mirror of the stored images, then the policy, image by image; the central crop for the test. Writes
+    work_dir/metrics.json at the very end: the figures, what was run (`identity`), hardware and versions. Until then
     everything stands in work_dir/unfinished, which goes with it; nothing else in work_dir is touched.
-    resume: a finished trial is read and not run again, one cut short goes on from its checkpoint. quiet: no progress.
-    Raises UserError where the folder is another trial's, or has files of these names that no trial wrote, where recipe and
-    images do not fit, or the loss becomes infinite.
+
+    Args:
+        resume: a finished trial is read and not run again, one cut short goes on from its checkpoint.
+        quiet: no progress.
+
+    Raises:
+        UserError: the folder is another trial's, or has files of these names that no trial wrote, where recipe and images do
+            not fit, or the loss becomes infinite.
     """
     forbid_unsafe_loading()
     check_sizes(train, test, recipe)
@@ -130,7 +140,11 @@ def data_hash(train: MemoryImages, test: MemoryImages) -> str:
 
 
 def identity_of(data: str, policy: AnyPolicy, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What makes a trial this one and no other, as JSON values; data: from `data_hash`."""
+    """What makes a trial this one and no other, as JSON values.
+
+    Args:
+        data: from `data_hash`.
+    """
     name = "none" if policy is None else policy.sha256[:16] if isinstance(policy, Policy) else policy.name
     started = {} if recipe.weights is None else {"weights": weights.identity_of(recipe.weights, recipe.model)}
     averaged = {"average": recipe.average} if recipe.average else {}
@@ -139,7 +153,11 @@ def identity_of(data: str, policy: AnyPolicy, recipe: Recipe, seed: int) -> dict
 
 
 def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float] | None:
-    """{"top1", "top5"} of the trial that ended in `work_dir`, or None; UserError where it was another trial."""
+    """{"top1", "top5"} of the trial that ended in `work_dir`, or None.
+
+    Raises:
+        UserError: it was another trial.
+    """
     path = Path(work_dir) / METRICS
     if not path.exists():
         return None

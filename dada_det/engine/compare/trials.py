@@ -33,7 +33,8 @@ def run_trials(runs: Sequence[Run], train: MemoryImages, test: MemoryImages, rec
                processes: int) -> None:
     """Every run that has not ended yet, in run.folder(work_dir); a line for each, with what is left of the time.
 
-    Raises UserError where a folder holds a trial with other settings (before the first run), or a trial breaks off.
+    Raises:
+        UserError: a folder holds a trial with other settings (before the first run), or a trial breaks off.
     """
     data = data_hash(train, test)
     left = [run for run in runs

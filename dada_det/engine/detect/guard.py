@@ -58,7 +58,11 @@ class Guarded(BaseModule):
         self._is_init = True
 
     def fill(self, weights: dict[str, Tensor], meta: dict[str, Any], path: str) -> None:
-        """Loads the file's weights; UserError where they are of another network."""
+        """Loads the file's weights.
+
+        Raises:
+            UserError: they are of another network.
+        """
         raise NotImplementedError
 
     def demand_checked(self) -> None:
@@ -159,7 +163,8 @@ class DADATimm(Guarded):
 def feature_maps(architecture: str, strides: Sequence[int] = STRIDES) -> Any:
     """timm's network without what comes after its last feature map; gives float [B,C,H/s,W/s] for each s of `strides`.
 
-    UserError where it has no such maps for images of every size.
+    Raises:
+        UserError: it has no such maps for images of every size.
     """
     import timm  # takes seconds
 

@@ -127,8 +127,10 @@ class PolicyEpochHook(Hook):
 def use_policy(config: Config, policy: str) -> None:
     """Puts ApplyPolicy behind LoadAnnotations of the training pipeline, and PolicyEpochHook; "none" changes nothing.
 
-    Where the pipeline loads masks, boxes are recomputed from them, as a search with masks does. Raises UserError where the
-    policy, or the pipeline, does not fit.
+    Where the pipeline loads masks, boxes are recomputed from them, as a search with masks does.
+
+    Raises:
+        UserError: the policy, or the pipeline, does not fit.
     """
     if policy == "none":
         return

@@ -31,8 +31,11 @@ SECONDS = 10.0  # between lines of progress
 def run_prediction(config: Config, checkpoint: str, pictures: Sequence[tuple[Path, str]], out: Path, score: float) -> None:
     """Paints what the detector finds with at least `score` in each image into out/<name>, and writes out/predictions.json.
 
-    pictures: (image file, name). Prints progress, the files that do not decode, and one closing line. UserError where the
-    checkpoint is not this detector's, or no image decodes.
+    Args:
+        pictures: (image file, name). Prints progress, the files that do not decode, and one closing line.
+
+    Raises:
+        UserError: the checkpoint is not this detector's, or no image decodes.
     """
     model, classes = detector(config, checkpoint)
     visualizer = painter(classes)

@@ -51,7 +51,8 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
                  auto_scale_lr: bool, launcher: str) -> None:
     """Trains the detector of `config` on `layout`, whose training part is `summary`, into config.work_dir.
 
-    resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
+    Args:
+        resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
     """
     _join(config, launcher)
     say_machines(Path(config.filename).stem, config.work_dir, resume is not None)
@@ -94,8 +95,9 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
              flags: TestFlags, launcher: str) -> None:
     """Evaluates `checkpoint` on the validation part of `layout`, or writes test-dev's zips; prints one closing line.
 
-    summary: of the annotations that are used (image_info with `test_dev`). "none" stands for the detector as training
-    would start it: the backbone from its file, all else random by the config's seed.
+    Args:
+        summary: of the annotations that are used (image_info with `test_dev`). "none" stands for the detector as training
+            would start it: the backbone from its file, all else random by the config's seed.
     """
     _join(config, launcher)
     change.use_backbone(config)

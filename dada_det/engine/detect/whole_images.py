@@ -81,7 +81,11 @@ def broken_images(pictures: Sequence[Picture], annotations: Path, folder: Path, 
 
 
 def leave_out_broken(pictures: Sequence[Picture], annotations: Path, folder: Path, read: Reader) -> list[str]:
-    """The broken training images, which the caller leaves out; UserError where they are more than 1 % (and two)."""
+    """The broken training images, which the caller leaves out.
+
+    Raises:
+        UserError: they are more than 1 % (and two).
+    """
     broken = broken_images(pictures, annotations, folder, read)
     if len(broken) > max(1.0, MOST_BROKEN * len(pictures)):
         raise UserError(f"{len(broken)} of the {len(pictures)} images in {folder} do not decode, such as {listed(broken)}; "
@@ -92,7 +96,8 @@ def leave_out_broken(pictures: Sequence[Picture], annotations: Path, folder: Pat
 def what_trains(config: Config, summary: CocoSummary, annotations: Path, folder: Path) -> tuple[list[str], list[str]]:
     """The training images of `config` that do not decode, and a line each about what is left out of training and why.
 
-    UserError where an image has another size than annotated, too many do not decode, or no box is left to learn from.
+    Raises:
+        UserError: an image has another size than annotated, too many do not decode, or no box is left to learn from.
     """
     broken = leave_out_broken(summary.pictures, annotations, folder, reader_of(change.pipeline_of(config, "train")))
     note = what_is_learned(summary, annotations, change.filter_of(config), broken)

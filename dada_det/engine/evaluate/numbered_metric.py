@@ -29,7 +29,11 @@ class Numbered:
         self._coco_api.createIndex()
 
     def compute_metrics(self, results: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, float]:
-        """MMDetection's figures; results: (truth, detections) of each image, which `process` has made."""
+        """MMDetection's figures.
+
+        Args:
+            results: (truth, detections) of each image, which `process` has made.
+        """
         return super().compute_metrics([  # type: ignore[misc]
             (truth, {**found, "img_id": self.image_numbers[found["img_id"]]}) for truth, found in results])
 

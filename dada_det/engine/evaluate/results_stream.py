@@ -40,7 +40,8 @@ def read_array(path: str | Path) -> Iterator[Any]:
 def parse_array(file: IO[bytes], name: str) -> Iterator[Any]:
     """The entries of a JSON array, however it is laid out, in memory that does not grow with their number.
 
-    UserError names the first entry (from 0) that is cut off or broken, and text before or after the array.
+    Raises:
+        UserError: the sentence names the first entry (from 0) that is cut off or broken, and text before or after the array.
     """
     text = _Window(file, name)
     if text.next_character() != "[":

@@ -87,10 +87,16 @@ def part_path(prefix: str, rank: int) -> Path:
 
 
 def join_parts(prefix: str, processes: int, size: int) -> None:
-    """Writes <prefix>.<kind>.json from the processes' parts and removes these; `size`: images of the data set.
+    """Writes <prefix>.<kind>.json from the processes' parts and removes these.
 
-    mmengine's sampler deals the images out in turn and pads with repeated ones: the first `size` lines, taken in turn,
-    are the data set's images in order. UserError where a part ends early or its last line is cut off.
+    mmengine's sampler deals the images out in turn and pads with repeated ones: the first `size` lines, taken in turn, are
+    the data set's images in order.
+
+    Args:
+        size: images of the data set.
+
+    Raises:
+        UserError: a part ends early or its last line is cut off.
     """
     first = next(images_of(prefix, processes, 1))
     for kind in first:

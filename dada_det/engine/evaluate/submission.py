@@ -47,10 +47,12 @@ def write_submission(results: Iterable[Result], image_info: str | Path, folder: 
                      kind: str) -> Path:
     """Writes <folder>/<stem>.zip of the detections' `kind` ("bbox" or "segm"), checked on the way; returns its path.
 
-    `results` may be an iterator: one detection is in memory at a time. Box coordinates are rounded to a tenth of a pixel,
-    as COCO's page on the results format advises, scores to the shortest number that gives back the same float32. A
-    detector may give a box without area; those are left out. UserError where another breaks a rule of the server: then
-    no zip is left.
+    `results` may be an iterator: one detection is in memory at a time. Box coordinates are rounded to a tenth of a pixel, as
+    COCO's page on the results format advises, scores to the shortest number that gives back the same float32. A detector may
+    give a box without area; those are left out.
+
+    Raises:
+        UserError: another breaks a rule of the server: then no zip is left.
     """
     path = Path(folder) / f"{stem}.zip"
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive, \
@@ -72,16 +74,23 @@ def _rounded(results: Iterable[Result], kind: str) -> Iterator[dict[str, Any]]:
 
 
 def check_submission(path: str | Path, image_info: str | Path) -> Coverage:
-    """Checks a submission zip against the server's image_info file; UserError names the first fault."""
+    """Checks a submission zip against the server's image_info file.
+
+    Raises:
+        UserError: the sentence names the first fault.
+    """
     return _check_zip(Path(path), Path(path).name, image_info)
 
 
 class Checked:
     """Detections in COCO's results format, each checked as it passes through; `coverage` of those that have passed.
 
-    Each needs an image id of `image_info`, one of COCO's 80 category ids, a score in 0..1 and a finite box with
-    w, h > 0 or an RLE that fills its image; an image has at most 100. UserError names the first that breaks a rule.
-    Memory grows with the images of image_info (some 300 bytes each), not with the detections.
+    Each needs an image id of `image_info`, one of COCO's 80 category ids, a score in 0..1 and a finite box with w, h > 0 or
+    an RLE that fills its image; an image has at most 100.
+
+    Raises:
+        UserError: the sentence names the first that breaks a rule. Memory grows with the images of image_info (some 300
+            bytes each), not with the detections.
     """
 
     def __init__(self, results: Iterable[Any], image_info: str | Path, kind: str) -> None:

@@ -25,10 +25,12 @@ from dada_det.models.darts import AUXILIARY_WEIGHT
 class Classifier(BaseModel):
     """build_classifier(**classifier) under a cross entropy with `label_smoothing`.
 
-    mixup: arguments of timm's Mixup (also CutMix), which then mixes every training batch; its draws are numpy's.
-    bce_threshold: timm's BinaryCrossEntropy in the place of the cross entropy, where targets above it count as 1.
-    A network that gives (logits, auxiliary logits) in training adds AUXILIARY_WEIGHT times the second one's cross entropy.
-    channels_last: weights and images lie in memory pixel by pixel, which convolutions on tensor cores want.
+    Args:
+        mixup: arguments of timm's Mixup (also CutMix), which then mixes every training batch; its draws are numpy's.
+        bce_threshold: timm's BinaryCrossEntropy in the place of the cross entropy, where targets above it count as 1. A
+            network that gives (logits, auxiliary logits) in training adds AUXILIARY_WEIGHT times the second one's cross
+            entropy.
+        channels_last: weights and images lie in memory pixel by pixel, which convolutions on tensor cores want.
     """
 
     def __init__(self, classifier: Mapping[str, Any], label_smoothing: float = 0.0, channels_last: bool = False,

@@ -42,9 +42,13 @@ PCA_COMPONENTS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140
 class Photometric:
     """torchvision's ColorJitter, then Lighting, on one PIL image (RGB) after its policy.
 
-    color_jitter: the arguments of torchvision.transforms.ColorJitter, None for none; lighting: standard deviation of the
-    noise along each principal component of ImageNet's colours (AlexNet's is 0.1), 0 for none. All randomness comes from
-    the generator of the call. UserError where a setting is out of its range.
+    Args:
+        color_jitter: the arguments of torchvision.transforms.ColorJitter, None for none.
+        lighting: standard deviation of the noise along each principal component of ImageNet's colours (AlexNet's is 0.1), 0
+            for none. All randomness comes from the generator of the call.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     def __init__(self, color_jitter: dict[str, Any] | None, lighting: float) -> None:
@@ -86,8 +90,11 @@ def lighten(image: Image.Image, alphas: np.ndarray) -> Image.Image:
 def image_sizes(config: Config) -> list[int]:
     """The side of the training images in each epoch, in pixels.
 
-    With progressive_size it grows from there by SIZE_STEP, each size for equally many epochs, and is image_size in the
-    last quarter of them. UserError where progressive_size is no smaller size, or the network takes one size only.
+    With progressive_size it grows from there by SIZE_STEP, each size for equally many epochs, and is image_size in the last
+    quarter of them.
+
+    Raises:
+        UserError: progressive_size is no smaller size, or the network takes one size only.
     """
     first, last = config.get("progressive_size"), config.image_size
     if config.get("train_size"):
@@ -105,12 +112,14 @@ def image_sizes(config: Config) -> list[int]:
 
 
 def training_images(config: Config, images: ImageList | ArrayImages, policy: Replayable) -> ImageFolder:
-    """Cropped, flipped unless config.mirror is False, under the policy, then jittered, lightened and under Cutout where
-    the config says so.
+    """Cropped, flipped unless config.mirror is False, under the policy, then jittered, lightened and under Cutout where the
+    config says so.
 
     With policy_on = "device" the samples only hold what the policy draws, and the preprocessor applies it, before it
-    normalises: the order and the images are the same either way. UserError where policy_on is unknown, or this policy
-    or what follows it cannot be applied there.
+    normalises: the order and the images are the same either way.
+
+    Raises:
+        UserError: policy_on is unknown, or this policy or what follows it cannot be applied there.
     """
     place, sizes = config.get("policy_on", "workers"), image_sizes(config)
     if place not in ("workers", "device"):
@@ -133,7 +142,8 @@ def training_images(config: Config, images: ImageList | ArrayImages, policy: Rep
 def preprocessing(config: Config) -> Preprocessing:
     """How the images are prepared: as for the weights that the training starts from, but for what the config itself says.
 
-    UserError where interpolation or crop_share is none.
+    Raises:
+        UserError: interpolation or crop_share is none.
     """
     own = {"interpolation": config.get("interpolation"), "crop_share": config.get("crop_share"),
            **(config.get("data_preprocessor") or {})}
@@ -142,7 +152,11 @@ def preprocessing(config: Config) -> Preprocessing:
 
 
 def pixels(config: Config, key: str) -> int | None:
-    """config[key], a number of pixels or None; UserError for anything else."""
+    """config[key], a number of pixels or None.
+
+    Raises:
+        UserError: anything else.
+    """
     value = config.get(key)
     if value is not None and not (isinstance(value, int) and value >= 0):
         raise UserError(f"{key} is {value!r}; write a number of pixels, or None")
@@ -152,10 +166,13 @@ def pixels(config: Config, key: str) -> int | None:
 class WholeBatches(DefaultSampler):
     """This rank's share of the shuffled images, without those that fill no whole batch of `batch` images.
 
-    An epoch is then a whole number of updates, also where a batch is computed in parts. Fewer images than one batch are
-    all kept.
-    repeats: so many copies of an image stand side by side (repeated augmentation, Hoffer et al., CVPR 2020, as timm's
-    RepeatAugSampler), and an epoch, no longer than without, sees fewer images. Copy c of image i is i + c len(dataset).
+    An epoch is then a whole number of updates, also where a batch is computed in parts. Fewer images than one batch are all
+    kept.
+
+    Args:
+        repeats: so many copies of an image stand side by side (repeated augmentation, Hoffer et al., CVPR 2020, as timm's
+            RepeatAugSampler), and an epoch, no longer than without, sees fewer images. Copy c of image i is i + c
+            len(dataset).
     """
 
     def __init__(self, dataset: Sized, batch: int, seed: int, repeats: int = 1) -> None:

@@ -27,12 +27,14 @@ BOX = 1  # the key of a Cutout box's stream, after (seed, epoch, index)
 class TrainImages(ImageFolder):
     """Training images whose side in pixels follows the epoch: sizes[epoch], and the last of them ever after.
 
-    transform (of `image_transform`), then `after`, both called as (image, generator=..), act on each cropped and flipped
-    PIL image. A worker process sees the epoch that `set_epoch` has set in the main one; a policy that follows the training's
-    progress is told the epoch over len(sizes). padding, mirror, interpolation: see
-    ImageFolder.
-    cutout: side in pixels of a square around a pixel drawn uniformly (DeVries and Taylor, arXiv:1708.04552), 0 for none; a
-    sample then holds {"cutout": int64 [4]}, its left, top, right and bottom, which ImagePreprocessor blanks.
+    transform (of `image_transform`), then `after`, both called as (image, generator=..), act on each cropped and flipped PIL
+    image. A worker process sees the epoch that `set_epoch` has set in the main one; a policy that follows the training's
+    progress is told the epoch over len(sizes).
+
+    Args:
+        padding, mirror, interpolation: see ImageFolder.
+        cutout: side in pixels of a square around a pixel drawn uniformly (DeVries and Taylor, arXiv:1708.04552), 0 for none;
+            a sample then holds {"cutout": int64 [4]}, its left, top, right and bottom, which ImagePreprocessor blanks.
     """
 
     def __init__(self, images: ImageList | ArrayImages, sizes: Sequence[int], transform: Callable[..., Any], seed: int = 0,

@@ -82,8 +82,10 @@ def optimizer(config: Config) -> dict[str, Any]:
 
     clip_grad: the norm that no update's gradient exceeds. layer_decay: see LayerDecay.
 
-    precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU. UserError where the
-    device cannot compute in it.
+    precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
+
+    Raises:
+        UserError: the device cannot compute in it.
     """
     if config.optimizer.get("type") == "Lamb" and OPTIMIZERS.get("Lamb") is None:
         from timm.optim import Lamb

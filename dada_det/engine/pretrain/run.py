@@ -54,9 +54,12 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     """Trains config.classifier on `train` with `policy`, into config.work_dir; `val` has the same classes.
 
     Writes checkpoints, metrics.json ({"top1", "top5"} in percent) and the backbone with its JSON: r50.pth for resnet50,
-    <name>.pth for timm's other networks, none for the project's own; with `ema` both hold and measure the average. Prints
-    a closing line. The keys of the config are those of configs/pretrain_r50.py, and policy (what the policy is called),
-    mirror (whether training images are flipped) and work_dir. Raises UserError for a user's mistake.
+    <name>.pth for timm's other networks, none for the project's own; with `ema` both hold and measure the average. Prints a
+    closing line. The keys of the config are those of configs/pretrain_r50.py, and policy (what the policy is called), mirror
+    (whether training images are flipped) and work_dir.
+
+    Raises:
+        UserError: a user's mistake.
     """
     forbid_unsafe_loading()
     distributed = join_processes()

@@ -48,7 +48,8 @@ def safe_globals() -> list[Any]:
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
     """What torch.load(weights_only=True) reads from `path`, without meta["config"], which mmengine would execute.
 
-    Raises UserError where the file is missing or carries code, DamagedCheckpoint where it is damaged.
+    Raises:
+        UserError: the file is missing or carries code, DamagedCheckpoint where it is damaged.
     """
     try:
         with torch.serialization.safe_globals(safe_globals()):
@@ -66,7 +67,11 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The mmengine checkpoint in `path` as a dict, read on the CPU; UserError where it cannot be trusted or is none."""
+    """The mmengine checkpoint in `path` as a dict, read on the CPU.
+
+    Raises:
+        UserError: it cannot be trusted or is none.
+    """
     content = load_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict", content), dict):
         raise DamagedCheckpoint(f"{path} holds no state dict; give a checkpoint that training wrote")
@@ -104,7 +109,8 @@ def find_checkpoint(work_dir: str | Path) -> Path | None:
 def newest_that_loads(work_dir: str | Path, stage: str) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that --resume goes on from and what it holds, or None; says which, and which damaged ones it skips.
 
-    UserError where one carries code: that is no accident, and nothing beside it is to be trusted.
+    Raises:
+        UserError: one carries code: that is no accident, and nothing beside it is to be trusted.
     """
     def say(sentence: str) -> None:
         if is_main_process():

@@ -31,12 +31,13 @@ Place = tuple[int, int]  # (epoch or step, index in the data set)
 class ExactResume(Hook):
     """Makes a resumed run equal to an uninterrupted one, in the middle of an epoch too; needs `randomness.seed`.
 
-    Loops by epoch and by iteration, samplers that end and endless ones. On the CPU the weights are then equal bit for bit.
-    A validation that was due at the checkpoint, and that the end of the process has cut off, is made up for. Data that has
-    no indices (IterableDataset) keys its own randomness and is not skipped. A data set with an order of its own, such as
+    Loops by epoch and by iteration, samplers that end and endless ones. On the CPU the weights are then equal bit for bit. A
+    validation that was due at the checkpoint, and that the end of the process has cut off, is made up for. Data that has no
+    indices (IterableDataset) keys its own randomness and is not skipped. A data set with an order of its own, such as
     MMDetection's RepeatDataset, is fine.
 
-    UserError where the checkpoint was written in the middle of an epoch of another length (other batch, other processes).
+    Raises:
+        UserError: the checkpoint was written in the middle of an epoch of another length (other batch, other processes).
     """
 
     priority = "LOWEST"
@@ -94,8 +95,9 @@ class ExactResume(Hook):
 class KeyedBatches:
     """The batches of `batches` from number `skip` on, with (epoch or step, index) in the place of each index.
 
-    endless: begins again where `batches` ends, each time with the sampler's next epoch, and gives the step of each batch;
-    otherwise it gives `epoch`. Everything else is that of `batches`.
+    Args:
+        endless: begins again where `batches` ends, each time with the sampler's next epoch, and gives the step of each
+            batch; otherwise it gives `epoch`. Everything else is that of `batches`.
     """
 
     def __init__(self, batches: Any, endless: bool) -> None:

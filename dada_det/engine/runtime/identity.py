@@ -44,7 +44,11 @@ def demand_same(path: Path, found: Any, wanted: Identity) -> None:
 
 def resume_point(work_dir: str | Path, identity: Identity, stage: str, checkpoint: str | None = None) -> Path | None:
     """The checkpoint that --resume goes on from: `checkpoint`, else the newest in `work_dir`; None, after one line, where
-    there is none yet. UserError where it is of another run."""
+    there is none yet.
+
+    Raises:
+        UserError: it is of another run.
+    """
     found = (Path(checkpoint), check_checkpoint(checkpoint)) if checkpoint else newest_that_loads(work_dir, stage)
     if found is None:
         return None
@@ -62,8 +66,9 @@ def demand_own(folder: Path) -> None:
 def own_folder(folder: Path, identity: Identity, keep: bool, written: str | None = None) -> None:
     """Makes `folder` this run's own: what an earlier one has left there goes, unless `keep` and it was this very run.
 
-    written: a pattern of the files that runs leave there, None for all that is in it. UserError as demand_own, before
-    anything is removed.
+    Args:
+        written: a pattern of the files that runs leave there, None for all that is in it. UserError as demand_own, before
+            anything is removed.
     """
     demand_own(folder)
     marker = folder / MARKER

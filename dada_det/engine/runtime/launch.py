@@ -33,7 +33,11 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> Config:
-    """The mmengine config in `path` with `key=value` options applied; UserError where either is broken."""
+    """The mmengine config in `path` with `key=value` options applied.
+
+    Raises:
+        UserError: either is broken.
+    """
     given = parse_options(options)
     try:
         config = without_layout(Config.fromfile(path))
@@ -47,7 +51,8 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
 def make_room(config: Config, given: dict[str, Any]) -> None:
     """Puts empty dicts where `given` writes into None, or a dict over a number: mmengine would not merge them.
 
-    UserError for a place that a list does not have.
+    Raises:
+        UserError: a place that a list does not have.
     """
     for name, value in given.items():
         node: Any = config
@@ -93,7 +98,11 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def literal(node: ast.AST) -> Any:
-    """The value of Python's literals and of dict(name=literal, ..); ValueError for anything else."""
+    """The value of Python's literals and of dict(name=literal, ..).
+
+    Raises:
+        ValueError: anything else.
+    """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {str(keyword.arg): literal(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
@@ -115,8 +124,10 @@ def without_layout(config: Config) -> Config:
 def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
     """Runs `python -m module argv` in `processes` processes, as torchrun does; returns the exit code.
 
-    2 where a process ended so: it has already said why, and torchrun's own report would only hide it. UserError where
-    one was killed. The others are ended as soon as one has ended badly (SIGTERM, PATIENCE later SIGKILL).
+    2 where a process ended so: it has already said why, and torchrun's own report would only hide it.
+
+    Raises:
+        UserError: one was killed. The others are ended as soon as one has ended badly (SIGTERM, PATIENCE later SIGKILL).
     """
     for library in ("OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -174,8 +185,10 @@ def join_processes() -> bool:
 def leave_processes(failed: bool = False) -> None:
     """Ends this process's group, if it is in one.
 
-    The threads of a group that is left open can abort the interpreter as it ends, after all work is done. failed: this
-    process gives up; a group over NCCL stays open then, as its end would wait for the others.
+    The threads of a group that is left open can abort the interpreter as it ends, after all work is done.
+
+    Args:
+        failed: this process gives up; a group over NCCL stays open then, as its end would wait for the others.
     """
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
@@ -184,7 +197,8 @@ def leave_processes(failed: bool = False) -> None:
 def say_machines(stage: str, work_dir: str, resume: bool) -> None:
     """Where several machines (nodes) work together, one line of rank 0: how many, and whether all see the work folder.
 
-    UserError where they do not and the run is to go on from a checkpoint, which rank 0's machine alone has.
+    Raises:
+        UserError: they do not and the run is to go on from a checkpoint, which rank 0's machine alone has.
     """
     if not dist.is_initialized() or int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
         return

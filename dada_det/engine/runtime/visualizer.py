@@ -12,7 +12,11 @@ PACKAGES = {"TensorboardVisBackend": "tensorboard", "WandbVisBackend": "wandb"} 
 
 
 def visualizer(config: Config) -> dict[str, Any]:
-    """mmengine's Visualizer with config.vis_backends; UserError where one is unknown or its package is missing."""
+    """mmengine's Visualizer with config.vis_backends.
+
+    Raises:
+        UserError: one is unknown or its package is missing.
+    """
     backends = [{"type": backend} if isinstance(backend, str) else dict(backend)
                 for backend in config.get("vis_backends") or ["LocalVisBackend"]]
     for backend in backends:

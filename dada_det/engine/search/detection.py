@@ -40,8 +40,10 @@ def load_detection(config: Config) -> Problem:
 
     Keys: model (MMDetection's), data (root; val_root, a COCO file or folder that validates instead of a half; groups, the
     rule by which it is halved; images, how many are drawn by seed, None: all), image_size (the longer side, and the side of
-    the padded square), masks (whether they are loaded; a box then is that of its mask's pixels), mirror. Raises UserError
-    for a user's mistake.
+    the padded square), masks (whether they are loaded; a box then is that of its mask's pixels), mirror.
+
+    Raises:
+        UserError: a user's mistake.
     """
     preprocessor = config.model.data_preprocessor
     if not preprocessor.get("bgr_to_rgb"):
@@ -81,10 +83,12 @@ def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
 
 
 def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetection | None = None) -> list[Fold]:
-    """Two folds by halves of whole groups, which train and validate in turn; `beside`: what trains in both folds, too.
+    """Two folds by halves of whole groups, which train and validate in turn.
 
-    rule: see groups_of, with the images' file_name as their path. One line says where the halves leak all the same, by the
-    images' pixels.
+    Args:
+        beside: what trains in both folds, too.
+        rule: see groups_of, with the images' file_name as their path. One line says where the halves leak all the same, by
+            the images' pixels.
     """
     groups = groups_of(images.names, [0] * len(images), rule, images.images_NCHW)
     order = torch.randperm(len(images), generator=generator_for(seed))

@@ -38,8 +38,11 @@ PAD_DIVISOR = 32  # pixels; MMDetection's configs pad each image to a multiple o
 class DetectorLosses(LossNetwork):
     """A detector as a network whose output is the loss of each image.
 
-    detector: one stage with a head of anchors (RetinaNet), or two with an RPN and one RoI head (Faster, Mask R-CNN);
-    UserError for another.
+    Args:
+        detector: one stage with a head of anchors (RetinaNet), or two with an RPN and one RoI head (Faster, Mask R-CNN).
+
+    Raises:
+        UserError: another.
     """
 
     def __init__(self, detector: nn.Module) -> None:

@@ -17,11 +17,15 @@ from dada_det.search.step import Algorithm, Apply, apply_to_images
 class Problem:
     """What a row of LOADERS makes of a config, for every algorithm alike.
 
-    network: builds a classifier or an alignment.LossNetwork from torch's global generator; batches: the loader for an
-    algorithm, with `batch(epoch, index)` -> step.Batch, a length (batches an epoch), `dataset` and `metainfo`; mean, std:
-    of the RGB channels in 0..255, by which the Searcher normalises; identity: what a search that --resume goes on with
-    must share; data_hash: of all images and labels; groups: the rule by which the images were halved, None where the user
-    gives what validates; forks: makes what the trial's forks train on, given what normalises uint8 images; None: no trial.
+    Args:
+        network: builds a classifier or an alignment.LossNetwork from torch's global generator.
+        batches: the loader for an algorithm, with `batch(epoch, index)` -> step.Batch, a length (batches an epoch),
+            `dataset` and `metainfo`.
+        mean, std: of the RGB channels in 0..255, by which the Searcher normalises.
+        identity: what a search that --resume goes on with must share.
+        data_hash: of all images and labels.
+        groups: the rule by which the images were halved, None where the user gives what validates.
+        forks: makes what the trial's forks train on, given what normalises uint8 images; None: no trial.
     """
 
     network: Callable[[], nn.Module]

@@ -29,8 +29,10 @@ def classification(config: Config, folds: Sequence[Fold], whole: int, classes: i
                    groups: str | None = None) -> Problem:
     """Images in one or two folds, which move to the device whole, and config.classifier.
 
-    The search by alignment trains and validates on the first fold, forks on each in turn; whole: images of a training with
-    the policy, by which the costs are counted.
+    The search by alignment trains and validates on the first fold, forks on each in turn.
+
+    Args:
+        whole: images of a training with the policy, by which the costs are counted.
     """
     folds = [Fold(on_device(fold.train), on_device(fold.val), fold.groups_V) for fold in folds]
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)

@@ -42,10 +42,13 @@ POLICY_LR = {"default": 0.02, "paper": 5e-3}  # Adam's, by the search's mode (th
 def run_search(config: Config, resume: bool) -> None:
     """Searches as `config` says, into config.work_dir: the algorithm's files and checkpoints; prints a closing line.
 
-    Keys: method (METHODS; "dada"), kind (LOADERS) and what its loader reads: data (root, val_root, subset,
-    images_per_class, groups), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a
-    GPU, or "float32"), operations, search (the method's entries), weights_optimizer (lr at base_batch_size),
-    policy_optimizer (lr None: POLICY_LR), clip_grad, work_dir. Raises UserError for a user's mistake.
+    Keys: method (METHODS; "dada"), kind (LOADERS) and what its loader reads: data (root, val_root, subset, images_per_class,
+    groups), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a GPU, or "float32"),
+    operations, search (the method's entries), weights_optimizer (lr at base_batch_size), policy_optimizer (lr None:
+    POLICY_LR), clip_grad, work_dir.
+
+    Raises:
+        UserError: a user's mistake.
     """
     forbid_unsafe_loading()
     distributed = join_processes()

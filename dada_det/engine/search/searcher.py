@@ -111,9 +111,9 @@ def average_buffers(network: nn.Module) -> None:
 class WritePolicy(Hook):
     """After every epoch it writes the files of the algorithm's results, each whole.
 
-
-    mirror: whether the search flips images, which the policies say. proposal: policy.json is called proposal.json, since a
-    trial decides later what is handed over.
+    Args:
+        mirror: whether the search flips images, which the policies say.
+        proposal: policy.json is called proposal.json, since a trial decides later what is handed over.
     """
 
     def __init__(self, provenance: dict, mirror: bool, proposal: bool = False) -> None:
