@@ -82,7 +82,7 @@ def named(texts: Sequence[str], flag: str) -> dict[str, str]:
     """Names and values of `flag`'s `[NAME=]VALUE`; without one a file's stem.
 
     Raises:
-        UserError: a bad or a second name.
+        UserError: a name is impossible or given twice.
     """
     names: dict[str, str] = {}
     for text in texts:
@@ -121,8 +121,10 @@ def start(module: str, argv: Sequence[str], processes: int) -> int:
 
 
 def say(sentence: str) -> None:
-    """Prints a mistake in one line; processes that `start_processes` has started hand it to their parent, which says it
-    once, and of those that torchrun or srun has started one says it for all."""
+    """Prints a mistake in one line, once.
+
+    Processes that `start_processes` has started give it to their parent. Of those that torchrun or srun has started one
+    prints it for all."""
     shared, sentence = os.environ.get(SENTENCES), " ".join(sentence.splitlines())
     if shared is None:
         if "LOCAL_RANK" in os.environ:
@@ -213,7 +215,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
     """Reads an mmengine config and applies `key=value` options.
 
     Raises:
-        UserError: file or option is broken.
+        UserError: the file or an option is broken.
     """
     package, separator, inside = path.partition("::")
     if separator:  # as in MMDetection's _base_: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py
@@ -236,8 +238,8 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.
     """The config with the flags on top; flags and config entries have the same names.
 
     Raises:
-        UserError: an entry of `needed` is missing or of another type than there, one is not in `known` or of another type
-            than there, or a size is out of range.
+        UserError: an entry of `needed` is missing or has another type, one is not in `known` or has another type, or a size
+            is out of range.
     """
     config = load_config(args.config, args.cfg_options)
     for entry, kind in needed.items():
@@ -291,12 +293,12 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.
 
 
 def what_gives(args: argparse.Namespace) -> str:
-    """What a sentence about a config's entry calls its giver."""
+    """Where a config's entries come from, for a sentence."""
     return f"the config {args.config}{' with --cfg-options' if args.cfg_options else ''}"
 
 
 def demand_optimizer(options: Mapping[str, Any], kind: str, what: str, entry: str) -> None:
-    """UserError where torch's optimiser `kind` does not take the config's `entry`, `options`; imports torch."""
+    """Raises UserError if torch's optimiser `kind` does not take `options`, the config's `entry`; imports torch."""
     import torch
 
     optimizer = getattr(torch.optim, kind, None)

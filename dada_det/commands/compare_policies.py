@@ -90,7 +90,7 @@ def mirror_of_all(said: dict[tuple[str, int], bool | None]) -> bool | None:
     """What the files of the policies (name, seed) say about flips, None where none does.
 
     Raises:
-        UserError: they say both.
+        UserError: some say yes and some no.
     """
     answers = {mirror: name for (name, _), mirror in said.items() if mirror is not None}
     if len(answers) == 2:

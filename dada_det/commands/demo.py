@@ -1,4 +1,4 @@
-"""make demo: the whole road on data that it makes, small enough for two CPU cores."""
+"""make demo: all stages on data that it makes, small enough for two CPU cores."""
 
 import time
 from argparse import Namespace

@@ -1,7 +1,7 @@
-"""Where a detector's images and annotations are: what the config gives is used or refused, --data stands for the rest.
+"""Where a detector's images and annotations are: as the config says, else in --data.
 
-An entry is given where it is not what MMDetection's own COCO configs have. Data sets inside RepeatDataset,
-ClassBalancedDataset and the like are found; those of a ConcatDataset become one, whose file is written to the work_dir.
+An entry counts as given if it differs from MMDetection's own COCO configs. Data sets inside RepeatDataset,
+ClassBalancedDataset and the like are found. Those of a ConcatDataset become one, whose file is written to the work_dir.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ Place = tuple[Path, Path]  # annotation file, folder of its images
 
 
 def data_layout(args: Namespace, config: Any, parts: Sequence[str]) -> CocoLayout:
-    """Where `parts` of "train", "val" and "test" are; "test" stands in the place of "val", and test-dev's images are found.
+    """Where the `parts` of "train", "val" and "test" are; "test" takes the place of "val" and also finds test-dev's images.
 
-    By what the config gives, --data, the config's data_root, or the demo's data, which is written at first use. The config's
-    loaders get single data sets (`use_single`), and its work_dir the file of a ConcatDataset.
+    Looked for in this order: what the config gives, --data, the config's data_root, the demo's data (written at first use).
+    The config's loaders get single data sets (`use_single`), and its work_dir the file of a ConcatDataset.
 
     Raises:
         UserError: something given is not there, or cannot be used.

@@ -96,7 +96,7 @@ def read_figures(folder: Path) -> list[Figures]:
     """The rows of every plan_*.json in `folder`.
 
     Raises:
-        UserError: one is not what --measure writes.
+        UserError: a file is not what --measure writes.
     """
     found = []
     for path in sorted(folder.glob("plan_*.json")):

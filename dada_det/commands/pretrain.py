@@ -78,7 +78,7 @@ def prepare(args: Namespace) -> tuple[Any, "Replayable"]:
     """The config with the flags on top, and the policy.
 
     Raises:
-        UserError: every mistake in them.
+        UserError: flags, config or policy are wrong.
     """
     if args.data and not Path(args.data).is_dir():  # before the config, which takes seconds to import mmengine
         raise UserError(f"the data folder {args.data} does not exist; give the folder that holds the images with --data")
@@ -108,7 +108,7 @@ def images_of(config: Any) -> tuple[ImageList | ArrayImages, ImageList | ArrayIm
     """The images to train and to validate on.
 
     Raises:
-        UserError: config.data does not hold those of config.kind.
+        UserError: config.data does not hold images of config.kind.
     """
     data = config.data
     if config.kind == FOLDERS:

@@ -21,7 +21,7 @@ NEEDED = {"kind": str, "data": dict, "search": dict, "weights_optimizer": dict, 
           "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int,
           "precision": str}
 
-# Every entry that a search's config may have.
+# Every entry that a search's config may have, with its types.
 KNOWN: keys.Table = {
     **{name: (kind,) for name, kind in NEEDED.items()},
     "data": {"root": (str,), "val_root": (str, None), "subset": (str, None), "subset_images": (int,),

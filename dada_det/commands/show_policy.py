@@ -116,7 +116,7 @@ def load(paths: list[Path], folder: str) -> "list[Image.Image]":
     """The images that decode.
 
     Raises:
-        UserError: none does.
+        UserError: no image decodes.
     """
     from dada_det.data.decode import load_image
     from dada_det.report.policy_page import SIDE

@@ -88,7 +88,7 @@ def detector_config(args: Namespace) -> Any:
     """CONFIG with --cfg-options, --work-dir and --backbone applied.
 
     Raises:
-        UserError: it is no detector of ours.
+        UserError: it is no config of a detector that can be trained here.
     """
     for name in ("backbone", "data"):
         path = getattr(args, name)
@@ -126,7 +126,7 @@ def detector_config(args: Namespace) -> Any:
 
 
 def check_backbone(path: str, config: Any) -> None:
-    """UserError where the backbone file is missing (with the command that makes it) or is no whole ResNet-50."""
+    """Raises UserError if the backbone file is missing (it says which command makes it) or is no whole network."""
     if not Path(path).is_file():
         raise UserError(f"the backbone {path} does not exist; make it with `{config.get('backbone_command')}`, or give "
                         "another with --backbone")

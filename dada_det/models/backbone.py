@@ -35,7 +35,7 @@ def export_backbone(state_dict: Mapping[str, Tensor], path: str | Path, meta: Ma
     classifier's tensors (fc.* of a ResNet-50) are left out and floating tensors become float32 on the CPU.
 
     Raises:
-        ValueError: it is no whole `architecture`.
+        ValueError: the state dict is no whole `architecture`.
     """
     if architecture == ARCHITECTURE:
         tensors = {name: _plain(tensor) for name, tensor in state_dict.items() if not name.startswith("fc.")}
@@ -61,7 +61,7 @@ def load_backbone(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     where meta["library"] is "timm", those of timm.create_model(meta["architecture"], num_classes=0).
 
     Raises:
-        UserError: a missing file, one that carries code, holds only a part of its network or another one, has prefixed keys,
+        UserError: the file is missing, carries code, holds a part of its network or another network, has prefixed keys,
             sparse or meta tensors, another dtype or NaN, or does not belong to the JSON beside it.
     """
     path = Path(path)
@@ -123,7 +123,7 @@ def verify_export(model: nn.Module, path: str | Path, images_BCHW: Tensor, archi
     float32, whatever the training did: in TF32 two memory formats differ by more than a wrong weight.
 
     Raises:
-        RuntimeError: they differ; it holds the largest difference.
+        RuntimeError: the features differ; the message holds the largest difference.
     """
     fresh, features = _fresh(path, architecture, images_BCHW)
     fresh.eval().to(images_BCHW.device)

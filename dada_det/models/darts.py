@@ -177,8 +177,9 @@ class SuperNet(CellStack):
     """The network of a search: normalised images [B,3,H,W] -> logits [B,K] along the path of `on`.
 
     Args:
-        channels, cells, nodes, operations: the size of the space (DARTS: 16, 8, 4 and its eight operations). The
-            architecture is no part of its weights: whoever learns it gives the path. edges: of one cell.
+        channels, cells, nodes, operations: the size of the space (DARTS: 16, 8, 4 and its eight operations).
+
+    The architecture is no part of its weights: the caller gives the path. `edges` are those of one cell.
     """
 
     def __init__(self, num_classes: int, channels: int = 16, cells: int = 8, nodes: int = 4,
@@ -262,7 +263,7 @@ def from_name(name: str, num_classes: int) -> CellNetwork:
     """The CellNetwork of a `name_of`.
 
     Raises:
-        UserError: it is none.
+        UserError: `name` is none.
     """
     try:
         channels, cells, drop_path, auxiliary, genotype = name.removeprefix(PREFIX).split("/", 4)

@@ -1,4 +1,4 @@
-"""A genotype: which two operations each node of DARTS's two cells has; as a file, JSON that is only ever data.
+"""A genotype: which two operations each node of DARTS's two cells has, and its JSON file.
 
 A cell has two inputs, 0 and 1 (the outputs of the cell before last and of the last one), and nodes 2, 3, ..; each node is
 the sum of two operations on earlier ones, and the cell's output all its nodes side by side (Liu et al., ICLR 2019).
@@ -110,7 +110,7 @@ class Genotype:
         """The genotype that `str` gave.
 
         Raises:
-            UserError: `text` is none.
+            UserError: `text` is no genotype.
         """
         try:
             normal, reduction = ([[Edge(name, int(index)) for name, index in (edge.split(":") for edge in node.split(","))]

@@ -17,8 +17,9 @@ class PyramidNet(nn.Module):
 
     Args:
         depth: 9 n + 2 layers, three groups of n blocks.
-        alpha: channels that the 3x3 convolutions gain from 16 on, by equal steps from block to block, rounded. The
-            probability that ShakeDrop leaves a branch alone falls linearly from block to block.
+        alpha: channels that the 3x3 convolutions gain from 16 on, by equal steps from block to block, rounded.
+
+    The probability that ShakeDrop leaves a branch alone falls linearly from block to block.
     """
 
     def __init__(self, depth: int, alpha: int, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""Shake-Shake and ShakeDrop: branches whose strength is drawn anew, for the forward pass and for its derivatives apart.
+"""Shake-Shake and ShakeDrop: branches with random weights, one set for the forward pass and one for its derivatives.
 
 B images, D channels, h x w positions. One draw an image, from torch's generator of the images' device, made in the forward
 pass: torch.manual_seed repeats both passes, and torch.func and forward-mode derivatives go through as through any network.

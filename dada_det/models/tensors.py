@@ -1,4 +1,4 @@
-"""Tensor files from outside: .pth and .safetensors, read without running what a pickle carries."""
+"""Reads tensor files of strangers, .pth and .safetensors, without running what a pickle carries."""
 
 import argparse
 from collections.abc import Mapping

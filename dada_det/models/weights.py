@@ -1,6 +1,6 @@
-"""Weights to start from: a state dict becomes the whole of a network, and brings along how its images were prepared.
+"""Pretrained weights to start from, and how their images were prepared.
 
-Taken are timm's and torchvision's files and this project's r50.pth, as .pth or .safetensors, or timm's own by name.
+Read are timm's and torchvision's files and this project's r50.pth, as .pth or .safetensors, or timm's own by name.
 """
 
 import os
@@ -31,8 +31,9 @@ class Preprocessing:
 
     Args:
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        crop_share: share of the resized image's side that the central crop of a validation image shows. The defaults are
-            those of this project's own training.
+        crop_share: share of the resized image's side that the central crop of a validation image shows.
+
+    The defaults are those of this project's own training.
     """
 
     mean: tuple[float, ...] = tuple(IMAGENET["mean"])
@@ -48,13 +49,13 @@ PUBLISHED = {"efficientnet-lite0-57934424.pth": Preprocessing((127.0,) * 3, (128
 def load_weights(network: nn.Module, path: str | Path) -> str:
     """Puts the tensors of the file `path` into `network`; returns what became of the classifier, "" where it fitted.
 
-    A classifier (timm's `classifier` of the network, else its last linear layers) that the file lacks or has for another
-    number of classes begins with zeros (Big Transfer, ECCV 2020): timm's own first weights for few classes are so large that
-    the first steps spoil what the others have learned. A file with none of the network's names, but its tensors in its
-    order, is taken by order (and the sentence says so).
+    If the file has no classifier or one for another number of classes, the new classifier starts from zeros (Big Transfer,
+    ECCV 2020): timm's own initial weights for few classes are so large that the first steps spoil the other layers. (The
+    classifier is timm's `classifier` of the network, else its last linear layers.) A file with other names but the network's
+    tensors in its order is taken by order, and the sentence says so.
 
     Raises:
-        UserError: the sentence names any other tensor that is missing, left over, of another shape, not dense or not finite.
+        UserError: any other tensor is missing, left over, of another shape, not dense or not finite; the sentence names it.
     """
     return put(network, dict(read_tensors(Path(path), "weights", ADVICE)), str(path))
 
@@ -154,8 +155,10 @@ def start_from(network: nn.Module, weights: str | Path, name: str) -> None:
     """load_weights for a command: `weights` is a file or "timm", and what was done is said once.
 
     Args:
-        name: of the network, as build_classifier takes it. UserError as load_weights, and where timm's weights cannot be
-            had.
+        name: of the network, as build_classifier takes it.
+
+    Raises:
+        UserError: as load_weights does, or timm's weights cannot be downloaded.
     """
     if str(weights) == TIMM:
         source = f"timm's weights of {timm_tag(name)}"
@@ -178,7 +181,7 @@ def preprocessing_of(weights: str | Path | None, name: str) -> Preprocessing:
     entry for a file of that name; where none is known, timm's default for the network.
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the data config cannot be used.
     """
     if weights is None:
         return Preprocessing()
@@ -273,7 +276,7 @@ def timm_weights(name: str, image_size: int | None) -> dict[str, Tensor]:
     """The state dict of timm's own pretrained network; says where it comes from.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be downloaded.
     """
     import timm
 

@@ -1,4 +1,4 @@
-"""Policies side by side: mean accuracy, its interval, and the paired difference to a reference, as table, CSV and plot."""
+"""Policies under one recipe: mean accuracy, its interval, and the paired difference to a reference; table, CSV, plot."""
 
 import csv
 import math
@@ -31,7 +31,11 @@ class Summary:
 
 
 def summarise(accuracies: Mapping[str, Sequence[float]]) -> list[Summary]:
-    """accuracies: for each policy top-1 in percent, one a seed, all in the same order of seeds; REFERENCE among them."""
+    """A Summary of each policy.
+
+    Args:
+        accuracies: for each policy, REFERENCE among them, top-1 in percent, one a seed, in the same order of seeds.
+    """
     reference = accuracies[REFERENCE]
     return [Summary(policy, len(values), *mean_interval(values),
                     *((math.nan, math.nan) if policy == REFERENCE else paired_difference(values, reference)))

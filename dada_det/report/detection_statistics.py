@@ -1,4 +1,4 @@
-"""How sure an AP is: COCO's figures of one run on resampled validation images, and intervals from them.
+"""Confidence intervals of AP: COCO's figures of one run on resampled validation images.
 
 Statistic: the bootstrap over images (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, percentile interval of
 Section 13.3), paired as Koehn does it (Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004):

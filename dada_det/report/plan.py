@@ -1,8 +1,8 @@
-"""From figures measured on one device to the hours, cores and memory of a run on many; arithmetic only, plain Python.
+"""Estimates hours, cores and memory of a run on many devices from figures of one; arithmetic only, plain Python.
 
-What is scaled, and how: time is linear in images (and in pixels where the images of a run grow), divides evenly by the
-devices and, where decode is slower than the model, is decode's; memory is a fixed part plus a part for each image of a
-batch. Communication between devices, validation and the start of a run are not modelled.
+The model: time is linear in images (and in pixels, if the images of a run grow) and divides evenly by the devices. If decode
+is slower than the network, it sets the time. Memory is a fixed part plus a part for each image of a batch. Communication
+between devices, validation and the start of a run are left out.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Figures:
 
     Args:
         seconds_per_image: as step_cost.step_seconds takes it, the median over n steps and its 95 % interval.
-        fixed_bytes, bytes_per_image: of peak memory, through two batch sizes.
+        fixed_bytes, bytes_per_image: of peak memory, from two batch sizes.
         sample_core_seconds: processor time of one decoded and augmented image, None where it was not measured or nothing is
             decoded in the loop.
         device_bytes: the GPU's memory, or the machine's.

@@ -1,4 +1,4 @@
-"""What a policy amounts to: shares, pairs, how often each operation acts, and whether it differs from a uniform one."""
+"""Facts about a policy: shares, pairs, how often each operation acts, and whether it differs from a uniform one."""
 
 import math
 from dataclasses import dataclass, replace

@@ -116,10 +116,12 @@ def noise_walk(holds_N2O: Tensor, optimizer: Optimizer, one_draw: bool, seed: in
     their spread moved preferences 0.25 to 4.4 times lr * sqrt(steps).
 
     Args:
-        holds_N2O: 1.0 where a slot holds an operation. `steps` >= 1. Default mode: every gradient is unit Gaussian noise,
-            but that a softmax's gradients sum to zero over the sub-policies, and that what is shared gets the sum of those
-            that hold its operation. one_draw (paper mode): a step draws one sub-policy and scores it alone, with a reward
-            that is the same for all: without a baseline, the luck of the draw moves preferences.
+        holds_N2O: 1.0 where a slot holds an operation.
+        optimizer: of at least one step.
+        one_draw: False (default mode): every gradient is unit Gaussian noise, except that a softmax's gradients sum to zero
+            over the sub-policies, and that a shared part gets the sum over those that hold its operation. True (paper mode):
+            a step draws one sub-policy and scores it with a reward that is the same for all; without a baseline the draw
+            alone moves preferences.
     """
     generator = torch.Generator().manual_seed(seed)
     n, _, o = holds_N2O.shape

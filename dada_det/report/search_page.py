@@ -87,7 +87,7 @@ def search_page(folder: str | Path, images: Sequence[Image.Image]) -> Path:
         images: 1 to 4 for the pictures before and after.
 
     Raises:
-        UserError: the sentence names a file of the folder that is none of a search's.
+        UserError: a file in the folder is not what a search writes; the sentence names it.
     """
     folder = Path(folder)
     body = [part for part in (_part(folder, name, what, make) for name, what, make in (

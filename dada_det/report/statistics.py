@@ -26,7 +26,7 @@ def paired_difference(ours: Sequence[float], reference: Sequence[float]) -> tupl
     """`mean_interval` of ours[i] - reference[i], where both sides of a pair share their seed.
 
     Raises:
-        ValueError: sequences of different lengths.
+        ValueError: the sequences have different lengths.
     """
     return mean_interval([a - b for a, b in zip(ours, reference, strict=True)])
 

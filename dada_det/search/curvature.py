@@ -73,9 +73,10 @@ def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Wei
 
     Args:
         squares: S, a mean of the squares of L_train's batch gradients; s is its mean over all weights.
-        gradient: g, that of L_train. By Sherman and Morrison's formula the second term takes out of the direction what
-            agrees with g: every step of the training goes there, whatever the policy, and with it the mean reward of the
-            batch that g is of becomes 0.
+        gradient: g, that of L_train.
+
+    By Sherman and Morrison's formula the second term takes out of the direction what agrees with g. Every step of the
+    training goes along g, whatever the policy. Without this part the mean reward of g's own batch is 0.
     """
     own, along, power = list(gradient.values()), [direction[name] for name in gradient], [squares[name] for name in gradient]
     mean = torch.stack(torch._foreach_norm(power, 1)).sum() / sum(square.numel() for square in power)  # none is negative

@@ -60,7 +60,7 @@ def daas_settings(**changes: object) -> DaasSettings:
     """The settings with warmup_epochs changed.
 
     Raises:
-        UserError: any other entry, and no whole number.
+        UserError: there is another entry, or the value is no whole number.
     """
     unknown = [name for name in changes if name != "warmup_epochs"]
     if unknown:

@@ -80,7 +80,7 @@ def ddas_settings(**changes: object) -> DdasSettings:
     """The paper's settings with single entries changed.
 
     Raises:
-        UserError: an entry or a value that does not exist.
+        UserError: an entry is unknown or its value impossible.
     """
     known = [field.name for field in fields(DdasSettings)]
     unknown = [name for name in changes if name not in known]

@@ -1,8 +1,8 @@
 """Estimates of the gradient of E_q[R] for the logits of a policy distribution, one image at a time.
 
 B images, N sub-policies, 2 slots. q = (c, b): a sub-policy and its two flags. p(q) = p(c) p(b | c), so an estimator scores
-only the flags of the chosen sub-policy (DESIGN.md, point 3). Every estimator is a function of tensors, and its noise is an
-argument. But for `marginal_score` it returns (logits_BN, flag_logits_BN2), whose mean over B is the estimate.
+only the flags of the chosen sub-policy, as only they acted on the image. Every estimator is a function of tensors, and its
+noise is an argument. But for `marginal_score` it returns (logits_BN, flag_logits_BN2), whose mean over B is the estimate.
 """
 
 from collections.abc import Callable
@@ -110,7 +110,10 @@ def straight_through_magnitude(pixel_rewards_B: Tensor, c_B: Tensor, b_B2: Tenso
     """Eq. 10 of DADA: every pixel's derivative for the magnitude is 1, so dR_i/dm is the sum of dR_i/dx.
 
     Args:
-        pixel_rewards_B: these sums. Returns the mean over B for the magnitudes of n sub-policies, [n,2].
+        pixel_rewards_B: these sums.
+
+    Returns:
+        The mean over B for the magnitudes of n sub-policies, [n,2].
     """
     return _scatter_mean(pixel_rewards_B[:, None] * b_B2, c_B, n)
 

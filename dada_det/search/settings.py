@@ -67,7 +67,7 @@ def dada_settings(mode: str = "default", **changes: object) -> DadaSettings:
     """The settings of a mode with single entries changed.
 
     Raises:
-        UserError: a mode, entry or value that does not exist.
+        UserError: the mode or an entry is unknown, or a value is impossible.
     """
     if mode not in MODES:
         raise UserError(f"search has no mode {mode!r}; modes: {', '.join(MODES)}")

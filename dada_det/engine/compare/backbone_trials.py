@@ -1,4 +1,4 @@
-"""Detectors trained on one backbone after another under one recipe; of each run its per-image evaluation is kept.
+"""Trains detectors on several backbones under one recipe and keeps each run's evaluation of every image.
 
 Runs with equal seeds share the first weights of their heads, their batches and their images, whatever the backbone.
 """
@@ -161,9 +161,10 @@ def identity_of(trial: Trial, layout: CocoLayout, hashes: dict[Path, str]) -> di
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Notes in `folder` which run it is for; UserError where it is another's, or holds what no run has written.
+    """Notes in `folder` which run it is for. Only a folder with that note is ever cleared (keep_result).
 
-    Only a folder with that note is ever cleared (keep_result).
+    Raises:
+        UserError: it is another run's, or holds files that no run has written.
     """
     path = make_folder(folder) / IDENTITY
     if path.exists():

@@ -1,4 +1,4 @@
-"""A config of any stage as one training step on random or real images, and as the number of images it goes through."""
+"""Makes one training step of any stage's config, on random or real images, and counts the images of the whole run."""
 
 import contextlib
 import io
@@ -52,10 +52,10 @@ class Stage:
 
 
 def stage_of(config: Config) -> str:
-    """"search", "pretraining" or "detection".
+    """The stage of a config: "search", "pretraining" or "detection".
 
     Raises:
-        UserError: the config is of none that can be planned.
+        UserError: it is a config of no stage that can be planned.
     """
     if "search" in config and "classifier" in config and config.get("kind") in SEARCHED:
         return "search"

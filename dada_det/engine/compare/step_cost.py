@@ -21,7 +21,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by the names 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What `run` does again and again, `steps` steps of a training, and what keeps its tensors between two of them."""
+    """A repeatable piece of training: `run` does `steps` steps; the other fields keep tensors between two of them."""
 
     run: Callable[[], Any]
     module: nn.Module
@@ -68,9 +68,9 @@ def now(device: torch.device) -> float:
 
 
 def step_seconds(step: TrainingStep) -> float:
-    """What a step takes in the mean of a GPU, in wall time; of a CPU processor time over threads.
+    """The mean seconds of a step: on a GPU wall time, on a CPU processor time divided by the number of threads.
 
-    The latter leaves out what else runs on the machine, and also how long threads wait for each other.
+    The latter leaves out what else runs on the machine, and how long threads wait for each other.
     """
     clock = partial(now, step.device) if step.device.type == "cuda" else time.process_time
     began = clock()

@@ -54,8 +54,8 @@ class Recipe:
         padding: black border before the crop, in pixels.
         precision: "float32", or "bfloat16" (autocast for the training passes).
         weights: what every trial starts from, a file or "timm", whose mean and std the images then have.
-        average: share of the last steps whose mean weights, BatchNorm's statistics among them, are tested, 0 for those of
-            the last step alone.
+        average: fraction of the steps, the last ones, whose mean weights (BatchNorm's statistics too) are tested; 0: the
+            weights of the last step.
     """
 
     model: str
@@ -76,17 +76,17 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
               work_dir: Path | str, resume: bool = False, quiet: bool = False) -> dict[str, float]:
     """{"top1", "top5"} in percent on `test`, of recipe.model trained on `train` with `policy`.
 
-    A random crop and mirror of the stored images, then the policy, image by image; the central crop for the test. Writes
-    work_dir/metrics.json at the very end: the figures, what was run (`identity`), hardware and versions. Until then
-    everything stands in work_dir/unfinished, which goes with it; nothing else in work_dir is touched.
+    A training image gets a random crop and flip, then the policy; a test image the central crop. At the very end it writes
+    work_dir/metrics.json: the figures, what was run (`identity`), hardware and versions. Until then all files are in
+    work_dir/unfinished, which is then removed. Nothing else in work_dir is touched.
 
     Args:
-        resume: a finished trial is read and not run again, one cut short goes on from its checkpoint.
-        quiet: no progress.
+        resume: read the result of a finished trial, and continue an interrupted one from its checkpoint.
+        quiet: print no progress.
 
     Raises:
-        UserError: the folder is another trial's, or has files of these names that no trial wrote, where recipe and images do
-            not fit, or the loss becomes infinite.
+        UserError: the folder is another trial's or has files of these names that no trial wrote, recipe and images do not
+            fit, or the loss becomes infinite.
     """
     forbid_unsafe_loading()
     check_sizes(train, test, recipe)
@@ -120,7 +120,7 @@ def run_trial(train: MemoryImages, test: MemoryImages, *, policy: AnyPolicy, rec
 
 
 def check_sizes(train: MemoryImages, test: MemoryImages, recipe: Recipe) -> None:
-    """UserError where the batch is larger than the training set, or the crop than the images."""
+    """Raises UserError if the batch is larger than the training set, or the crop than the images."""
     if not 2 <= recipe.batch_size <= len(train):
         raise UserError(f"a batch of {recipe.batch_size} does not fit {len(train)} training images; choose one between 2 "
                         "and that number")
@@ -156,7 +156,7 @@ def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float]
     """{"top1", "top5"} of the trial that ended in `work_dir`, or None.
 
     Raises:
-        UserError: it was another trial.
+        UserError: the folder holds the result of another trial.
     """
     path = Path(work_dir) / METRICS
     if not path.exists():
@@ -167,7 +167,7 @@ def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float]
 
 
 def demand_result(path: Path) -> None:
-    """UserError where `path`, which a trial's result will replace, is there and no trial has written it."""
+    """Raises UserError if there is a file at `path`, where the result goes, that no trial has written."""
     if path.exists():
         found = read_json(path, "trial's result")
         if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):

@@ -1,4 +1,4 @@
-"""What a detector's training shares with the one that it goes on from."""
+"""What a detector's training must share with the one that it resumes."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""--cfg-options of a detector: every key is read by somebody, and no value is of a type that its entry cannot have.
+"""Checks --cfg-options of a detector: whether something reads each key, and whether each value has a possible type.
 
-A key that the config has is fine. A new one has to be an argument of the class that its dict builds (`type`), or of what
-reads that dict (READERS). Dicts that nothing here knows, such as model.test_cfg, take what is not nearly one of their keys.
+A key that the config has is fine. A new key must be an argument of the class that its dict builds (`type`), or of what reads
+that dict (READERS). Dicts that are not known here, such as model.test_cfg, take any key that is not nearly one of theirs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dada_det.errors import UserError
 from dada_det.keys import arguments_of, nearest, unknown
 
-NEARLY = 0.85  # so alike that a new key is taken for a slip: nms_pree beside nms_pre
+NEARLY = 0.85  # similarity from which a new key counts as misspelt: nms_pree beside nms_pre
 GIVEN = "--cfg-options"
 ALWAYS = ("type", "_scope_", "_delete_")
 TOP = ("compile", "model_wrapper_cfg", "find_unused_parameters", "sync_bn", "custom_imports", "tta_model", "tta_pipeline",
@@ -39,7 +39,7 @@ BESIDE: dict[str, tuple[str, ...]] = {  # what an entry may hold beside the argu
 
 
 def check_options(before: Config, after: Config, options: Mapping[str, Any]) -> None:
-    """UserError for the first of `options`, which have made `after` of the config `before`, that is a slip."""
+    """Raises UserError for the first misspelt one of `options`, which have turned the config `before` into `after`."""
     top = _readers_of([], {}, ())[0]
     for name, value in options.items():
         parts = name.split(".")

@@ -65,8 +65,11 @@ class ApplyPolicy(BaseTransform):
     Bitmap masks are sampled pixel by pixel as the image is; polygons stay polygons, cut at the image's border.
     Which instances are dropped: `dada_det.augment.boxes`. An image that is left without any trains as background.
 
-    Draws follow from (seed, epoch, index of the image) where PolicyEpochHook tells the epoch, else from numpy's
-    generator of the worker, as mmdet's own transforms do. Raises UserError for what is no policy or no such image.
+    If PolicyEpochHook tells the epoch, draws follow from (seed, epoch, index of the image). Otherwise they come from numpy's
+    generator of the worker, as in mmdet's own transforms.
+
+    Raises:
+        UserError: the policy or the image cannot be used.
     """
 
     def __init__(self, policy: str | Path | Mapping[str, Any], recompute_bbox: bool = False, seed: int = 0) -> None:
@@ -130,7 +133,7 @@ def use_policy(config: Config, policy: str) -> None:
     Where the pipeline loads masks, boxes are recomputed from them, as a search with masks does.
 
     Raises:
-        UserError: the policy, or the pipeline, does not fit.
+        UserError: the policy is unknown, or the pipeline has no place for it.
     """
     if policy == "none":
         return
@@ -218,7 +221,7 @@ def _carry(results: dict[str, Any], operations_1K: Tensor, values_1K: Tensor, re
 
 
 def _carry_polygons(masks: PolygonMasks, operations_1K: Tensor, values_1K: Tensor) -> tuple[PolygonMasks, Tensor, Tensor]:
-    """The polygons that are left, the boxes [N,4] around them (0 where none is), and False [N] for who lost all."""
+    """The polygons that are left, the boxes [N,4] around them (0 if none is left), and bool [N]: whether any is left."""
     parts = [torch.from_numpy(part.reshape(-1, 2)).double() for polygons in masks for part in polygons]
     most = max(map(len, parts))
     padded_MV2 = torch.stack([torch.cat([part, part[:1].expand(most - len(part), -1)]) for part in parts])

@@ -1,4 +1,4 @@
-"""A detector on pictures that nobody has labelled: painted copies, and one file in COCO's style."""
+"""Runs a detector on images without annotations: paints copies and writes one file in COCO's style."""
 
 import datetime
 import time
@@ -32,7 +32,9 @@ def run_prediction(config: Config, checkpoint: str, pictures: Sequence[tuple[Pat
     """Paints what the detector finds with at least `score` in each image into out/<name>, and writes out/predictions.json.
 
     Args:
-        pictures: (image file, name). Prints progress, the files that do not decode, and one closing line.
+        pictures: (image file, name).
+
+    Prints progress, the files that do not decode, and one closing line.
 
     Raises:
         UserError: the checkpoint is not this detector's, or no image decodes.

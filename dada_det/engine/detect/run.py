@@ -52,7 +52,9 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     """Trains the detector of `config` on `layout`, whose training part is `summary`, into config.work_dir.
 
     Args:
-        resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path. Prints one closing line.
+        resume: None, "auto" (the newest checkpoint of the work_dir) or a checkpoint's path.
+
+    Prints one closing line.
     """
     _join(config, launcher)
     say_machines(Path(config.filename).stem, config.work_dir, resume is not None)
@@ -96,8 +98,9 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     """Evaluates `checkpoint` on the validation part of `layout`, or writes test-dev's zips; prints one closing line.
 
     Args:
-        summary: of the annotations that are used (image_info with `test_dev`). "none" stands for the detector as training
-            would start it: the backbone from its file, all else random by the config's seed.
+        summary: of the annotations that are used (image_info with `test_dev`).
+        checkpoint: a file, or "none" for the detector as training would start it: the backbone from its file, the rest
+            random by the config's seed.
     """
     _join(config, launcher)
     change.use_backbone(config)
@@ -142,7 +145,7 @@ class TestProgressLine(ProgressLine):
 
 
 def matching_weights(content: dict[str, Any], model: nn.Module, path: str | Path, config: Config) -> dict[str, Any]:
-    """The state dict in a checkpoint's `content`, which must fill `model` exactly; else UserError names a tensor."""
+    """The state dict in a checkpoint's `content`. Raises UserError, naming a tensor, unless it fills `model` exactly."""
     found, wanted = content.get("state_dict", content), _unwrapped(model).state_dict()
     shapes = {name: tuple(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}
     for name in [*wanted, *shapes]:

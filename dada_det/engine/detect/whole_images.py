@@ -84,7 +84,7 @@ def leave_out_broken(pictures: Sequence[Picture], annotations: Path, folder: Pat
     """The broken training images, which the caller leaves out.
 
     Raises:
-        UserError: they are more than 1 % (and two).
+        UserError: two or more, and more than 1 %, are broken.
     """
     broken = broken_images(pictures, annotations, folder, read)
     if len(broken) > max(1.0, MOST_BROKEN * len(pictures)):

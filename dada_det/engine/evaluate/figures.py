@@ -31,11 +31,10 @@ def evaluate_results(annotation_file: str | Path, results_file: str | Path, iou_
     """COCO's twelve figures in percent for detections in COCO's results format; iou_type "bbox" or "segm".
 
     AP is the mean over IoU 0.50:0.95, sizes are s < 32^2 <= m < 96^2 <= l pixels, AR1 allows one detection an image. The ids
-    may be any whole numbers. A figure is -1 where the annotations hold nothing of that size, which is how pycocotools says
-    it.
+    may be any whole numbers. A figure is -1, as in pycocotools, if the annotations hold nothing of that size.
 
     Args:
-        reference: by pycocotools itself, even where the faster evaluator is installed.
+        reference: use pycocotools even if the faster evaluator is installed.
     """
     results = read_json(results_file, "results file")
     with contextlib.redirect_stdout(io.StringIO()):

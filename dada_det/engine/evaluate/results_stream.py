@@ -1,4 +1,4 @@
-"""COCO results that are never in memory as a whole: arrays of JSON read and written entry by entry."""
+"""Reads and writes arrays of JSON entry by entry, so that COCO results are never in memory as a whole."""
 
 import codecs
 import json
@@ -41,7 +41,8 @@ def parse_array(file: IO[bytes], name: str) -> Iterator[Any]:
     """The entries of a JSON array, however it is laid out, in memory that does not grow with their number.
 
     Raises:
-        UserError: the sentence names the first entry (from 0) that is cut off or broken, and text before or after the array.
+        UserError: an entry is cut off or broken (the sentence names the first, from 0), or there is text before or after
+            the array.
     """
     text = _Window(file, name)
     if text.next_character() != "[":

@@ -65,7 +65,7 @@ class StreamedResults(CocoMetric):
         return made
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Puts the parts together; UserError on every process where one of `size` images is missing."""
+        """Joins the parts. Raises UserError on every process if one of `size` images is missing."""
         if self.part is not None:
             self.part.close()
             self.part = None

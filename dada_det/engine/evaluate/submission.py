@@ -25,7 +25,7 @@ from dada_det.files import read_json, whole_file
 
 KINDS = ("bbox", "segm")
 MOST_AN_IMAGE = 100
-MOST_PIXELS = 1e9  # no coordinate is larger; NaN and infinity are not smaller
+MOST_PIXELS = 1e9  # no coordinate is larger; `not value < MOST_PIXELS` finds NaN and infinity too
 Result = Mapping[str, Any]
 
 
@@ -52,7 +52,7 @@ def write_submission(results: Iterable[Result], image_info: str | Path, folder: 
     give a box without area; those are left out.
 
     Raises:
-        UserError: another breaks a rule of the server: then no zip is left.
+        UserError: any other detection breaks a rule of the server; then no zip is left.
     """
     path = Path(folder) / f"{stem}.zip"
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive, \
@@ -89,8 +89,9 @@ class Checked:
     an RLE that fills its image; an image has at most 100.
 
     Raises:
-        UserError: the sentence names the first that breaks a rule. Memory grows with the images of image_info (some 300
-            bytes each), not with the detections.
+        UserError: a detection breaks a rule; the sentence names the first.
+
+    Memory grows with the images of image_info (some 300 bytes each), not with the detections.
     """
 
     def __init__(self, results: Iterable[Any], image_info: str | Path, kind: str) -> None:

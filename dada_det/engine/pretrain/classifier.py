@@ -27,10 +27,11 @@ class Classifier(BaseModel):
 
     Args:
         mixup: arguments of timm's Mixup (also CutMix), which then mixes every training batch; its draws are numpy's.
-        bce_threshold: timm's BinaryCrossEntropy in the place of the cross entropy, where targets above it count as 1. A
-            network that gives (logits, auxiliary logits) in training adds AUXILIARY_WEIGHT times the second one's cross
-            entropy.
-        channels_last: weights and images lie in memory pixel by pixel, which convolutions on tensor cores want.
+        bce_threshold: use timm's BinaryCrossEntropy instead of the cross entropy; targets above the threshold count as 1.
+        channels_last: memory format of weights and images, the faster one for convolutions on tensor cores.
+
+    If the network gives (logits, auxiliary logits) in training, AUXILIARY_WEIGHT times the cross entropy of the second is
+    added.
     """
 
     def __init__(self, classifier: Mapping[str, Any], label_smoothing: float = 0.0, channels_last: bool = False,
@@ -55,7 +56,7 @@ class Classifier(BaseModel):
             self.criterion = BinaryCrossEntropy(smoothing=label_smoothing, target_threshold=bce_threshold)
 
     def init_weights(self) -> None:
-        """Nothing: the network has its weights, and mmengine would have timm's ResNets draw theirs anew."""
+        """Does nothing: the network has its weights, and mmengine would make timm's ResNets draw new ones."""
 
     def forward(self, images: Tensor, labels: Tensor | None = None, mode: str = "tensor") -> Any:
         """images: float32 [B,3,H,W], normalised; labels: int64 [B], for mode "loss".

@@ -1,4 +1,4 @@
-"""Pretraining's images: what happens to each one in which order, the loaders, and the count of those that do not decode."""
+"""The images of pretraining: what happens to each one in which order, the loaders, and the count of broken files."""
 
 import itertools
 import math
@@ -45,7 +45,9 @@ class Photometric:
     Args:
         color_jitter: the arguments of torchvision.transforms.ColorJitter, None for none.
         lighting: standard deviation of the noise along each principal component of ImageNet's colours (AlexNet's is 0.1), 0
-            for none. All randomness comes from the generator of the call.
+            for none.
+
+    All randomness comes from the generator of the call.
 
     Raises:
         UserError: a setting is out of its range.
@@ -90,11 +92,11 @@ def lighten(image: Image.Image, alphas: np.ndarray) -> Image.Image:
 def image_sizes(config: Config) -> list[int]:
     """The side of the training images in each epoch, in pixels.
 
-    With progressive_size it grows from there by SIZE_STEP, each size for equally many epochs, and is image_size in the last
-    quarter of them.
+    With progressive_size it starts there and grows by SIZE_STEP, each size for equally many epochs. The last quarter of the
+    epochs has image_size.
 
     Raises:
-        UserError: progressive_size is no smaller size, or the network takes one size only.
+        UserError: progressive_size is not smaller than image_size, or the network takes one size only.
     """
     first, last = config.get("progressive_size"), config.image_size
     if config.get("train_size"):
@@ -112,14 +114,14 @@ def image_sizes(config: Config) -> list[int]:
 
 
 def training_images(config: Config, images: ImageList | ArrayImages, policy: Replayable) -> ImageFolder:
-    """Cropped, flipped unless config.mirror is False, under the policy, then jittered, lightened and under Cutout where the
-    config says so.
+    """The training images: crop, flip (unless config.mirror is False), policy, then jitter, lighting and Cutout if
+    configured.
 
     With policy_on = "device" the samples only hold what the policy draws, and the preprocessor applies it, before it
     normalises: the order and the images are the same either way.
 
     Raises:
-        UserError: policy_on is unknown, or this policy or what follows it cannot be applied there.
+        UserError: policy_on is unknown, or the policy or a later step cannot be applied on the device.
     """
     place, sizes = config.get("policy_on", "workers"), image_sizes(config)
     if place not in ("workers", "device"):
@@ -143,7 +145,7 @@ def preprocessing(config: Config) -> Preprocessing:
     """How the images are prepared: as for the weights that the training starts from, but for what the config itself says.
 
     Raises:
-        UserError: interpolation or crop_share is none.
+        UserError: interpolation or crop_share has an impossible value.
     """
     own = {"interpolation": config.get("interpolation"), "crop_share": config.get("crop_share"),
            **(config.get("data_preprocessor") or {})}
@@ -155,7 +157,7 @@ def pixels(config: Config, key: str) -> int | None:
     """config[key], a number of pixels or None.
 
     Raises:
-        UserError: anything else.
+        UserError: it is anything else.
     """
     value = config.get(key)
     if value is not None and not (isinstance(value, int) and value >= 0):
@@ -170,8 +172,8 @@ class WholeBatches(DefaultSampler):
     kept.
 
     Args:
-        repeats: so many copies of an image stand side by side (repeated augmentation, Hoffer et al., CVPR 2020, as timm's
-            RepeatAugSampler), and an epoch, no longer than without, sees fewer images. Copy c of image i is i + c
+        repeats: copies of each image in a batch (repeated augmentation, Hoffer et al., CVPR 2020, as timm's
+            RepeatAugSampler). An epoch is as long as without and sees fewer images. Copy c of image i has the index i + c
             len(dataset).
     """
 

@@ -1,4 +1,4 @@
-"""From what the loader collates to what a classifier takes: on the device, augmented, float32, normalised.
+"""Makes of a loader's batch what a classifier takes: on the device, augmented, float32, normalised.
 
 Shape legend: B images, C = 3 channels (RGB), H x W pixels, K = 2 slots of a sub-policy.
 """
@@ -63,8 +63,8 @@ class DrawnImages(TrainImages):
     """Training images for a policy on the device: cropped and flipped, and with what the policy draws for each.
 
     A sample also holds {"draws": {field of Draws: tensor [K, ..]}, "ranges": str}, which ImagePreprocessor applies. The
-    draws are those that the policy would have made in this place, from the same stream of (seed, epoch, index): both ways
-    give the same images, with any number of workers and after a resume.
+    draws come from the stream of (seed, epoch, index) from which the policy would have drawn here. So both ways give the
+    same images, with any number of workers and after a resume.
     """
 
     transform: PolicyTransform | ScheduleTransform
@@ -78,9 +78,9 @@ class DrawnImages(TrainImages):
 class ImagePreprocessor(BaseDataPreprocessor):
     """{"image": uint8 [B,3,H,W] RGB, "label": int64 [B], ..} -> {"images": float32 [B,3,H,W], "labels": int64 [B]}.
 
-    images = (image - mean) / std, with mean and std of each channel on the 0..255 scale (default: ImageNet's), after the
-    policy where the batch comes from DrawnImages, and zero within the boxes of Cutout where it has some. Other entries are
-    left behind.
+    images = (image - mean) / std, with mean and std of each channel on the 0..255 scale (default: ImageNet's). Before that
+    the policy is applied to a batch of DrawnImages. After that the boxes of Cutout are set to zero. Other entries are
+    dropped.
     """
 
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:

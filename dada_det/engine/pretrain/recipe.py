@@ -57,8 +57,10 @@ class AverageWeights(EMAHook):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecay:
-    """timm's groups for fine-tuning: each layer learns `layer_decay` times as fast as the one after it, the classifier at
-    optimizer.lr; biases and normalisation layers have no weight decay."""
+    """timm's parameter groups for fine-tuning.
+
+    Each layer learns `layer_decay` times as fast as the one after it, and the classifier at optimizer.lr. Biases and
+    normalisation layers have no weight decay."""
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any]) -> None:
         self.wrapper, self.layer_decay = optim_wrapper_cfg, paramwise_cfg["layer_decay"]
@@ -80,12 +82,12 @@ class LayerDecay:
 def optimizer(config: Config) -> dict[str, Any]:
     """The optimiser wrapper: autocast to config.precision, one update for `accumulation` parts of a batch.
 
-    clip_grad: the norm that no update's gradient exceeds. layer_decay: see LayerDecay.
+    Entries of the config: clip_grad, the norm that no update's gradient exceeds; layer_decay, see LayerDecay; precision.
 
     precision "auto": bfloat16 on a GPU that has it, float16 on an older one, float32 on the CPU.
 
     Raises:
-        UserError: the device cannot compute in it.
+        UserError: the device cannot compute in config.precision.
     """
     if config.optimizer.get("type") == "Lamb" and OPTIMIZERS.get("Lamb") is None:
         from timm.optim import Lamb

@@ -1,4 +1,4 @@
-"""Pretraining as a stage: a config's plain keys become a Runner, and the trained network a backbone file."""
+"""Pretraining as a stage: makes a Runner of a config's plain keys, and a backbone file of the trained network."""
 
 import datetime
 import hashlib
@@ -44,7 +44,7 @@ from dada_det.models import weights
 from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, verify_export
 from dada_det.models.classifiers import OWN
 
-# Of the config what may change on the way: where things are, the loaders, and where or how fast the same is computed.
+# Entries of the config that may differ after a resume: paths, loaders, and where or how fast the same is computed.
 FREE = ("data", "work_dir", "workers", "checkpoint", "vis_backends", "policy_on", "channels_last", "compile")
 MOST_HASHED = 10_000  # images whose sizes are asked for, one by one: of a million on a network disk that takes many minutes
 
@@ -59,7 +59,7 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     (whether training images are flipped) and work_dir.
 
     Raises:
-        UserError: a user's mistake.
+        UserError: the config or the images are wrong, or a fault of the machine (faults.py).
     """
     forbid_unsafe_loading()
     distributed = join_processes()
@@ -140,7 +140,8 @@ def identity_of(config: Config, policy: Replayable, images: ImageList | ArrayIma
 
 
 def hash_of(images: ImageList | ArrayImages) -> str:
-    """SHA-256 of the images' names, sizes in bytes and labels, of more than MOST_HASHED every so manieth; arrays whole."""
+    """SHA-256 of the images' names, sizes in bytes and labels; of more than MOST_HASHED files evenly chosen ones; of arrays
+    all."""
     if isinstance(images, ArrayImages):
         digest = hashlib.sha256(images.images_NCHW.numpy().data)
     else:
@@ -177,7 +178,7 @@ def write_verified(network: torch.nn.Module, path: Path, meta: dict[str, Any], i
                    architecture: str = ARCHITECTURE) -> None:
     """Writes `path` and its JSON, whole, and compares its features with the network's own.
 
-    Where they differ, or cannot be computed, the file is kept all the same and stderr says why: hours of training are in it.
+    If they differ or cannot be computed, the file is kept and stderr says why, as hours of training are in it.
     """
     draft = make_folder(path.parent / f".export.{os.getpid()}")
     try:

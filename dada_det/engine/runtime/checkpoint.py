@@ -1,8 +1,8 @@
-"""Checkpoints that somebody else may have written: found, checked, and never executed.
+"""Finds and reads checkpoints that a stranger may have written, without running code from them.
 
-mmengine runs code from a file in four ways: its loader falls back to weights_only=False, what it downloads it unpickles,
-its allow-list holds plain `getattr` (which reaches eval), and Runner.resume executes the text under meta["config"]. All
-four are shut here.
+mmengine runs code from a file in four ways: its loader falls back to weights_only=False, it unpickles what it downloads, its
+allow-list holds plain `getattr` (which reaches eval), and Runner.resume executes the text under meta["config"]. All four are
+closed here.
 """
 
 import zipfile
@@ -27,11 +27,11 @@ SIGNS_OF_CODE = ("Unsupported global", "Unsupported class", "unrecognized functi
 
 
 class DamagedCheckpoint(UserError):
-    """A file that is cut short, damaged or no checkpoint at all; one that carries code is not just damaged."""
+    """A file that is cut short, damaged or no checkpoint. A file that carries code is another error."""
 
 
 def _history_method(owner: object, name: str) -> Any:
-    """Stands in for `getattr` in a pickle: only the statistics of mmengine's HistoryBuffer may be asked for."""
+    """Replaces `getattr` in a pickle. It gives the statistics of mmengine's HistoryBuffer and nothing else."""
     if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
         raise UnpicklingError(f"Unsupported global: GLOBAL builtins.getattr of {name!r}")
     return getattr(owner, name)
@@ -49,7 +49,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
     """What torch.load(weights_only=True) reads from `path`, without meta["config"], which mmengine would execute.
 
     Raises:
-        UserError: the file is missing or carries code, DamagedCheckpoint where it is damaged.
+        UserError: the file is missing or carries code.
+        DamagedCheckpoint: it is damaged.
     """
     try:
         with torch.serialization.safe_globals(safe_globals()):
@@ -70,7 +71,7 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     """The mmengine checkpoint in `path` as a dict, read on the CPU.
 
     Raises:
-        UserError: it cannot be trusted or is none.
+        UserError: the file cannot be trusted or is no checkpoint.
     """
     content = load_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict", content), dict):
@@ -94,7 +95,7 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def find_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest checkpoint: the one that last_checkpoint names where it is whole, else the furthest of the whole ones."""
+    """The newest checkpoint: the one that last_checkpoint names if it is whole, else the whole one with the most steps."""
     named = last_checkpoint(work_dir)
     if named is not None and is_whole(named):
         return named
@@ -110,7 +111,7 @@ def newest_that_loads(work_dir: str | Path, stage: str) -> tuple[Path, dict[str,
     """The checkpoint that --resume goes on from and what it holds, or None; says which, and which damaged ones it skips.
 
     Raises:
-        UserError: one carries code: that is no accident, and nothing beside it is to be trusted.
+        UserError: a checkpoint carries code. That is no accident, so nothing beside it is trusted either.
     """
     def say(sentence: str) -> None:
         if is_main_process():
@@ -138,7 +139,7 @@ def newest_that_loads(work_dir: str | Path, stage: str) -> tuple[Path, dict[str,
 
 
 def progress(path: Path, content: dict[str, Any]) -> tuple[int, int]:
-    """Sorts checkpoints by how far their run had come: its steps, then the number in the name (epoch_12.pth: 12)."""
+    """The key that sorts checkpoints by progress: the steps of the run, then the number in the name (epoch_12.pth: 12)."""
     steps, number = (content.get("meta") or {}).get("iter"), path.stem.rpartition("_")[2]
     return steps if isinstance(steps, int) else -1, int(number) if number.isdigit() else -1
 
@@ -153,7 +154,7 @@ def is_whole(path: Path) -> bool:
 
 
 def forbid_unsafe_loading() -> None:
-    """For this process: whatever mmengine loads goes through load_checkpoint, a UserError where it refuses."""
+    """Makes mmengine load through load_checkpoint in this process, so that it raises UserError for what is refused."""
 
     def load(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         return load_checkpoint(file, map_location)

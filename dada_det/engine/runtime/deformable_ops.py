@@ -17,10 +17,10 @@ LINEAR, GAUSSIAN = 1, 2  # mmcv's methods of soft-NMS; 0 is plain suppression
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int,
             offset: int) -> Tensor:
-    """Soft-NMS (Bodla et al., ICCV 2017): indices long [kept], in the order in which boxes are taken.
+    """Soft-NMS (Bodla et al., ICCV 2017): the indices of the boxes that are kept, long [kept], in the order of selection.
 
-    The surest box is taken and the others' scores fall with their overlap; those under min_score go. Writes boxes [N,4] and
-    their scores [N] at that moment into the first rows of dets [N,5].
+    The box with the highest score is selected, and the scores of the others fall with their overlap. Boxes under min_score
+    are dropped. Writes the selected boxes [N,4] and their scores at selection into the first rows of dets [N,5].
     """
     kept: list[int] = []
     left, now = torch.arange(len(boxes)), scores.clone().float()

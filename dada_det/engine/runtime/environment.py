@@ -1,7 +1,7 @@
-"""What torchrun and Slurm say of the processes that they have started, in one form: torchrun's environment variables.
+"""Brings what torchrun and Slurm say of their processes into one form: torchrun's environment variables.
 
-torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Of Slurm's, those of a step count
-(srun, one task a GPU): a batch script has the others too, although it is one process.
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Of Slurm's variables only those of
+a step count (srun, one task a GPU), because a batch script has the others too and is a single process.
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 
 from dada_det.errors import UserError
 
-FIRST_PORT, PORTS = 20_000, 20_000  # of which a step takes one by its job's number
+FIRST_PORT, PORTS = 20_000, 20_000  # first and number of the ports; the job's number chooses one
 
 
 def started_processes() -> int:
@@ -30,7 +30,7 @@ def started_processes() -> int:
 
 
 def check_processes(asked: int, started: int) -> None:
-    """UserError where --gpus asks for others than those that a launcher has started."""
+    """Raises UserError if --gpus asks for another number of processes than a launcher has started."""
     if started > 1 and asked not in (1, started):
         raise UserError(f"torchrun or srun has started {started} processes and --gpus says {asked}; leave --gpus out, and "
                         "start one process a GPU (torchrun --nproc-per-node, srun --ntasks-per-node)")

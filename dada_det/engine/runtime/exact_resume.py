@@ -1,8 +1,8 @@
-"""A run that goes on from a checkpoint takes the steps that it would have taken: randomness keyed by its place in the run.
+"""Exact resume: a run that goes on from a checkpoint takes the steps that an uninterrupted run takes.
 
-mmengine saves no random state, its workers' seeds ignore the epoch, and it begins a broken-off epoch again. Here every
-random number follows from (seed, epoch or step, image) and (seed, step, rank), so nothing has to be saved, and the number
-of loader processes does not matter. Any config of MMDetection gets it from two lines, under its own tools/train.py too:
+mmengine saves no random state, the seeds of its workers ignore the epoch, and it restarts an interrupted epoch. Here every
+random number follows from (seed, epoch or step, image) and (seed, step, rank). So nothing has to be saved, and the number of
+loader processes does not matter. Two lines give it to any config of MMDetection, under its own tools/train.py too:
 
     custom_imports = dict(imports=["dada_det.engine.exact_resume"], allow_failed_imports=False)
     custom_hooks = [dict(type="ExactResume")]
@@ -31,8 +31,8 @@ Place = tuple[int, int]  # (epoch or step, index in the data set)
 class ExactResume(Hook):
     """Makes a resumed run equal to an uninterrupted one, in the middle of an epoch too; needs `randomness.seed`.
 
-    Loops by epoch and by iteration, samplers that end and endless ones. On the CPU the weights are then equal bit for bit. A
-    validation that was due at the checkpoint, and that the end of the process has cut off, is made up for. Data that has no
+    It works for loops by epoch and by iteration, and for finite and endless samplers. On the CPU the weights are equal bit
+    for bit. If a validation was due at the checkpoint and the process ended before it, it is run on resume. Data without
     indices (IterableDataset) keys its own randomness and is not skipped. A data set with an order of its own, such as
     MMDetection's RepeatDataset, is fine.
 
@@ -44,7 +44,7 @@ class ExactResume(Hook):
 
     def __init__(self) -> None:
         self.batches: KeyedBatches | None = None
-        self.resumed: dict[str, Any] = {}  # what before_save_checkpoint wrote into the checkpoint that is gone on from
+        self.resumed: dict[str, Any] = {}  # what before_save_checkpoint wrote into the checkpoint that is resumed
         self.began = (0, 0)  # this epoch, and the step at which it began
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class ExactResume(Hook):
         meta["exact_resume"] = {"batches_done": done, "batches": len(runner.train_loop.dataloader)}
 
     def _make_up_for_validation(self, runner: Runner, done: int) -> None:
-        """Validates where the loop would have, after `done` epochs or steps, had it not ended behind the checkpoint."""
+        """Runs the validation that was due after `done` epochs or steps, if the process ended before it."""
         loop = runner.train_loop
         if runner.val_loop is None or not runner._resume or done == 0:
             return
@@ -96,8 +96,10 @@ class KeyedBatches:
     """The batches of `batches` from number `skip` on, with (epoch or step, index) in the place of each index.
 
     Args:
-        endless: begins again where `batches` ends, each time with the sampler's next epoch, and gives the step of each
-            batch; otherwise it gives `epoch`. Everything else is that of `batches`.
+        endless: whether to start again at the end of `batches`, with the sampler's next epoch. The first number is then the
+            step, else the epoch.
+
+    Everything else is that of `batches`.
     """
 
     def __init__(self, batches: Any, endless: bool) -> None:
@@ -157,7 +159,7 @@ class KeyedSamples(Dataset[Any]):
 def use_keys(loader: DataLoader[Any], seed: int, endless: bool) -> KeyedBatches:
     """Gives `loader` KeyedSamples and KeyedBatches in the place of what it had; returns the latter."""
     if not isinstance(loader.dataset, KeyedSamples):
-        # DataLoader forbids to set these once it is made, as an iterator might run; none does before the training.
+        # DataLoader forbids to change these later, as an iterator might be running. None is before the training.
         vars(loader).update(dataset=KeyedSamples(loader.dataset, seed),
                             batch_sampler=KeyedBatches(loader.batch_sampler, endless))
     batches = loader.batch_sampler

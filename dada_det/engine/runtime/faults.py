@@ -1,6 +1,7 @@
-"""What goes wrong outside the program while a stage runs, said in one sentence that names the last checkpoint.
+"""Faults of the machine while a stage runs, each in one sentence that names the last checkpoint.
 
-A full or read-only disk, data that has gone, a loader process that died or hangs, another process of the run that died.
+They are: a full or read-only disk, data that has vanished, a loader process that died or hangs, another process of the run
+that died.
 """
 
 import errno
@@ -27,7 +28,7 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out
 
 @HOOKS.register_module()
 class LoaderTimeout(Hook):
-    """Gives every loader with processes of its own LOADER_SECONDS, after which torch raises instead of waiting on."""
+    """Gives every loader with worker processes a timeout of LOADER_SECONDS, after which torch raises."""
 
     def before_train(self, runner: Runner) -> None:
         self.limit(runner.train_dataloader)
@@ -45,7 +46,7 @@ class LoaderTimeout(Hook):
 
 @contextmanager
 def starting(work_dir: str | Path) -> Iterator[None]:
-    """Turns into UserError what keeps a Runner from writing its log and its config, as it is built."""
+    """Turns an OSError of a Runner that cannot write its log or config while it is built into UserError."""
     try:
         yield
     except OSError as error:

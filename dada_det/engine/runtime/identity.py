@@ -1,7 +1,7 @@
-"""The one rule of what may go on from what: a run's identity, plain values by name, compared one by one.
+"""The one rule of which run may resume which: a run's identity, plain values by name, compared one by one.
 
-Each stage says what its run is, StampIdentity writes that into every checkpoint, and `resume_point` refuses another run's.
-An entry that is None, {} or [] counts as not there, so that a stage may get a new one whose default is None.
+Each stage states the identity of its run. StampIdentity writes it into every checkpoint, and `resume_point` refuses another
+run's. An entry that is None, {} or [] counts as missing, so a stage can get a new entry whose default is None.
 """
 
 import shutil
@@ -29,7 +29,7 @@ def plain(value: Any) -> Any:
 
 
 def demand_same(path: Path, found: Any, wanted: Identity) -> None:
-    """UserError, with what differs, unless `found`, which stands in `path`, is the identity `wanted`."""
+    """Raises UserError unless `found`, read from `path`, is the identity `wanted`; the sentence says what differs."""
     if not isinstance(found, dict):
         raise UserError(f"{path} does not say of which run it is, so it cannot go on as this one; give one that this stage "
                         "wrote, or another --work-dir")
@@ -43,8 +43,10 @@ def demand_same(path: Path, found: Any, wanted: Identity) -> None:
 
 
 def resume_point(work_dir: str | Path, identity: Identity, stage: str, checkpoint: str | None = None) -> Path | None:
-    """The checkpoint that --resume goes on from: `checkpoint`, else the newest in `work_dir`; None, after one line, where
-    there is none yet.
+    """The checkpoint that --resume continues: `checkpoint`, else the newest in `work_dir`.
+
+    Returns:
+        None, after one printed line, if there is none yet.
 
     Raises:
         UserError: it is of another run.
@@ -57,18 +59,20 @@ def resume_point(work_dir: str | Path, identity: Identity, stage: str, checkpoin
 
 
 def demand_own(folder: Path) -> None:
-    """UserError where `folder` holds what no run has written: it bears no marker, and is not empty."""
+    """Raises UserError if `folder` holds files but no marker, so that no run has made it."""
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.is_symlink() or (folder.exists() and not empty and not (folder / MARKER).is_file()):
         raise UserError(f"{folder} was not made by a run, which would write there; move it away, or give another --work-dir")
 
 
 def own_folder(folder: Path, identity: Identity, keep: bool, written: str | None = None) -> None:
-    """Makes `folder` this run's own: what an earlier one has left there goes, unless `keep` and it was this very run.
+    """Makes `folder` this run's own. Removes what an earlier run has left, unless `keep` and it was this same run.
 
     Args:
-        written: a pattern of the files that runs leave there, None for all that is in it. UserError as demand_own, before
-            anything is removed.
+        written: a pattern of the files that runs leave there; None: everything in it.
+
+    Raises:
+        UserError: as demand_own does, before anything is removed.
     """
     demand_own(folder)
     marker = folder / MARKER

@@ -25,8 +25,8 @@ from dada_det.engine.runtime.environment import one_gpu_each, started_processes
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
-# A process that waits longer than this for another one, which lives but does not answer, gives up. It is long because
-# rank 0 alone computes COCO's figures; one that dies is noticed within seconds, whatever stands here.
+# How long a process waits for another one that lives but does not answer. It is long because rank 0 alone computes COCO's
+# figures. A process that dies is noticed within seconds in any case.
 TIMEOUT = datetime.timedelta(minutes=30)
 PATIENCE = 30  # seconds that torchrun gives a process to end before it kills it
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -36,7 +36,7 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
     """The mmengine config in `path` with `key=value` options applied.
 
     Raises:
-        UserError: either is broken.
+        UserError: the file or an option is broken.
     """
     given = parse_options(options)
     try:
@@ -49,10 +49,10 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
 
 
 def make_room(config: Config, given: dict[str, Any]) -> None:
-    """Puts empty dicts where `given` writes into None, or a dict over a number: mmengine would not merge them.
+    """Puts an empty dict where `given` writes entries into None, or a dict over a number; mmengine would not merge these.
 
     Raises:
-        UserError: a place that a list does not have.
+        UserError: an index is beyond the end of a list.
     """
     for name, value in given.items():
         node: Any = config
@@ -101,7 +101,7 @@ def literal(node: ast.AST) -> Any:
     """The value of Python's literals and of dict(name=literal, ..).
 
     Raises:
-        ValueError: anything else.
+        ValueError: `node` is anything else.
     """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
         return {str(keyword.arg): literal(keyword.value) for keyword in node.keywords}
@@ -113,9 +113,9 @@ def literal(node: ast.AST) -> Any:
 
 
 def without_layout(config: Config) -> Config:
-    """`config`, whose text is not laid out with yapf: that takes a second or more, four times a run and at every checkpoint.
+    """`config` with yapf switched off for its text. Yapf takes a second or more, four times a run and at every checkpoint.
 
-    Config.fromfile takes format_python_code for this and forgets it.
+    Config.fromfile has the argument format_python_code for this, but forgets it.
     """
     object.__setattr__(config, "_format_python_code", False)
     return config
@@ -124,10 +124,11 @@ def without_layout(config: Config) -> Config:
 def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
     """Runs `python -m module argv` in `processes` processes, as torchrun does; returns the exit code.
 
-    2 where a process ended so: it has already said why, and torchrun's own report would only hide it.
+    When one process ends with an error, the others are ended too (SIGTERM, PATIENCE later SIGKILL). The exit code is 2 if a
+    process ended with 2: it has said why, and torchrun's own report would only hide it.
 
     Raises:
-        UserError: one was killed. The others are ended as soon as one has ended badly (SIGTERM, PATIENCE later SIGKILL).
+        UserError: a process was killed.
     """
     for library in ("OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -151,10 +152,10 @@ def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
 
 
 def killed_processes(error: ChildFailedError) -> dict[int, int]:
-    """Rank -> signal of the processes that somebody else than torchrun has killed."""
+    """Rank -> signal of the processes that were killed, but not by torchrun."""
     failures = error.failures
     first = min(failure.timestamp for failure in failures.values())
-    # When one has ended badly, torchrun sends the others SIGTERM and, PATIENCE later, SIGKILL: those are no causes.
+    # After one has failed, torchrun sends the others SIGTERM and, PATIENCE later, SIGKILL. Those are not the cause.
     return {rank: -failure.exitcode for rank, failure in failures.items()
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and failure.timestamp < first + PATIENCE / 2}
 
@@ -167,7 +168,7 @@ def join_processes() -> bool:
     started_processes()
     if "LOCAL_RANK" not in os.environ:
         return False
-    # A launcher that is killed cannot end its processes; left alone they would write beside those that resume.
+    # A launcher that is killed cannot end its processes. They would write beside those of the resumed run.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not dist.is_initialized():
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -185,20 +186,20 @@ def join_processes() -> bool:
 def leave_processes(failed: bool = False) -> None:
     """Ends this process's group, if it is in one.
 
-    The threads of a group that is left open can abort the interpreter as it ends, after all work is done.
+    The threads of an open group can abort the interpreter at its end, after all work is done.
 
     Args:
-        failed: this process gives up; a group over NCCL stays open then, as its end would wait for the others.
+        failed: whether this process gives up. A group over NCCL then stays open, as closing it would wait for the others.
     """
     if dist.is_initialized() and not (failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
 
 
 def say_machines(stage: str, work_dir: str, resume: bool) -> None:
-    """Where several machines (nodes) work together, one line of rank 0: how many, and whether all see the work folder.
+    """On several machines (nodes) rank 0 prints how many they are and whether all see the work folder.
 
     Raises:
-        UserError: they do not and the run is to go on from a checkpoint, which rank 0's machine alone has.
+        UserError: not all see it, and the run resumes from a checkpoint, which only rank 0's machine has.
     """
     if not dist.is_initialized() or int(os.environ["LOCAL_WORLD_SIZE"]) == dist.get_world_size():
         return

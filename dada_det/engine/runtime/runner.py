@@ -29,7 +29,7 @@ BUILDERS = ("build_model", "build_optim_wrapper", "build_param_scheduler", "buil
 class QuietRunner(Runner):
     """mmengine's Runner with its log in the file only; the console keeps real warnings, and ProgressLine has it.
 
-    What the machine does to a run (engine/runtime/faults.py), and what cannot be built of a config, it says in one sentence.
+    Faults of the machine (engine/runtime/faults.py) and configs that cannot be built are said in one sentence.
     """
 
     def __init__(self, *arguments: Any, experiment_name: str | None = None, **options: Any) -> None:

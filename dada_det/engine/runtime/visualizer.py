@@ -15,7 +15,7 @@ def visualizer(config: Config) -> dict[str, Any]:
     """mmengine's Visualizer with config.vis_backends.
 
     Raises:
-        UserError: one is unknown or its package is missing.
+        UserError: a back end is unknown or its package is missing.
     """
     backends = [{"type": backend} if isinstance(backend, str) else dict(backend)
                 for backend in config.get("vis_backends") or ["LocalVisBackend"]]

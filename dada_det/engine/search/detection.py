@@ -43,7 +43,7 @@ def load_detection(config: Config) -> Problem:
     the padded square), masks (whether they are loaded; a box then is that of its mask's pixels), mirror.
 
     Raises:
-        UserError: a user's mistake.
+        UserError: the config or the data is wrong.
     """
     preprocessor = config.model.data_preprocessor
     if not preprocessor.get("bgr_to_rgb"):
@@ -86,9 +86,10 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
     """Two folds by halves of whole groups, which train and validate in turn.
 
     Args:
-        beside: what trains in both folds, too.
-        rule: see groups_of, with the images' file_name as their path. One line says where the halves leak all the same, by
-            the images' pixels.
+        rule: see groups_of; the path of an image is its file_name.
+        beside: images that train in both folds.
+
+    Prints one line if the halves leak nevertheless, judged by the images' pixels.
     """
     groups = groups_of(images.names, [0] * len(images), rule, images.images_NCHW)
     order = torch.randperm(len(images), generator=generator_for(seed))

@@ -27,8 +27,8 @@ JUDGED_AT_ONCE = 16  # validation images of a pass
 class DetectionForks(Forks):
     """Whole images, mirrored at random; a policy moves boxes and masks with them.
 
-    An image's score is its own box AP (COCO's mean over ten thresholds): the AP of all images together has no standard
-    error, and images that are judged one by one can be paired. Images without an instance say nothing, and score 0.
+    The score of an image is its own box AP (COCO's mean over ten thresholds). Scores of single images can be paired and have
+    a standard error, which the AP of all images together has not. An image without instances scores 0.
     """
 
     fixed = ("none", "random", "uniform", "one-op")  # torchvision's policies do not move boxes

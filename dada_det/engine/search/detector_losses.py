@@ -1,15 +1,15 @@
-"""The losses of a detector image by image: the reward of a search on the detector itself is made of them.
+"""The losses of a detector image by image, from which a search on the detector makes its rewards.
 
 B images, C = 3 channels, S x S pixels, P proposals of one image. MMDetection returns one loss for a batch; a search needs
 one for each image. Backbone, neck and the convolutions of a dense head see the batch at once, then each head's own loss
 is called on the outputs (or, of a RoI head, the features) of one image after another.
 
-What the search differentiates. Anchors are matched to boxes and not to predictions, so RetinaNet's loss is smooth in the
-weights as it stands. Of a two-stage detector, MMDetection's own gradient takes the proposals, and which of them are
-sampled, as given, although both depend on the weights. Here they are given: the first pass on some targets makes the
-proposals, `DetectionTargets.proposals` keeps them for every later pass on the same object, and the samples of an image
-follow from torch's seed, which a search sets anew for each step, before each of its passes. So both ends of a finite
-difference see one loss, without jumps, and its derivative is MMDetection's gradient.
+What the search differentiates: RetinaNet matches anchors to boxes, not to predictions, so its loss is smooth in the weights.
+In a two-stage detector the proposals and which of them are sampled depend on the weights, but MMDetection's gradient treats
+both as constants. Here they are constants: the first pass on some targets makes the proposals, and
+`DetectionTargets.proposals` keeps them for later passes on the same object. The samples of an image follow from torch's
+seed, which a search sets for each step before each of its passes. So both ends of a finite difference see the same loss,
+without jumps, and its derivative is MMDetection's gradient.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class DetectorLosses(LossNetwork):
         detector: one stage with a head of anchors (RetinaNet), or two with an RPN and one RoI head (Faster, Mask R-CNN).
 
     Raises:
-        UserError: another.
+        UserError: it is a detector of another kind.
     """
 
     def __init__(self, detector: nn.Module) -> None:

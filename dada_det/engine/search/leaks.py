@@ -1,4 +1,4 @@
-"""Whether a search's validation images have siblings among its training images, as the network that it trained sees them."""
+"""Looks for validation images that have siblings among the training images, by the features of the searched network."""
 
 from collections.abc import Callable
 
@@ -19,10 +19,10 @@ MOST = 5000  # images of a half that are compared
 
 @HOOKS.register_module()
 class LookForLeaks(Hook):
-    """After the last epoch, when the network knows the images best: one line where the halves leak (groups.leak_found).
+    """Prints one line after the last epoch if the halves leak (groups.leak_found).
 
-    Of several processes the first looks. A search on a detector, whose images have no class, and one of a SuperNet, which
-    has no single forward pass, are not looked at.
+    The first of several processes looks. It does not look at a search on a detector, whose images have no class, or at a
+    SuperNet, which has no single forward pass.
     """
 
     def after_train(self, runner: Runner) -> None:

@@ -1,4 +1,4 @@
-"""Which batches a search works on: one of the training half, one of the validation half, and the noise of the draws."""
+"""The batches of a search: training images, validation images, and the noise of the draws."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +23,8 @@ class SearchBatches:
         image_size: side of the random crop (training) and the central crop (validation), in pixels.
         padding: black border added before the crop (CIFAR: 4).
         mirror: whether training images are flipped at random (digits must not be).
-        algorithm: draws the noise; its settings say how many policies an image gets in a step, how large a validation batch
-            is, and every how many steps it is another: the next in a walk through all images.
+        algorithm: draws the noise. Its settings say how many policies an image gets in a step, how large a validation batch
+            is, and after how many steps the next validation batch follows.
     """
 
     def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool,
@@ -73,8 +73,9 @@ def validates(settings: StepSettings, step: int, steps: int) -> bool:
 
 
 def own_part(batch_size: int) -> slice:
-    """The rows of a batch that this process works on: every so many, so that the images which the weights see unaugmented
-    (the first of a process's part) are its part of the whole batch's first."""
+    """The rows of a batch that this process works on: each N-th of N processes.
+
+    So the unaugmented images, which are the first of a process's part, are its part of the whole batch's first."""
     rank, size = world()
     return slice(rank, batch_size, size)
 

@@ -1,4 +1,4 @@
-"""What a search is on, whatever its data: a network, its batches, and the way a policy acts on them."""
+"""The problem that a search solves, whatever its data: a network, its batches, and how a policy acts on them."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from dada_det.search.step import Algorithm, Apply, apply_to_images
 
 @dataclass(frozen=True)
 class Problem:
-    """What a row of LOADERS makes of a config, for every algorithm alike.
+    """What a row of LOADERS makes of a config; the same for every algorithm.
 
     Args:
         network: builds a classifier or an alignment.LossNetwork from torch's global generator.

@@ -1,4 +1,4 @@
-"""What a search is on: a config's `kind` becomes a network, its batches, and the way a policy acts on them."""
+"""Makes a Problem of a config by its `kind`."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -67,9 +67,11 @@ def halves_in_turn(images: MemoryImages, train: Sequence[int], val: Sequence[int
 
 def against_target(images: MemoryImages, target: MemoryImages, training: MemoryImages | None, seed: int,
                    group_ids: Sequence[int]) -> list[Fold]:
-    """One fold that validates on the target; or, with `training`, the same images as a training crops them, two folds: half
-    of each class of them, of whole groups, trains beside the others, and the other half validates. The one image of a class
-    that has one trains in the first fold and validates in the second."""
+    """The folds of a search against a target.
+
+    Without `training` there is one fold: `images` train, `target` validates. With `training`, the target's images as a
+    training crops them, there are two: half of each class, of whole groups, trains beside `images` and the other half
+    validates. A class with one image trains in the first fold and validates in the second."""
     groups_N = torch.tensor(group_ids)
     if training is None:
         return [Fold(images, target, groups_N)]

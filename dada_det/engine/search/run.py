@@ -1,4 +1,4 @@
-"""The search as a stage: a config's plain keys become a Runner, and the Runner's end a closing line."""
+"""The search as a stage: makes a Runner of a config's plain keys, runs it, and prints a closing line."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def run_search(config: Config, resume: bool) -> None:
     POLICY_LR), clip_grad, work_dir.
 
     Raises:
-        UserError: a user's mistake.
+        UserError: the config or the images are wrong, or a fault of the machine (faults.py).
     """
     forbid_unsafe_loading()
     distributed = join_processes()
@@ -106,7 +106,7 @@ def run_search(config: Config, resume: bool) -> None:
 
 
 def why_no_trial(config: Config, method: str, algorithm: Algorithm, problem: Problem) -> str | None:
-    """Why a search hands over what it found without a trial, as a clause; None where there is one."""
+    """Why a search has no trial, as a clause; None if it has one."""
     if not config.get("trial", True):
         return "--no-trial says"
     if not isinstance(algorithm, Dada):

@@ -113,7 +113,7 @@ class WritePolicy(Hook):
 
     Args:
         mirror: whether the search flips images, which the policies say.
-        proposal: policy.json is called proposal.json, since a trial decides later what is handed over.
+        proposal: write policy.json as proposal.json, because a trial decides later what is handed over.
     """
 
     def __init__(self, provenance: dict, mirror: bool, proposal: bool = False) -> None:

@@ -49,18 +49,19 @@ class LateRemoval(LocalBackend):
 
 @HOOKS.register_module()
 class AtomicCheckpoint(CheckpointHook):
-    """mmengine's CheckpointHook (its options), with files written under a temporary name, flushed to the disk and renamed.
+    """mmengine's CheckpointHook, with files written under a temporary name, flushed to the disk and renamed.
 
-    Only then do older ones go, so that a kill at any moment leaves a whole one, and only those that this run has written,
-    before a resume too: each checkpoint holds the names of those that stand beside it. `last_checkpoint` holds the path of
-    the newest, where mmengine looks for it.
+    Older checkpoints are removed only after that, so a kill at any moment leaves a whole one. Only those that this run has
+    written are removed, before a resume too: each checkpoint holds the names of the others. `last_checkpoint` holds the
+    path of the newest, where mmengine looks for it. Other options are CheckpointHook's.
 
     Args:
-        keep: how many stay of those written every `interval` (1), epoch_N.pth or, with by_epoch=False, iter_N.pth; -1: all.
+        keep: how many stay of those written every `interval` (1): epoch_N.pth or, with by_epoch=False, iter_N.pth; -1: all.
             max_keep_ckpts means the same.
-        steps: after every so many steps within an epoch also iter_N.pth, which stays until the next checkpoint is on the
-            disk; needs the hook ExactResume. 0: none.
-        seconds: an epoch that ends earlier than so long after the last checkpoint has none, but for the first and the last.
+        steps: write iter_N.pth after every so many steps within an epoch too. It stays until the next checkpoint is on
+            the disk. Needs the hook ExactResume. 0: none.
+        seconds: write no checkpoint after an epoch that ends sooner than this after the last checkpoint, except after the
+            first and the last epoch.
     """
 
     def __init__(self, keep: int = 2, steps: int = 0, seconds: float = 0, **options: Any) -> None:
@@ -85,7 +86,7 @@ class AtomicCheckpoint(CheckpointHook):
         if not (self.by_epoch and self.steps):
             return
         self.late = self.late or (runner.iter + 1) % self.steps == 0
-        # Gradients that wait for more are not saved; and behind the last batch the epoch's own checkpoint comes at once.
+        # Accumulated gradients are not saved: wait for an update. After the last batch the epoch's own checkpoint follows.
         if self.late and runner.optim_wrapper.should_update() and (runner.iter + 1) % len(runner.train_dataloader):
             self.late = False
             for hook in runner.hooks:

@@ -1,4 +1,4 @@
-"""What a step's losses are, read off a GPU when somebody looks at them."""
+"""Reads a step's losses from a GPU only when they are needed."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 class LateRuntimeInfo(RuntimeInfoHook):
     """mmengine's RuntimeInfoHook, which would wait for the GPU at every step to read its losses.
 
-    They are kept on the device and read together, before LoggerHook logs (every `interval` steps where there is none) and at
-    the end of an epoch: the history is the same. On the CPU they are read at every step.
+    Here the losses stay on the device and are read together: before LoggerHook logs (every `interval` steps if there is
+    none) and at the end of an epoch. The history is the same. On the CPU they are read at every step.
     """
 
     def __init__(self, interval: int = 100) -> None:

@@ -1,4 +1,4 @@
-"""Says where a stage is, with what is left of its time."""
+"""Prints the progress of a stage and the time that is left."""
 
 import datetime
 import time
