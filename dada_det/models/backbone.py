@@ -93,7 +93,11 @@ def architecture_of(path: str | Path) -> str:
 
 
 def named_architecture(meta: Any, where: str) -> str:
-    """The network that a backbone's `meta`, read from `where`, names; UserError where timm does not have it."""
+    """The network that a backbone's `meta`, read from `where`, names.
+
+    Raises:
+        UserError: timm has no such network.
+    """
     name = meta.get("architecture") if isinstance(meta, dict) else None
     if name == ARCHITECTURE:
         return ARCHITECTURE

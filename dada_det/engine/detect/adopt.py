@@ -1,4 +1,4 @@
-"""Anybody's MMDetection config: its backbone is put behind the guard, and nothing else of it changes."""
+"""Puts the backbone of any MMDetection config behind the guard, and changes nothing else."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,11 @@ def facts_in(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def facts_beside(path: str | Path) -> dict[str, Any]:
-    """facts_in of the JSON beside a backbone file; a ResNet-50's where there is none. UserError where they are not in it."""
+    """facts_in of the JSON beside a backbone file; a ResNet-50's where there is none.
+
+    Raises:
+        UserError: the JSON lacks them.
+    """
     beside = Path(path).with_suffix(".json")
     if not beside.is_file():
         return {"architecture": ARCHITECTURE}
@@ -35,7 +39,8 @@ def facts_beside(path: str | Path) -> dict[str, Any]:
 def facts_of_checkpoint(path: str, backbone: str | None) -> dict[str, Any] | None:
     """What a detector's checkpoint says of the backbone with which it began; None where it does not say.
 
-    UserError where it says what cannot be, or the file `backbone` is of another network or of images prepared otherwise.
+    Raises:
+        UserError: it says what cannot be, or the file `backbone` is of another network or of images prepared otherwise.
     """
     from dada_det.engine.runtime.checkpoint import check_checkpoint
 
@@ -54,13 +59,20 @@ def facts_of_checkpoint(path: str, backbone: str | None) -> dict[str, Any] | Non
 
 
 def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | None = None) -> None:
-    """Puts the backbone of `config`, read from `name`, behind the guard, with the weights of the file `backbone`.
+    """Puts the backbone of a config behind the guard, with the weights of a file.
 
-    facts: of the backbone that a checkpoint holds (facts_of_checkpoint), where that is going to fill the detector. They
-    stay in config.backbone_facts for use_backbone (config.py). A ResNet-50 becomes DADAResNet with its own options. Any
-    other network makes place for one of timm's, with which the neck gets as many maps as it had, of the same strides.
-    config.adopted says it in a clause. UserError where the file does not fit the config. Configs whose backbone is guarded
-    already are left alone.
+    A ResNet-50 becomes DADAResNet with its own options. Any other network is replaced by one of timm's; the neck gets as many
+    maps as before, of the same strides. A backbone that is guarded already stays.
+
+    Args:
+        config: is changed. config.adopted says how, in a clause.
+        backbone: the file of the weights.
+        name: what the config was read from.
+        facts: of the backbone that a checkpoint holds (facts_of_checkpoint), if that will fill the detector. They are kept in
+            config.backbone_facts for use_backbone (config.py).
+
+    Raises:
+        UserError: the file does not fit the config.
     """
     before = config.model.backbone
     kind = before.type
@@ -95,7 +107,11 @@ def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | 
 
 
 def channels_at(architecture: str, strides: tuple[int, ...]) -> list[int]:
-    """The channels of timm's maps at these strides; UserError where it lacks one."""
+    """The channels of timm's maps at these strides.
+
+    Raises:
+        UserError: the network has no map of one of the strides.
+    """
     maps = timm_features(architecture)
     if not set(strides) <= set(maps["strides"]):
         raise UserError(f"timm's {architecture} cannot be this detector's backbone, which gives maps at strides "

@@ -15,7 +15,7 @@ from dada_det.models.backbone import ARCHITECTURE, IMAGENET
 
 CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is what a kill costs at most
 GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
-KEPT = ("frozen_stages", "norm_eval", "norm_cfg", "init_cfg")  # of a backbone's options, where another takes its place
+KEPT = ("frozen_stages", "norm_eval", "norm_cfg", "init_cfg")  # options that stay when another backbone replaces one
 RESNET_ONLY = ("depth", "num_stages", "out_indices", "style")
 COCO_METRICS = ("CocoMetric", "FasterCocoMetric")  # evaluators that get their ids numbered (NumberedCocoMetric)
 
@@ -65,8 +65,10 @@ def use_backbone(config: Config) -> None:
 
     Both are said by config.backbone_facts, where a checkpoint has told them, else by the JSON beside the backbone file.
     frozen_stages, norm_eval and norm_cfg stay as they are. Mean and std take the place of ImageNet's, which MMDetection's
-    configs have. UserError where the network has no maps that the neck could take, or the config asks
-    for what only a ResNet has.
+    configs have.
+
+    Raises:
+        UserError: the network has no maps that the neck could take, or the config asks for what only a ResNet has.
     """
     before = config.model.backbone
     facts = config.pop("backbone_facts", None) or facts_beside(before.init_cfg.checkpoint)
@@ -136,8 +138,10 @@ def use_results_of_validation(config: Config, prefix: Path) -> None:
 def use_epochs(config: Config, epochs: int | None, images: int, processes: int) -> None:
     """Trains for `epochs` (None: for as long as the config says), with the schedule stretched or shrunk to fit.
 
-    images: of the training data; an epoch of a config that counts iterations is that many images. What a schedule of
-    epochs counts in iterations, its warm-up, takes at most a tenth of all steps.
+    Args:
+        images: number of training images. For a config that counts iterations an epoch is that many images.
+
+    The warm-up of a schedule by epochs, which is counted in iterations, takes at most a tenth of all steps.
     """
     loop, batch = config.train_cfg, config.train_dataloader.batch_size * processes
     by_epoch = "max_epochs" in loop

@@ -37,10 +37,10 @@ with contextlib.redirect_stdout(io.StringIO()):
 
 
 class Guarded(BaseModule):
-    """A backbone whose weights come, all of them, from init_cfg=dict(type='Pretrained', checkpoint=FILE).
+    """A backbone all of whose weights come from init_cfg=dict(type='Pretrained', checkpoint=FILE).
 
-    UserError from init_weights() where FILE does not give every tensor, and from the first training step where nobody
-    has compared FILE's preprocessing with the detector's (BackboneGuardHook does).
+    init_weights() raises UserError if FILE lacks a tensor. The first training step raises it if BackboneGuardHook has not
+    compared FILE's preprocessing with the detector's.
     """
 
     meta: dict[str, Any] | None = None  # what belongs to the weights (models/backbone.py), once they are loaded
@@ -61,7 +61,7 @@ class Guarded(BaseModule):
         """Loads the file's weights.
 
         Raises:
-            UserError: they are of another network.
+            UserError: the weights are of another network.
         """
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ def feature_maps(architecture: str, strides: Sequence[int] = STRIDES) -> Any:
     """timm's network without what comes after its last feature map; gives float [B,C,H/s,W/s] for each s of `strides`.
 
     Raises:
-        UserError: it has no such maps for images of every size.
+        UserError: the network has no such maps, or takes images of one size only.
     """
     import timm  # takes seconds
 
@@ -245,7 +245,7 @@ def _detector(runner: Runner) -> Any:
 
 
 def check_preprocessing(detector: nn.Module) -> None:
-    """UserError unless the detector's backbone is Guarded and loaded and both normalise images in the same way."""
+    """Raises UserError unless the backbone is Guarded and loaded, and file and detector normalise images in the same way."""
     backbone: Any = detector.backbone
     preprocessor: Any = detector.data_preprocessor
     if not isinstance(backbone, Guarded) or backbone.meta is None:
