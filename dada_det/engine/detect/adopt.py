@@ -61,15 +61,15 @@ def facts_of_checkpoint(path: str, backbone: str | None) -> dict[str, Any] | Non
 def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | None = None) -> None:
     """Puts the backbone of a config behind the guard, with the weights of a file.
 
-    A ResNet-50 becomes DADAResNet with its own options. Any other network is replaced by one of timm's; the neck gets as many
-    maps as before, of the same strides. A backbone that is guarded already stays.
+    A ResNet-50 becomes DADAResNet with its own options. Any other network is replaced by one of timm's; the neck gets as
+    many maps as before, of the same strides. A backbone that is guarded already stays.
 
     Args:
         config: is changed. config.adopted says how, in a clause.
         backbone: the file of the weights.
         name: what the config was read from.
-        facts: of the backbone that a checkpoint holds (facts_of_checkpoint), if that will fill the detector. They are kept in
-            config.backbone_facts for use_backbone (config.py).
+        facts: of the backbone that a checkpoint holds (facts_of_checkpoint), if that will fill the detector. They are kept
+            in config.backbone_facts for use_backbone (config.py).
 
     Raises:
         UserError: the file does not fit the config.
