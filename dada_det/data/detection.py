@@ -37,7 +37,7 @@ Mask = dict[str, Any]  # pycocotools' RLE of one instance
 
 @dataclass(eq=False)
 class DetectionTargets:
-    """The instances of B images. A slice, an index tensor and `repeat` give targets of these images.
+    """The instances of B images. A slice, an index tensor, `repeat` and + give targets of these images.
 
     Args:
         boxes_M4: of each image, [M,4].
@@ -46,7 +46,7 @@ class DetectionTargets:
         sizes: (height, width) of each image within its square, None where all fill it.
 
     An object also keeps the proposals [P,4] that a two-stage detector makes for its images (`proposals`). Targets that are
-    chosen or repeated from it start without any.
+    made from it start without any.
     """
 
     boxes_M4: list[Tensor]
@@ -68,6 +68,15 @@ class DetectionTargets:
         masks = None if self.masks_MSS is None else self.masks_MSS * times
         sizes = None if self.sizes is None else self.sizes * times
         return DetectionTargets(self.boxes_M4 * times, self.labels_M * times, masks, sizes=sizes)
+
+    def __add__(self, other: "DetectionTargets") -> "DetectionTargets":
+        """The targets of both batches, of images in squares of one side."""
+        def both(first: list[Any] | None, second: list[Any] | None) -> list[Any] | None:
+            assert (first is None) == (second is None)
+            return None if first is None or second is None else first + second
+
+        return DetectionTargets(self.boxes_M4 + other.boxes_M4, self.labels_M + other.labels_M,
+                                both(self.masks_MSS, other.masks_MSS), sizes=both(self.sizes, other.sizes))
 
     def size(self, row: int, images_BCHW: Tensor) -> tuple[int, int]:
         """(height, width) of image `row` of `images_BCHW`, without its padding."""

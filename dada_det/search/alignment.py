@@ -39,6 +39,15 @@ class Targets(Protocol):
 
     def repeat(self, times: int, /) -> Self: ...
 
+    def __add__(self, other: Self, /) -> Self: ...  # `joined` where they are no labels
+
+
+def joined(first: Targets, second: Targets) -> Targets:
+    """The targets of one batch and, after them, those of another."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    return first + second
+
 
 class LossNetwork(nn.Module):
     """A network that gives the loss of every image itself, such as a detector."""

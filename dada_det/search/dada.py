@@ -14,7 +14,7 @@ from torch import Tensor
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Draws
 from dada_det.search import alignment, estimators
-from dada_det.search.alignment import Ends
+from dada_det.search.alignment import Ends, Targets
 from dada_det.search.curvature import precondition
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample, draw_noise
 from dada_det.search.estimators import ControlVariate
@@ -88,12 +88,12 @@ class Dada(Algorithm[Noise]):
         """
         network, running = parts.network, parts.running
         assert running is not None
-        n = len(batch.images_BCHW)
         weights = alignment.weights_of(network)
         v = validation_gradient(parts, weights, batch) if learn else {}
         sample = self.distribution.sample(batch.noise)
-        draws = self.draws(sample, batch.noise, n, unaugmented=self.unaugmented(n))
-        images, targets = augment(parts, batch.images_BCHW, batch.targets_B, draws)
+        drawn = self.drawn(parts, batch, sample) if learn else None
+        mixture_BCHW, targets = self.mixture(parts, batch, sample, drawn)
+        images = parts.normalise(mixture_BCHW)
         gradient, losses_B = alignment.training_gradient(network, images, targets, parts.low)
         gradient = mean_weights(gradient)
         running.squares.add(gradient, gradient)
@@ -104,7 +104,8 @@ class Dada(Algorithm[Noise]):
         ends = alignment.ends_consuming(weights, precondition(v, running.squares.means, gradient))
         parts.update_weights(gradient)  # the ends hold what the rewards need of w
         del gradient
-        advantages = self.advantages(parts, ends, batch, sample)
+        assert drawn is not None
+        advantages = self.advantages(parts, ends, *drawn)
         mean, square = mean_over_ranks([advantages.mean(), advantages.square().mean()])
         spread = (square - mean.square()).clamp_min(0).sqrt()
         assert self.settings.spread is not None
@@ -119,17 +120,33 @@ class Dada(Algorithm[Noise]):
         (rank, size), fraction = world(), self.settings.unaugmented
         return len(range(rank, min(round(fraction * n * size), n * size - (fraction < 1)), size))
 
-    def advantages(self, parts: Step, ends: Ends, batch: Batch[Noise], sample: Sample) -> Tensor:
+    def drawn(self, parts: Step, batch: Batch[Noise], sample: Sample) -> tuple[Tensor, Targets]:
+        """The images of the batch after each of their D draws, uint8 [D*B,C,H,W], and their targets."""
+        d = self.settings.draws_per_image
+        return parts.apply(batch.images_BCHW.repeat(d, 1, 1, 1), batch.targets_B.repeat(d),
+                           self.draws(sample, batch.noise, d * len(batch.images_BCHW)), self.settings.ranges)
+
+    def mixture(self, parts: Step, batch: Batch[Noise], sample: Sample,
+                drawn: tuple[Tensor, Targets] | None) -> tuple[Tensor, Targets]:
+        """What the weights train on, uint8 [B,C,H,W], and its targets; where the first draw of each image is made already
+        (`drawn`), the policies are not applied to it a second time: that would be half of a step's augmentation."""
+        n, count = len(batch.images_BCHW), self.unaugmented(len(batch.images_BCHW))
+        if drawn is None:
+            return parts.apply(batch.images_BCHW, batch.targets_B, self.draws(sample, batch.noise, n, count),
+                               self.settings.ranges)
+        images_BCHW, targets_B = drawn
+        return (torch.cat([batch.images_BCHW[:count], images_BCHW[count:n]]),
+                alignment.joined(batch.targets_B[:count], targets_B[count:n]))
+
+    def advantages(self, parts: Step, ends: Ends, drawn_BCHW: Tensor, targets_B: Targets) -> Tensor:
         """The reward of each draw [D*B], of log(1 + loss), less the mean of the batch's other rewards.
 
-        BatchNorm uses its running statistics: those of the batch depend on the operations of all its images, of which no
-        training and no later use holds so many at once. Leaves the network in train mode.
+        drawn_BCHW, targets_B: of `drawn`. BatchNorm uses its running statistics: those of the batch depend on the operations
+        of all its images, of which no training and no later use holds so many at once. Leaves the network in train mode.
         """
-        d = self.settings.draws_per_image
-        draws = self.draws(sample, batch.noise, d * len(batch.images_BCHW))
-        images, targets = augment(parts, batch.images_BCHW.repeat(d, 1, 1, 1), batch.targets_B.repeat(d), draws)
+        images = parts.normalise(drawn_BCHW)
         parts.network.eval()
-        rewards = alignment.rewards_between(parts.network, ends, images, targets, log=True)
+        rewards = alignment.rewards_between(parts.network, ends, images, targets_B, log=True)
         parts.network.train()
         return estimators.less_mean_of_others(rewards)
 

@@ -154,7 +154,8 @@ def test_rewards_are_of_log_losses_by_running_statistics() -> None:
     weights = alignment.weights_of(network)
     v = {name: torch.randn_like(tensor) for name, tensor in weights.items()}
     sample = algorithm.distribution.sample(batch.noise)
-    found = algorithm.advantages(parts, alignment.ends_consuming(weights, dict(v)), batch, sample)
+    found = algorithm.advantages(parts, alignment.ends_consuming(weights, dict(v)),
+                                 *algorithm.drawn(parts, batch, sample))
     assert network.training
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, buffers[name])

@@ -88,6 +88,9 @@ class Points:
     def repeat(self, n: int) -> "Points":
         return Points(self.points * n)
 
+    def __add__(self, other: "Points") -> "Points":
+        return Points(self.points + other.points)
+
     @classmethod
     def of(cls, images_BCHW: Tensor) -> "Points":
         brightest = images_BCHW.sum(1).flatten(1).argmax(1)
