@@ -19,7 +19,7 @@ from PIL import Image
 from dada_det.augment.operations import RANGES
 from dada_det.augment.policy import MOST_SUB_POLICIES, SCHEMA, Operation, Policy, SubPolicy, canonical_sha256, check_head
 from dada_det.augment.space import Atom, AtomSpace
-from dada_det.augment.transform import Draws, Images, apply_draws, apply_draws_pil, random_numbers
+from dada_det.augment.transform import Draws, Images, Slot, apply_draws, apply_slots, random_numbers
 from dada_det.errors import UserError
 from dada_det.files import write_json
 from dada_det.untrusted import check_keys, placed, read_untrusted, short
@@ -183,6 +183,10 @@ class ScheduleTransform:
         preferences_EA = torch.tensor([stage.preferences for stage in schedule.stages], dtype=torch.float64)
         self.cumulative_EA = preferences_EA.cumsum(1)
         self.cumulative_EA /= self.cumulative_EA[:, -1:].clone()
+        # The same numbers as lists, as PolicyTransform has them.
+        self.cumulative, self.magnitudes = self.cumulative_EA.tolist(), self.space.magnitudes_A.tolist()
+        self.operations, self.active = self.space.operations_A.tolist(), self.space.active_A.tolist()
+        self.probabilities = torch.tensor([float(stage.probability) for stage in schedule.stages]).tolist()  # float32
 
     @property
     def ranges(self) -> str:
@@ -190,7 +194,7 @@ class ScheduleTransform:
 
     def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
         if isinstance(images, Image.Image):
-            return apply_draws_pil(images, self.draw(1, generator), self.ranges)
+            return apply_slots(images, self.draw_one(generator), self.ranges)
         return apply_draws(images, self.draw(len(images), generator), self.ranges)
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Draws:
@@ -200,6 +204,16 @@ class ScheduleTransform:
         pairs_B2 = torch.searchsorted(self.cumulative_EA[stage], uniform[:, 1:3].double(), right=True)
         return self.space.draws(pairs_B2, (uniform[:, 3:5] >= 0.5) * 2.0 - 1.0, uniform[:, 5:].unflatten(1, (2, 2)),
                                 uniform[:, 0] < self.schedule.stages[stage].probability)
+
+    def draw_one(self, generator: torch.Generator | None = None) -> list[Slot]:
+        """The active slots of draw(1, generator), number for number, in a fraction of its time."""
+        stage = self.schedule.at(self.progress)
+        uniform = random_numbers(torch.rand, (9,), generator).tolist()
+        if uniform[0] >= self.probabilities[stage]:
+            return []
+        atoms = [bisect_right(self.cumulative[stage], number) for number in uniform[1:3]]
+        return [(self.operations[atom], self.magnitudes[atom], 1.0 if uniform[3 + k] >= 0.5 else -1.0,
+                 (uniform[5 + 2 * k], uniform[6 + 2 * k])) for k, atom in enumerate(atoms) if self.active[atom]]
 
 
 def _read_atom(entry: Any, place: str) -> Atom:

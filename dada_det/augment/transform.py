@@ -44,6 +44,12 @@ class Draws:
     def __getitem__(self, rows: slice | Tensor) -> Draws:
         return Draws(*(tensor[rows] for tensor in self._tensors()))
 
+    @classmethod
+    def of_rows(cls, rows_BK6: Tensor) -> Draws:
+        """Draws of B images, each from its `slot_rows`."""
+        operations_BK, active_BK, magnitudes_BK, signs_BK = rows_BK6[..., :4].unbind(-1)
+        return cls(operations_BK.long(), active_BK > 0, magnitudes_BK, signs_BK, rows_BK6[..., 4:])
+
     def active_slots(self) -> list[list[Slot]]:
         """The active slots of each image as Python numbers. Draws that lie on a device are waited for."""
         images = zip(*(tensor.tolist() for tensor in self._tensors()), strict=True)
@@ -52,6 +58,13 @@ class Draws:
 
     def to(self, device: torch.device | str) -> Draws:
         return Draws(*move_all(self._tensors(), device))
+
+
+def slot_rows(slots: list[Slot]) -> Tensor:
+    """One image's active slots, at most two, as one small tensor, float32 [2,6], which a loader can collate: operation, 1
+    where it acts, magnitude, sign and centre."""
+    rows = [(operation, 1.0, magnitude, sign, *center) for operation, magnitude, sign, center in slots]
+    return torch.tensor([*rows, *[(0.0, 0.0, 0.0, 1.0, 0.0, 0.0)] * (2 - len(rows))], dtype=torch.float32)
 
 
 def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
@@ -97,7 +110,7 @@ def _apply_one_by_one(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
     """`images_BCHW`, contiguous or channels_last on the CPU, with every image overwritten by what PIL makes of it."""
     for image_CHW, slots in zip(images_BCHW.numpy(), draws.active_slots(), strict=True):
         if slots:
-            _write(_apply_slots(_picture(image_CHW), slots, ranges), image_CHW)
+            _write(apply_slots(_picture(image_CHW), slots, ranges), image_CHW)
     return images_BCHW
 
 
@@ -129,10 +142,11 @@ def apply_draws_pil(image: Image.Image, draws: Draws, ranges: str) -> Image.Imag
     """The same on one PIL image (converted to RGB where it is not) with draws of length 1."""
     if len(draws) != 1:
         raise ValueError(f"one PIL image needs one draw, not {len(draws)}")
-    return _apply_slots(image, draws.active_slots()[0], check_ranges(ranges))
+    return apply_slots(image, draws.active_slots()[0], check_ranges(ranges))
 
 
-def _apply_slots(image: Image.Image, slots: list[Slot], ranges: str) -> Image.Image:
+def apply_slots(image: Image.Image, slots: list[Slot], ranges: str) -> Image.Image:
+    """The operations of one image's active slots, one after the other, on a PIL image (converted to RGB)."""
     image = image if image.mode == "RGB" else image.convert("RGB")
     for operation, magnitude, sign, center in slots:
         image = apply_operation_pil(image, operation, value_of(operation, magnitude, sign, ranges), center)
@@ -206,7 +220,7 @@ class PolicyTransform:
 
     def __call__(self, images: Images, generator: torch.Generator | None = None) -> Images:
         if isinstance(images, Image.Image):
-            return _apply_slots(images, self.draw_one(generator), self.ranges)
+            return apply_slots(images, self.draw_one(generator), self.ranges)
         return self.apply(images, self.draw(len(images), generator))
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Draws:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dada_det.augment import OPERATION_NAMES, Policy, apply_draws
+from dada_det.augment import OPERATION_NAMES, Draws, Policy, apply_draws
 from dada_det.augment.named import resolve_policy, resolve_replayable
 from dada_det.augment.schedule import Schedule, ScheduleTransform
+from dada_det.augment.transform import slot_rows
 from dada_det.errors import UserError
 
 GOOD = {"schema": 1, "ranges": "strength", "provenance": {"seed": 0},
@@ -134,6 +135,21 @@ def test_a_batch_and_a_pil_image_get_what_was_drawn():
     one = transform.draw(1, torch.Generator().manual_seed(1))
     assert torch.equal(torch.from_numpy(np.array(result)).permute(2, 0, 1),
                        apply_draws(images[:1], one, "strength")[0])
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.9])
+def test_one_image_draws_what_a_batch_of_one_draws(progress):
+    """Its own road to the draws, without tensors: the same numbers, and the generator ends in the same state."""
+    transform = ScheduleTransform(Schedule.from_dict(GOOD))
+    transform.progress, seen = progress, 0
+    for seed in range(200):
+        one, batch = (torch.Generator().manual_seed(seed) for _ in range(2))
+        slots = transform.draw_one(one)
+        assert slots == transform.draw(1, batch).active_slots()[0]
+        assert torch.equal(one.get_state(), batch.get_state())
+        assert Draws.of_rows(slot_rows(slots)[None]).active_slots()[0] == slots  # as a loader collates them
+        seen += len(slots)
+    assert seen > 20
 
 
 def test_the_average_is_the_mean_of_the_stages_over_the_training():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dada_det.augment import Draws, PolicyTransform, apply_draws
 from dada_det.augment.schedule import ScheduleTransform
+from dada_det.augment.transform import slot_rows
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
 from dada_det.data.imagenet import ImageFolder
@@ -62,16 +63,16 @@ class TrainImages(ImageFolder):
 class DrawnImages(TrainImages):
     """Training images for a policy on the device: cropped and flipped, and with what the policy draws for each.
 
-    A sample also holds {"draws": {field of Draws: tensor [K, ..]}, "ranges": str}, which ImagePreprocessor applies. The
-    draws come from the stream of (seed, epoch, index) from which the policy would have drawn here. So both ways give the
-    same images, with any number of workers and after a resume.
+    A sample also holds {"draws": slot_rows, "ranges": str}, which ImagePreprocessor applies. The draws come from the stream
+    of (seed, epoch, index) from which the policy would have drawn here. So both ways give the same images, with any number
+    of workers and after a resume.
     """
 
     transform: PolicyTransform | ScheduleTransform
 
     def augmented(self, image: Image.Image, generator: torch.Generator) -> tuple[Image.Image, dict[str, Any]]:
-        draws = self.transform.draw(1, generator)
-        return image, {"draws": {name: tensor[0] for name, tensor in vars(draws).items()}, "ranges": self.transform.ranges}
+        # Not `draw`: on tensors of one image it takes a worker as long as Pillow takes to apply them.
+        return image, {"draws": slot_rows(self.transform.draw_one(generator)), "ranges": self.transform.ranges}
 
 
 @MODELS.register_module()
@@ -93,7 +94,7 @@ class ImagePreprocessor(BaseDataPreprocessor):
         images_BCHW, labels_B = (move(data[name], self.device) for name in ("image", "label"))
         if "draws" in data:
             # The draws stay on the CPU, where apply_draws can see without waiting which rows each kernel needs.
-            images_BCHW = apply_draws(images_BCHW, Draws(**data["draws"]), data["ranges"][0])
+            images_BCHW = apply_draws(images_BCHW, Draws.of_rows(data["draws"]), data["ranges"][0])
         images_BCHW = (images_BCHW.float() - self.mean) / self.std
         if "cutout" in data:
             images_BCHW = blank(images_BCHW, move(data["cutout"], images_BCHW.device))

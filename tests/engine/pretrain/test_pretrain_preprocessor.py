@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from dada_det.augment import OPERATION_NAMES, Operation, Policy, PolicyTransform, SubPolicy
 from dada_det.augment.named import resolve_policy
+from dada_det.augment.schedule import Schedule, ScheduleTransform
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import ImageFolder
 from dada_det.engine.pretrain.preprocessor import DrawnImages, ImagePreprocessor, TrainImages, blank
@@ -17,6 +18,8 @@ from dada_det.engine.pretrain.preprocessor import DrawnImages, ImagePreprocessor
 # Every operation with a drawn magnitude, before Cutout.
 SPREAD = Policy("strength", [SubPolicy(1.0 + place, (Operation(name, 0.9, 0.6, 0.8), Operation("Cutout", 0.5, 0.7)))
                              for place, name in enumerate(OPERATION_NAMES)])
+SCHEDULE = Schedule.from_dict({"schema": 1, "ranges": "strength", "atoms": [{"name": "Invert", "magnitude": 0.0}],
+                               "schedule": [{"until": 1.0, "probability": 0.8, "preferences": [1.0]}]})
 POLICIES = {"spread": SPREAD, "half": replace(SPREAD, unaugmented=0.5),
             **{name: resolve_policy(name) for name in ("dada-imagenet", "autoaugment-cifar10", "uniform")}}
 
@@ -79,8 +82,15 @@ def test_the_samples_hold_the_images_before_the_policy(images):
     sample = DrawnImages(images, [33], PolicyTransform(SPREAD), seed=3)[7]
     plain = ImageFolder(images, 33, train=True, seed=3)[7]
     assert torch.equal(sample.pop("image"), plain.pop("image"))
-    assert sample.pop("ranges") == "strength" and sample.pop("draws")["operations_BK"].shape == (2,)
+    assert sample.pop("ranges") == "strength" and sample.pop("draws").shape == (2, 6)
     assert sample == plain
+
+
+@pytest.mark.parametrize("transform", [PolicyTransform(SPREAD), ScheduleTransform(SCHEDULE)])
+def test_a_worker_draws_without_tensors(transform, images, monkeypatch):
+    """`draw` on one image takes a worker as long as Pillow takes to apply a policy, and would free nothing."""
+    monkeypatch.setattr(transform, "draw", None)
+    assert DrawnImages(images, [33], transform, seed=3)[7]["draws"].shape == (2, 6)
 
 
 @pytest.mark.gpu
