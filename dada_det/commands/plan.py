@@ -1,25 +1,32 @@
 """tools/plan.py: hours, decode cores, memory and the limit of a config on N GPUs, from figures measured on one."""
 
+import csv
 import re
 import statistics
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
-from dada_det.report.plan import Figures, as_row, plan, table
+from dada_det.report.plan import TRIAL_OVER_SEARCH, Figures, as_row, plan, table
 from dada_det.report.statistics import median_interval
 
 RESULTS = common.ROOT / "results"
 SECONDS = 15.0  # that the steps of one batch size are measured for
 STEPS = (3, 30)  # at least, at most
 SAMPLES = 100
+# What --measured plans where no CONFIG is given, and for how many (GPUs of a node, nodes).
+STUDY = (*(f"configs/pretrain_r50{recipe}.py" for recipe in ("", "_modern", "_paper", "_rsb_a1", "_rsb_a2", "_rsb_a3")),
+         "configs/search_imagenet.py",
+         *(f"configs/{detector}_r50_baseline.py" for detector in ("retinanet", "faster_rcnn", "mask_rcnn")))
+SCALES = ((1, 1), (8, 1), (8, 8))
+HOST_BATCH = 8  # images of the steps whose time on the host is taken
 MODELLED = ("time is linear in images and in devices, memory in images; communication, validation and the start of a run "
             "are not modelled")
 
@@ -29,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = common.parser_for(
         "plan.py", "Says how long each CONFIG (a search, pretraining, a detector) takes on N GPUs, how many cores decode "
         "needs, how much memory a GPU, and which of the three limits. The figures come from results/plan_<hardware>.json; "
-        "--measure takes those of this machine and writes them there.",
+        "--measure takes those of this machine and writes them there. With --measured they are those of tools/bench/gpu.sh, "
+        "and the plan is of a whole study, for 1, 8 and 64 GPUs.",
         "python tools/plan.py configs/pretrain_r50.py configs/retinanet_r50_dada.py --gpus 8 --nodes 2")
-    parser.add_argument("config", nargs="+", metavar="CONFIG", help="of a search, pretraining or a detector")
-    parser.add_argument("--gpus", type=common.positive, default=1, metavar="N", help="of each node (default: 1)")
-    parser.add_argument("--nodes", type=common.positive, default=1, metavar="M", help="machines (default: 1)")
+    parser.add_argument("config", nargs="*", metavar="CONFIG", help="of a search, pretraining or a detector")
+    parser.add_argument("--gpus", type=common.positive, metavar="N", help="of each node (default: 1)")
+    parser.add_argument("--nodes", type=common.positive, metavar="M", help="machines (default: 1)")
+    parser.add_argument("--measured", type=Path, metavar="OUT", help="folder of tools/bench/gpu.sh: its figures, for CONFIG "
+                        "or else ResNet-50 by each recipe, the search with its trial, and the three detectors")
     parser.add_argument("--cores", type=common.positive, metavar="N",
                         help="of each node (default: those of the machine that was measured)")
     parser.add_argument("--images", type=common.positive, metavar="N", help="training images (default: ImageNet's, the "
@@ -52,37 +62,82 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: Namespace) -> None:
     if args.data and not args.measure:
         raise UserError("--data is what --measure decodes; add --measure, or leave it out")
-    known = read_figures(args.results)
-    configs = {config_name(path, args.cfg_options): common.load_config(path, args.cfg_options) for path in args.config}
+    if args.measured and args.measure:
+        raise UserError("--measured takes the figures that are in its folder, and --measure takes new ones; leave one out")
+    if not args.config and not args.measured:
+        raise UserError("no config is given; give one such as configs/pretrain_r50.py, or --measured OUT")
+    folder = args.measured or args.results
+    known, trial = read_figures(folder), trial_share(args.measured) if args.measured else 0.0
+    paths = args.config or STUDY
+    configs = {config_name(path, args.cfg_options): common.load_config(path, args.cfg_options) for path in paths}
+    scales = SCALES if args.measured and not (args.gpus or args.nodes) else ((args.gpus or 1, args.nodes or 1),)
     from dada_det.engine.compare.plan_steps import demand_of
 
-    for config in configs.values():
-        demand_of(config, args.gpus * args.nodes, args.images)  # so that a mistake is told before anything is measured
+    for config in configs.values():  # so that a mistake is told before anything is measured
+        demand_of(config, scales[0][0] * scales[0][1], args.images)
     for name, config in configs.items() if args.measure else ():
         new = measure(name, config, args)
         known = [*(old for old in known if (old.config, old.hardware) != (name, new.hardware)), new]
-        path = figures_path(args.results, new.hardware)
+        path = figures_path(folder, new.hardware)
         write(path, [as_row(each) for each in known if each.hardware == new.hardware])
         print(f"plan  wrote the figures of {name} on {new.hardware} in {path}", file=sys.stderr)
-    rows = []
+    rows, on_gpu = [], False
     for name, config in configs.items():
-        found = [figures for figures in known if figures.config == name]
+        found = [figures for figures in known if figures.config == name] or stand_ins(known, name, config)
         if not found:
-            raise UserError(f"{args.results} has no figures of {name}; run `python tools/plan.py {' '.join(args.config)} "
-                            "--measure` on the machine that will train")
+            again = f"`bash tools/bench/gpu.sh {folder} --only images plan_images plan_boxes`" if args.measured else \
+                f"`python tools/plan.py {' '.join(args.config)} --measure` on the machine that will train"
+            raise UserError(f"{folder} has no figures of {name}; run {again}")
         for figures in found:
-            devices = (args.gpus if figures.on_gpu else 1) * args.nodes
-            rows.append(plan(figures, demand_of(config, devices, args.images), args.gpus, args.nodes, args.cores))
-            rows[-1] |= {"measured": facts(figures)}
+            on_gpu |= figures.on_gpu
+            if trial and figures.stage == "search":
+                figures = with_trial(figures, trial)
+            for gpus, nodes in scales:
+                devices = (gpus if figures.on_gpu else 1) * nodes
+                rows.append(plan(figures, demand_of(config, devices, args.images), gpus, nodes, args.cores))
+                rows[-1] |= {"measured": facts(figures)}
     print("\n".join(table(rows)))
-    for row in rows:
-        print(f"{row['config']}: {row['measured']}; images: {row['images_from']}")
-    if not any(figures.on_gpu for figures in known if figures.config in configs):
-        print(f"No GPU was measured, so --gpus {args.gpus} changes nothing (a machine without one is one device): run the "
-              "same with --measure on a machine that has one.")
+    for said in dict.fromkeys(f"{row['config']}: {row['measured']}; images: {row['images_from']}" for row in rows):
+        print(said)
+    if trial:
+        print(f"The search's time holds its trial, which has taken {trial:.2f} times as long as the search itself.")
+    if not on_gpu:
+        print(f"No GPU was measured, so --gpus {scales[-1][0]} changes nothing (a machine without one is one device): run "
+              "the same with --measure on a machine that has one.")
     if args.json:
         write(Path(args.json), rows, {"gpus": args.gpus, "nodes": args.nodes})
     print(f"plan  done: {len(rows)} rows {f'in {args.json}' if args.json else '(not kept: no --json)'}; {MODELLED}")
+
+
+def trial_share(folder: Path) -> float:
+    """The seconds of a search's trial over those of the search, as gpu.csv of `folder` holds it; 0 where it does not."""
+    path = folder / "gpu.csv"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run `bash tools/bench/gpu.sh {folder}` on a machine with a GPU first")
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            values = [float(line["value"]) for line in csv.DictReader(file)
+                      if (line["figure"], line["result"]) == (TRIAL_OVER_SEARCH, "pass")]
+    except (KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not what gpu.sh writes ({error}); run it again") from error
+    return values[0] if values else 0.0
+
+
+def with_trial(figures: Figures, share: float) -> Figures:
+    """A search's figures with the time of its trial: forks share out over devices as batches do."""
+    return replace(figures, **{name: getattr(figures, name) * (1 + share)
+                               for name in ("seconds_per_image", "low", "high", "host_seconds")})
+
+
+def stand_ins(known: Sequence[Figures], name: str, config: Any) -> list[Figures]:
+    """Figures of another recipe of pretraining with the same network in the same precision: its step costs as much."""
+    from dada_det.engine.compare.plan_steps import stage_of
+
+    if stage_of(config) != "pretraining":
+        return []
+    return [replace(figures, config=name) for figures in known
+            if (figures.stage, figures.model) == ("pretraining", config.classifier.name)
+            and config.precision in ("auto", figures.precision)]
 
 
 def config_name(path: str, options: Sequence[str]) -> str:
@@ -118,14 +173,14 @@ def measure(name: str, config: Any, args: Namespace) -> Figures:
     import torch
 
     from dada_det.engine.compare import plan_steps
-    from dada_det.engine.compare.step_cost import core_seconds, peak_bytes, step_seconds
+    from dada_det.engine.compare.step_cost import core_seconds, host_seconds, peak_bytes, step_seconds
     from dada_det.report.measurements import hardware
 
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     stage = plan_steps.build_stage(config, args.data)
-    demand = plan_steps.demand_of(config, args.gpus * args.nodes, args.images)
+    demand = plan_steps.demand_of(config, (args.gpus or 1) * (args.nodes or 1), args.images)
     sizes, peaks, seconds = plan_steps.batches_for(stage, demand.per_device), [], [0.0]
     for batch in sizes:
         print(f"plan  {name}  {stage.model}, batch {batch}, about {SECONDS:.0f} s", file=sys.stderr, flush=True)
@@ -142,9 +197,15 @@ def measure(name: str, config: Any, args: Namespace) -> Figures:
         stage.samples(0)
         samples = core_seconds(stage.samples, range(0, stage.count, max(1, stage.count // SAMPLES)))[:SAMPLES]
     low, high = median_interval(seconds)
+    host = 0.0
+    if plan_steps.device().type == "cuda":
+        step = stage.step(min(HOST_BATCH, sizes[0]))
+        step.run()
+        host = host_seconds(step)
     return Figures(name, stage.name, hardware(), stage.model, stage.precision, sizes[1], statistics.median(seconds), low,
                    high, len(seconds), peaks[1] - per_image * sizes[1], per_image,
-                   statistics.mean(samples) if samples else None, len(samples), stage.source, **plan_steps.machine())
+                   statistics.mean(samples) if samples else None, len(samples), stage.source, **plan_steps.machine(),
+                   host_seconds=host)
 
 
 def facts(figures: Figures) -> str:

@@ -26,15 +26,16 @@ def lines_of(folder: Path) -> list[dict[str, str]]:
 
 def test_a_check_that_hangs_costs_no_other(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                            capsys: pytest.CaptureFixture) -> None:
-    def python(text: str) -> list[str]:
-        return [sys.executable, "-c", text]
+    def missing(left: object) -> float:
+        raise KeyError("x")
 
-    hangs = "import subprocess, time; print('began', flush=True); subprocess.run(['sleep', '600'])"
-    monkeypatch.setattr(gpu, "checks", lambda out, cpu: [
-        gpu.Check("hangs", 0.5, python(hangs)), gpu.Check("fails", 60, python("raise SystemExit('out of memory')")),
-        gpu.Check("passes", 60, python("print(1)"), [gpu.Figure("share", lambda: 0.02, (0, 0.03)),
-                                                     gpu.Figure("slow", lambda: 0.5, (0.95, 9)),
-                                                     gpu.Figure("none", lambda: json.loads("{}")["x"])])])
+    monkeypatch.setattr(gpu, "CHECKS", (
+        gpu.Check("hangs", 0.5, "python -c \"import subprocess; subprocess.run(['sleep', '600'])\""),
+        gpu.Check("fails", 60, "python -c \"raise SystemExit('out of memory')\""),
+        gpu.Check("passes", 60, "python -c 'import sys; print(sys.argv[1:])' {OUT} {DEVICE}", "--toy", [
+            gpu.Figure("share", lambda left: 0.02, (0, 0.03)), gpu.Figure("slow", lambda left: 0.5, (0.95, 9)),
+            gpu.Figure("none", missing), gpu.Figure("of a GPU", lambda left: 1.0, gpu=True)])))
+    monkeypatch.setattr(gpu, "SLOWER", 2)
     assert gpu.main([str(tmp_path), "--cpu"]) == 2
     output = capsys.readouterr()
     found = lines_of(tmp_path)
@@ -43,13 +44,14 @@ def test_a_check_that_hangs_costs_no_other(gpu: ModuleType, tmp_path: Path, monk
         ("passes", "fail", "slow", "0.5"), ("passes", "fail", "none", "missing (KeyError)")]
     assert found[2]["aim"] == "0..0.03" and float(found[0]["seconds"]) < 60
     assert "out of memory" in (tmp_path / "fails.log").read_text()
+    assert (tmp_path / "passes.log").read_text() == f"{[str(tmp_path), 'cpu', '--toy']}\n"
     assert f"3 of 3 checks did not pass: fails, hangs, passes; {tmp_path}/<check>.log says why" in output.err
     assert len([line for line in output.out.splitlines() if line.startswith(("hangs", "fails", "passes"))]) == 5
 
 
 def test_what_the_time_does_not_allow_is_not_run(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "LIMIT", 0)
-    monkeypatch.setattr(gpu, "checks", lambda out, cpu: [gpu.Check("late", 60, ["false"])])
+    monkeypatch.setattr(gpu, "CHECKS", (gpu.Check("late", 60, "python -c pass"),))
     assert gpu.main([str(tmp_path)]) == 2
     assert [line["result"] for line in lines_of(tmp_path)] == ["not run"]
 
@@ -64,7 +66,7 @@ def test_images_are_made_on_the_spot(gpu: ModuleType, tmp_path: Path) -> None:
     files = sorted((tmp_path / "imagenet/train").rglob("*.jpg"))
     assert len(files) == 4 * 12 and len({file.parent for file in files}) == 4
     assert Image.open(files[0]).size == (60, 45)
-    assert gpu.search_steps(cpu=False) == (460, 128) and gpu.search_steps(cpu=True) == (2, 16)
+    assert gpu.search_steps(cpu=False) == 23 * gpu.EPOCHS and gpu.search_steps(cpu=True) == 2
 
 
 def test_reward_errors_of_each_way_and_precision(tmp_path: Path) -> None:
@@ -81,10 +83,25 @@ def test_reward_errors_of_each_way_and_precision(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_check_passes_on_a_cpu(tmp_path: Path) -> None:
+def test_every_check_passes_on_a_cpu(gpu: ModuleType, tmp_path: Path) -> None:
     result = subprocess.run(["bash", "tools/bench/gpu.sh", str(tmp_path), "--cpu"], cwd=ROOT, capture_output=True, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=4500)
     assert result.returncode == 0, result.stdout + result.stderr
     found = lines_of(tmp_path)
-    assert {line["result"] for line in found} == {"pass"} and len({line["check"] for line in found}) == 18
+    assert {line["result"] for line in found} == {"pass"} and len({line["check"] for line in found}) == len(gpu.CHECKS)
     assert all(float(line["value"]) >= 0 for line in found if line["figure"])
+    plans = [json.loads(path.read_text()) for path in tmp_path.glob("plan_*.json")]
+    assert [row["stage"] for row in plans[0]["rows"]] == ["pretraining", "search", "detection"] and len(plans) == 1
+
+
+def test_every_check_is_a_command_that_exists(gpu: ModuleType, tmp_path: Path) -> None:
+    """On a GPU and with --cpu: the file or module is there, and so are the configs that it names."""
+    for left in (gpu.Left(tmp_path, False), gpu.Left(tmp_path / "a b", True)):
+        for check in gpu.CHECKS:
+            command = gpu.command_of(check, left)
+            assert all((ROOT / word).is_file() for word in command if word.startswith(("configs/", "tests/"))
+                       and word.endswith(".py")), command
+            own = [word for word in command if word.startswith("dada_det.commands.")]
+            assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in own)
+            assert command[0] == sys.executable and (command[1] == "-m" or Path(command[1]).is_file())
+            assert not any("{" in word for word in command) and not any(word == "b" for word in command)

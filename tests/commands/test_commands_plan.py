@@ -86,6 +86,36 @@ def test_a_plan_for_a_gpu_comes_from_its_file(tmp_path: Path, capsys: pytest.Cap
     assert "No GPU was measured" not in output and "measured on Some GPU, resnet50 in bfloat16, batch 256: 1 ms" in output
 
 
+def test_a_study_is_planned_from_what_gpu_sh_has_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """For 1, 8 and 64 GPUs; a recipe that was not measured takes the figures of its network, a search those of its trial."""
+    row = figures(tmp_path)
+    others = [{**row, "config": f"{name}_r50_baseline", "stage": "detection", "model": name} for name in (
+        "retinanet", "faster_rcnn", "mask_rcnn")]
+    search = {**row, "config": "search_imagenet", "stage": "search", "sample_core_seconds": None, "host_seconds": 0.02}
+    (tmp_path / "plan_some_gpu.json").write_text(json.dumps({"hardware": "Some GPU", "rows": [row, search, *others]}))
+    line = "check,result,seconds,figure,value,aim\nsearch_imagenet,pass,90,{},3.0,\n"
+    (tmp_path / "gpu.csv").write_text(line.format("its trial; seconds") + line.format(
+        '"the trial over the search, seconds"').splitlines()[1])
+    assert plan.main(["--measured", str(tmp_path), "--json", str(tmp_path / "plan.json")]) == 0
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert len(rows) == 10 * 3 and [row["devices"] for row in rows[:3]] == [1, 8, 64]
+    of = {(row["config"], row["devices"]): row for row in rows}
+    assert {name for name, _ in of} == {Path(path).stem for path in plan.STUDY}
+    assert of["pretrain_r50_rsb_a3", 1]["images"] == pytest.approx(1_281_167 // 2048 * 2048 * 100 * (160 / 224) ** 2)
+    one, eight = of["search_imagenet", 1], of["search_imagenet", 8]
+    assert one["hours"] == pytest.approx(one["images"] * 1e-3 * (1 + 3) / 3600) and one["limit"] == "model"
+    assert (eight["limit"], eight["hours"]) == ("host", pytest.approx(one["hours"] / 8 * 20 / 16))
+    output = capsys.readouterr().out
+    assert "The search's time holds its trial, which has taken 3.00 times as long as the search itself." in output
+    assert plan.main(["configs/pretrain_r50.py", "--gpus", "4", "--measured", str(tmp_path)]) == 0
+    assert "plan  done: 1 rows" in capsys.readouterr().out
+    for arguments, said in ((["--measured", str(tmp_path / "x")], "x/gpu.csv does not exist; run `bash tools/bench/gpu.sh"),
+                            ([], "no config is given; give one such as configs/pretrain_r50.py, or --measured OUT"),
+                            (["--measured", str(tmp_path), "--measure"], "and --measure takes new ones; leave one out"),
+                            (["--measured", str(tmp_path), "configs/search_cifar10.py"], "--only images plan_images")):
+        assert plan.main(arguments) == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("config, images, per_device", [
     ("configs/pretrain_r50_paper.py", 1_281_167 // 1024 * 1024 * 270, 128),
     ("configs/pretrain_r50_modern.py", 1_281_167 // 1024 * 1024 * (38 * 160**2 + 37 * 192**2 + 25 * 224**2) / 224**2, 128),

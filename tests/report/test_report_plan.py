@@ -30,6 +30,15 @@ def test_decode_limits_eight_gpus_on_sixteen_cores() -> None:
     assert (enough["limit"], enough["devices"]) == ("model", 16) and enough["hours"] == pytest.approx(1 / 16)
 
 
+def test_on_eight_gpus_a_step_is_never_shorter_than_the_host_needs_for_it() -> None:
+    """128 images on one device take 128 ms and the host 40; on eight 16 ms, and the host 40 all the same."""
+    figures = replace(FIGURES, sample_core_seconds=None, host_seconds=0.04)
+    one, eight = plan(figures, DEMAND, 1, 1), plan(figures, replace(DEMAND, per_device=16), 8, 1)
+    assert (one["limit"], one["hours"]) == ("model", pytest.approx(1))
+    assert (eight["limit"], eight["device_ms"], eight["host_ms"]) == ("host", pytest.approx(16), pytest.approx(40))
+    assert eight["hours"] == pytest.approx(1 / 8 * 40 / 16) and "16 (host 40)" in table([eight])[1]
+
+
 def test_memory_limits_before_anything_else() -> None:
     row = plan(FIGURES, replace(DEMAND, per_device=400), gpus=8, nodes=1)
     assert (row["limit"], row["memory_gib"]) == ("memory", pytest.approx(44))
@@ -55,9 +64,9 @@ def test_a_machine_without_a_gpu_is_one_device_and_keeps_the_models_threads() ->
 def test_a_table_has_a_line_for_each_row() -> None:
     rows = [plan(FIGURES, DEMAND, 1, 1), plan(replace(FIGURES, sample_core_seconds=None), DEMAND, 8, 1)]
     head, first, second = table(rows)
-    assert head.split() == ["config", "hardware", "devices", "images", "batch", "images/s", "hours", "decode", "cores",
-                            "memory", "GiB", "limit"]
-    assert first.split() == ["pretrain_r50", "a", "GPU", "1", "3,600,000", "128", "1000", "1", "(0.9..1.2)", "8.00", "of",
-                             "16", "16.80", "of", "40", "model"]
+    assert head.split() == ["config", "hardware", "devices", "images", "batch", "images/s", "hours", "step", "ms", "decode",
+                            "cores", "memory", "GiB", "limit"]
+    assert first.split() == ["pretrain_r50", "a", "GPU", "1", "3,600,000", "128", "1000", "1", "(0.9..1.2)", "128", "8.00",
+                             "of", "16", "16.80", "of", "40", "model"]
     assert second.split()[-5] == "-" and len({len(line) for line in (head, first, second)}) == 1
     assert math.isfinite(rows[1]["hours"])

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dada_det.engine.pretrain.classifier import Classifier
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler calls a machine without a GPU an error
+HOST_STEPS = 5
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by the names of a config's `precision`
 
 
@@ -76,6 +78,19 @@ def step_seconds(step: TrainingStep) -> float:
     began = clock()
     step.run()
     return (clock() - began) / step.steps / (1 if step.device.type == "cuda" else torch.get_num_threads())
+
+
+def host_seconds(step: TrainingStep) -> float:
+    """What the host needs to give a GPU the work of a step; 0 without one. Meant for a small batch, which the GPU has done
+    before the next one comes: the host's time does not depend on it, and a full queue would make the host wait."""
+    if step.device.type != "cuda":
+        return 0.0
+    taken = []
+    for _ in range(HOST_STEPS):
+        began = now(step.device)
+        step.run()
+        taken.append((time.perf_counter() - began) / step.steps)
+    return statistics.median(taken)
 
 
 def core_seconds(make: Callable[[int], Any], indices: Iterable[int]) -> list[float]:
