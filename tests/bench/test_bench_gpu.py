@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import ROOT, load_bench, write_noise
@@ -79,6 +80,10 @@ def test_reward_errors_of_each_way_and_precision(tmp_path: Path) -> None:
     assert set(rows) == set(reward_error.CASES)
     assert rows["forward", "float32"]["error"] < 1e-3 < rows["central", "bfloat16"]["error"]
     assert rows["central", "float32"]["cosine"] > 0.99
+    # Without a GPU operands are rounded to TF32's by hand.
+    assert rows["forward", "float32"]["error"] < rows["forward", "tf32"]["error"] < rows["central", "bfloat16"]["error"]
+    numbers = torch.tensor([1.0, 1 + 2.0**-10, 1 + 2.0**-11, 1 + 3 * 2.0**-11, -3.1415927])
+    assert reward_error.as_tf32(numbers).tolist() == [1.0, 1 + 2.0**-10, 1.0, 1 + 2.0**-9, -3.140625]
     assert reward_error.main(["--data", str(tmp_path / "nowhere")]) == 2
 
 

@@ -7,7 +7,8 @@ BatchNorm by its running statistics, as in the search. The network is trained wi
 first: what a loss keeps of two nearly equal weights depends on how small it is.
 
 way        "central": the difference of two passes, as the search takes it; "forward": one pass in forward mode
-precision  "float32", "tf32" (a GPU's convolutions with eleven bits; on a CPU float32), "bfloat16" (autocast, central)
+precision  "float32", "tf32" (operands of eleven bits, as a GPU's tensor cores take them; on a CPU rounded to these by hand),
+           "bfloat16" (autocast, central)
 error      the norm of the difference to float64's forward mode over that one's norm, all images together; cosine: of both
 """
 
@@ -15,13 +16,14 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dada_det.commands import common
 from dada_det.data.imagenet import decode
@@ -37,6 +39,32 @@ CASES = (("central", "float32"), ("central", "tf32"), ("central", "bfloat16"), (
 LR, MOMENTUM = 0.05, 0.9
 
 
+class Tf32Operands(TorchDispatchMode):
+    """Convolutions and products of matrices with operands as TF32 holds them, on a machine without it."""
+
+    FIRST = {torch.ops.aten.convolution.default: 0, torch.ops.aten.mm.default: 0, torch.ops.aten.bmm.default: 0,
+             torch.ops.aten.addmm.default: 1}  # place of the first of the two operands
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.FIRST:
+            first = self.FIRST[func]
+            operands = [as_tf32(operand) for operand in args[first:first + 2]]
+            args = (*args[:first], *operands, *args[first + 2:])
+        return func(*args, **(kwargs or {}))
+
+
+def as_tf32(numbers: Tensor) -> Tensor:
+    """float32 rounded to the nearest with ten bits behind the point, ties to even; other types as they are."""
+    if numbers.dtype != torch.float32:
+        return numbers
+    bits = numbers.contiguous().view(torch.int32)
+    return ((bits + 0x0FFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def tf32(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if device.type == "cuda" else Tf32Operands()
+
+
 def rewards(network: nn.Module, v: alignment.Weights, images_BCHW: Tensor, labels_B: Tensor, way: str,
             precision: str) -> Tensor:
     """R_i of each image [B], in float64."""
@@ -46,7 +74,7 @@ def rewards(network: nn.Module, v: alignment.Weights, images_BCHW: Tensor, label
     def losses(moved: alignment.Weights) -> Tensor:
         return alignment.losses_at(network, moved, images_BCHW, labels_B, low)
 
-    with nullcontext() if precision == "tf32" else float32_arithmetic():
+    with tf32(images_BCHW.device) if precision == "tf32" else float32_arithmetic():
         if way == "forward":
             return torch.func.jvp(losses, (weights,), (v,))[1].detach().double()
         with torch.no_grad():

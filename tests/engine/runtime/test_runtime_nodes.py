@@ -62,7 +62,7 @@ def as_two_tasks(module, *arguments):
 
 def search_flags(images, work_dir):
     return ["--config", "configs/debug/search.py", "--data", images, "--work-dir", work_dir, "--image-size", 16,
-            "--batch-size", 4, "--epochs", 2, "--no-trial"]
+            "--batch-size", 4, "--epochs", 2]
 
 
 def check_once(found, stage, work_dir):
@@ -76,9 +76,14 @@ def check_once(found, stage, work_dir):
 
 @pytest.mark.parametrize("started", [on_two_agents, as_two_tasks])
 def test_a_search_on_two_nodes(started, images, tmp_path):
+    """With its trial, whose forks the two share out."""
     said = check_once(started("search", *search_flags(images, tmp_path)), "search", tmp_path)
     assert "step 3/3" in said  # of batches of four, two images for each process
-    assert json.loads((tmp_path / "policy.json").read_text())["provenance"]["epoch"] == 2
+    assert json.loads((tmp_path / "proposal.json").read_text())["provenance"]["epoch"] == 2
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert said.count(verdict["sentence"]) == 1
+    assert json.loads((tmp_path / "policy.json").read_text())["provenance"]["winner"] == verdict["winner"]
+    assert len(list((tmp_path / "forks").glob("*.pth"))) == verdict["trainings"]
 
 
 def test_pretraining_on_two_nodes_divides_the_batch(images, tmp_path):
@@ -118,8 +123,9 @@ def test_a_work_folder_that_is_not_shared_is_said_and_not_resumed(images, tmp_pa
 
     def run(*more):
         port = str(free_port())
+        flags = [*map(str, search_flags("images", "w")), "--no-trial", *more]
         return outcome([subprocess.Popen(
-            [sys.executable, "-m", "dada_det.commands.search", *map(str, search_flags("images", "w")), *more], cwd=place,
+            [sys.executable, "-m", "dada_det.commands.search", *flags], cwd=place,
             env={**ENVIRONMENT, **rendezvous, "MASTER_PORT": port, "RANK": str(rank)}, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True) for rank, place in enumerate(places)])
 
