@@ -24,7 +24,7 @@ HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an inf
 
 @dataclass(frozen=True)
 class ForkRecipe:
-    """SGD with Nesterov momentum, the learning rate falling from `lr` to `last` * `lr` by a cosine.
+    """SGD with Nesterov momentum, the learning rate falling from `lr` to zero by a cosine.
 
     Args:
         averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise
@@ -33,7 +33,6 @@ class ForkRecipe:
 
     steps: int
     lr: float
-    last: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_grad: float | None = 5.0
@@ -56,7 +55,7 @@ def train(network: nn.Module, batches: Batches, recipe: ForkRecipe, seed: int, l
     for step in range(recipe.steps):
         images_BCHW, targets_B = batches(step)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * (recipe.last + (1 - recipe.last) * (1 + math.cos(math.pi * step / recipe.steps)) / 2)
+            group["lr"] = recipe.lr * (1 + math.cos(math.pi * step / recipe.steps)) / 2
         torch.manual_seed(seed * 1_000_003 + step)
         gradient, _ = alignment.training_gradient(network, images_BCHW, targets_B, low)
         for name, parameter in parameters.items():

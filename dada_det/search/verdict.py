@@ -1,7 +1,7 @@
-"""The verdict: which of several policies a search hands over, from forks that share images, batches and seeds.
+"""The verdict: which of several policies a search hands over, from trainings that share images, batches and first weights.
 
-A block is a fold with a seed; the candidates of a block have trained on the same batches and are judged on the same images.
-C candidates, V validation images of a fold, G groups of them (pictures of one thing), R forks of a fold.
+A fold is a way to part the images; the candidates of a fold have trained on the same batches and are judged on the same
+images. C candidates, V validation images of a fold, G groups of them (pictures of one thing).
 """
 
 import math
@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 SCORE, CORRECT = 0, 1  # rows of forks.image_scores
-Scores = Mapping[tuple[str, int, int], Tensor]  # (candidate, fold, seed) -> forks.image_scores, float64 [2,V]
+Scores = Mapping[tuple[str, int], Tensor]  # (candidate, fold) -> forks.image_scores, float64 [2,V]
+# What a difference in points that was measured on part of the images becomes in a training on all of them: its factor is
+# 1 on all and 0.4 on half of them, with a standard deviation of 0.25 (docs/method.md has the trainings behind it).
+FACTOR_LOST, FACTOR_ERROR = 1.2, 0.25
+OWN_NOISE = 0.5  # standard error of one training of each policy over the measured one
 
 
 @dataclass(frozen=True)
@@ -27,64 +31,41 @@ class Estimate:
 class Standing:
     """A candidate's place.
 
-    accuracy: in percent, the mean over its forks; points: accuracy less the reference's, in percent; score: minus the
-    calibrated cross-entropy, less the mean candidate's, in nats; shrunken: that, shrunken to the mean of its kind.
+    accuracy: in percent, the mean over the folds; points: accuracy less the reference's, in percent, as measured; expected:
+    the same in a training of each on all images; score: minus the calibrated cross-entropy, less the mean candidate's, in
+    nats; shrunken: that, shrunken to the mean of its kind.
     """
 
     name: str
     kind: str  # such as "fixed" | "found"
-    forks: int
     accuracy: float
     points: Estimate
+    expected: Estimate
     score: Estimate
     shrunken: Estimate
 
 
 class Comparison:
-    """All candidates on one scale, whichever blocks each has been in.
-
-    On each image the score of a fork is its block's plus its candidate's plus noise; least squares give the candidates',
-    less their mean. Every fold has a fork of every candidate.
+    """The effects of all candidates: on each image a candidate's value less the mean candidate's.
 
     Args:
-        scores: by (candidate, fold, seed).
+        scores: by (candidate, fold); every candidate is in every fold.
         groups: of each fold, the group of each image [V]; images of a group are one witness.
         row: SCORE or CORRECT.
     """
 
     def __init__(self, scores: Scores, groups: Sequence[Tensor], row: int) -> None:
-        self.names = list(dict.fromkeys(name for name, _, _ in scores))
+        self.names = list(dict.fromkeys(name for name, _ in scores))
         self.groups = groups
-        self.folds = [self._fold(scores, fold, row) for fold in range(len(groups))]
-
-    def _fold(self, scores: Scores, fold: int, row: int) -> tuple[Tensor, Tensor, float]:
-        """(effects of the candidates on each image [C,V], their weights of the forks [C,R], variance between forks)."""
-        keys = [key for key in scores if key[1] == fold]
-        seeds = sorted({seed for _, _, seed in keys})
-        y_RV = torch.stack([scores[key][row].double() for key in keys])
-        design_RP = torch.zeros(len(keys), len(self.names) + len(seeds), dtype=torch.float64)
-        for place, (name, _, seed) in enumerate(keys):
-            design_RP[place, self.names.index(name)] = 1
-            design_RP[place, len(self.names) + seeds.index(seed)] = 1
-        solution_PR = torch.linalg.pinv(design_RP)
-        weights_CR = solution_PR[:len(self.names)]
-        weights_CR = weights_CR - weights_CR.mean(0)
-        freedom = len(keys) - int(torch.linalg.matrix_rank(design_RP))
-        rest_R = (y_RV - design_RP @ (solution_PR @ y_RV)).mean(1)
-        return weights_CR @ y_RV, weights_CR, float(rest_R.square().sum()) / freedom if freedom else 0.0
+        values = [torch.stack([scores[name, fold][row].double() for name in self.names]) for fold in range(len(groups))]
+        self.effects = [values_CV - values_CV.mean(0) for values_CV in values]
 
     def contrast(self, weights: Mapping[str, float]) -> Estimate:
-        """The weighted sum of candidates' effects, the mean over folds.
-
-        To what differs from group to group of images the error adds what differs from fork to fork, where seeds repeat.
-        """
+        """The weighted sum of candidates' effects, the mean over folds; its error is what differs from group to group."""
         weights_C = torch.tensor([weights.get(name, 0.0) for name in self.names], dtype=torch.float64)
-        mean, variance = 0.0, 0.0
-        for (effects_CV, weights_CR, between), groups_V in zip(self.folds, self.groups, strict=True):
-            values_V = weights_C @ effects_CV
-            mean += float(values_V.mean())
-            variance += clustered_variance(values_V, groups_V) + between * float((weights_C @ weights_CR).square().sum())
-        return Estimate(mean / len(self.folds), math.sqrt(variance) / len(self.folds))
+        values = [weights_C @ effects_CV for effects_CV in self.effects]
+        variance = sum(map(clustered_variance, values, self.groups))
+        return Estimate(sum(float(values_V.mean()) for values_V in values) / len(values), math.sqrt(variance) / len(values))
 
     def difference(self, ours: str, reference: str) -> Estimate:
         return self.contrast({ours: 1.0, reference: -1.0} if ours != reference else {})
@@ -99,8 +80,9 @@ def clustered_variance(values_V: Tensor, groups_V: Tensor) -> float:
     return float(sums_G.square().sum()) * len(names_G) / (len(names_G) - 1) / len(values_V) ** 2
 
 
-def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str) -> list[Standing]:
-    """All candidates, the largest shrunken score first; kinds: name -> kind.
+def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
+              part: float = 1.0) -> list[Standing]:
+    """All candidates, the largest shrunken score first; kinds: name -> kind; part: of the images that train in a fold.
 
     Shrinkage is an empirical Bayes estimate within a kind: true effects come from a normal, whose mean and variance are
     estimated (DerSimonian and Laird, 1986). It takes out of the best of many what luck has put in.
@@ -111,12 +93,20 @@ def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str]
               for kind in set(kinds[name] for name in score.names)}
     table = []
     for name in score.names:
-        forks = [found for key, found in scores.items() if key[0] == name]
+        right = [float(scores[name, fold][CORRECT].mean()) for fold in range(len(groups))]
         points = correct.difference(name, reference) if reference in score.names else Estimate(0.0, 0.0)
-        table.append(Standing(name, kinds[name], len(forks), 100 * float(torch.cat(forks, 1)[CORRECT].mean()),
-                              Estimate(100 * points.mean, 100 * points.error), raw[name],
-                              shrunken(raw[name], *priors[kinds[name]])))
+        points = Estimate(100 * points.mean, 100 * points.error)
+        table.append(Standing(name, kinds[name], 100 * sum(right) / len(right), points, on_all_images(points, part),
+                              raw[name], shrunken(raw[name], *priors[kinds[name]])))
     return sorted(table, key=lambda standing: -standing.shrunken.mean)
+
+
+def on_all_images(measured: Estimate, part: float) -> Estimate:
+    """What a difference in points, measured by trainings on `part` (0..1) of the images, is in one training of each policy
+    on all of them: more images leave less to gain. The error holds the factor's and that of one training."""
+    factor = 1 - FACTOR_LOST * (1 - part)
+    variance = (factor**2 + OWN_NOISE**2) * measured.error**2 + (FACTOR_ERROR * measured.mean) ** 2
+    return Estimate(factor * measured.mean, math.sqrt(variance))
 
 
 def shrunken(raw: Estimate, centre: Estimate, variance: float) -> Estimate:
@@ -154,9 +144,10 @@ class Verdict:
         return next(standing for standing in self.table if standing.name == name)
 
 
-def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str) -> Verdict:
+def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
+            part: float = 1.0) -> Verdict:
     """The best found policy if it is a standard error better than the best fixed one, shrunken both, else the latter."""
-    table = tuple(standings(scores, groups, kinds, reference))
+    table = tuple(standings(scores, groups, kinds, reference, part))
     best_fixed = next(standing for standing in table if standing.kind == "fixed")
     found = next((standing for standing in table if standing.kind == "found"), None)
     if found is not None:

@@ -11,6 +11,7 @@ from dada_det.search.verdict import (
     Comparison,
     Estimate,
     clustered_variance,
+    on_all_images,
     random_effects,
     standings,
     verdict,
@@ -20,15 +21,14 @@ IMAGES, GROUPS = 120, 30
 GROUP_V = torch.arange(IMAGES) // (IMAGES // GROUPS)
 
 
-def simulated(generator: torch.Generator, effects: dict[str, float], folds: int = 2, noise: float = 0.5,
-              seeds: int = 1) -> dict[tuple[str, int, int], torch.Tensor]:
+def simulated(generator: torch.Generator, effects: dict[str, float], folds: int = 2,
+              noise: float = 0.5) -> dict[tuple[str, int], torch.Tensor]:
     """Scores of candidates with true effects: each group has its own difference, each image a little more."""
     scores = {}
     for (name, effect), fold in itertools.product(effects.items(), range(folds)):
         groups = noise * torch.randn(GROUPS, generator=generator, dtype=torch.float64)
-        for seed in range(seeds):
-            values = effect + groups[GROUP_V] + 0.1 * torch.randn(IMAGES, generator=generator, dtype=torch.float64)
-            scores[name, fold, seed] = torch.stack([values, (values > 0).double()])
+        values = effect + groups[GROUP_V] + 0.1 * torch.randn(IMAGES, generator=generator, dtype=torch.float64)
+        scores[name, fold] = torch.stack([values, (values > 0).double()])
     return scores
 
 
@@ -54,28 +54,30 @@ def test_a_difference_and_its_interval() -> None:
         found = Comparison(scores, [GROUP_V, GROUP_V], SCORE).difference("a", "b")
         held += abs(found.mean - 0.2) < 1.96 * found.error
     assert 0.9 < held / 300 < 0.99
-    by_hand = sum(float((scores["a", fold, 0] - scores["b", fold, 0])[SCORE].mean()) for fold in (0, 1)) / 2
+    by_hand = sum(float((scores["a", fold] - scores["b", fold])[SCORE].mean()) for fold in (0, 1)) / 2
     assert found.mean == pytest.approx(by_hand)
     assert Comparison(scores, [GROUP_V] * 2, CORRECT).difference("a", "a") == Estimate(0.0, 0.0)
 
 
-def test_candidates_that_never_met_in_a_second_block_are_on_one_scale() -> None:
-    """A block that is easy for all, with the leaders alone, does not make them better."""
-    names = ("a", "b", "c")
-    scores = {(name, 0, 0): torch.full((2, IMAGES), value, dtype=torch.float64)
-              for name, value in zip(names, (3, 2, 1), strict=True)}
-    scores |= {(name, 0, 1): scores[name, 0, 0] + 10 for name in ("a", "b")}
-    found = Comparison(scores, [GROUP_V], SCORE)
+def test_effects_are_given_from_the_mean_candidate() -> None:
+    """A fold that is easy for all makes none of them better."""
+    scores = {(name, fold): torch.full((2, IMAGES), value + 10.0 * fold, dtype=torch.float64)
+              for (name, value), fold in itertools.product({"a": 3.0, "b": 2.0, "c": 1.0}.items(), range(2))}
+    found = Comparison(scores, [GROUP_V, GROUP_V], SCORE)
     assert found.contrast({"a": 1.0}).mean == pytest.approx(1) and found.contrast({"c": 1.0}).mean == pytest.approx(-1)
     assert found.difference("b", "c").mean == pytest.approx(1)
 
 
-def test_forks_that_differ_as_a_whole_from_seed_to_seed_widen_the_error() -> None:
-    scores = {(name, 0, seed): torch.full((2, IMAGES), value, dtype=torch.float64)
-              for (name, seed), value in {("a", 0): 1.0, ("a", 1): 0.0, ("b", 0): 0.0, ("b", 1): 1.0}.items()}
-    assert Comparison(scores, [GROUP_V], SCORE).difference("a", "b").error == pytest.approx(1.0)
-    del scores["a", 0, 1], scores["b", 0, 1]
-    assert Comparison(scores, [GROUP_V], SCORE).difference("a", "b").error == pytest.approx(0, abs=1e-12)
+def test_a_difference_on_half_of_the_images_is_smaller_and_less_sure_on_all_of_them() -> None:
+    measured = Estimate(10.0, 2.0)
+    whole, half = on_all_images(measured, 1.0), on_all_images(measured, 0.5)
+    assert whole.mean == 10.0 and half.mean == pytest.approx(4.0)
+    assert whole.error == pytest.approx((1.25 * 4 + 2.5**2) ** 0.5)  # the factor's error and one training's noise
+    assert half.error / half.mean > whole.error / whole.mean
+    generator = torch.Generator().manual_seed(5)
+    table = verdict(simulated(generator, {"none": -0.5, "trivial": 0.0, "few": 1.0}), [GROUP_V] * 2,
+                    {"none": "fixed", "trivial": "fixed", "few": "found"}, "trivial", part=0.5)
+    assert table.of("few").expected == on_all_images(table.of("few").points, 0.5)
 
 
 def test_effects_that_are_noise_are_shrunken_to_their_mean() -> None:

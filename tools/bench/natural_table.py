@@ -51,7 +51,7 @@ def lines_of_search(row: dict[str, Any], arms: Mapping[str, Scores], truth: Mapp
              for entry, name in (("use", "the alignment"), ("effects", "the forks")) if truth and entry in row]
     if verdict := row.get("verdict"):
         whole, winner = difference_of(row, arms), winner_of(verdict)
-        lines.append(f"{label}: {verdict['winner']}, {winner['difference']:+.1f} ± {winner['standard_error']:.1f} to "
+        lines.append(f"{label}: {verdict['winner']}, {winner['expected']:+.1f} ± {winner['expected_error']:.1f} to "
                      f"{verdict['reference']}" + ("" if whole is None else f", in whole trainings {whole:+.1f}")
                      + f"; the trial costs {verdict['cost']:.1f} trainings")
     return lines
@@ -75,7 +75,7 @@ def honesty(rows: Rows) -> list[str]:
     for row in rows:
         if "verdict" in row and (whole := difference_of(row, by_arm(rows, row["problem"]))) is not None:
             winner = winner_of(row["verdict"])
-            held.append(abs(whole - winner["difference"]) <= NORMAL_95 * winner["standard_error"])
+            held.append(abs(whole - winner["expected"]) <= NORMAL_95 * winner["expected_error"])
     return [f"the verdict's interval holds the difference of whole trainings in {sum(held)} of {len(held)} rows"] \
         if held else []
 

@@ -53,9 +53,14 @@ class Forks:
         self.folds, self.whole, self.normalise = folds, whole, normalise
         self.mirror, self.batch_size, self.seed = mirror, batch_size, seed
 
-    def steps(self, fold: int, epochs: float) -> int:
-        """Steps that make `epochs` of the fold's training images."""
-        return max(1, round(epochs * len(self.folds[fold].train) / self.batch_size))
+    def steps(self, epochs: float) -> int:
+        """Steps in one fold; those of all folds together make `epochs` of all images."""
+        return max(1, round(epochs * self.whole / len(self.folds) / self.batch_size))
+
+    @property
+    def part(self) -> float:
+        """Share of all images that trains in a fold, 0..1, the mean over folds."""
+        return min(1.0, sum(len(fold.train) for fold in self.folds) / len(self.folds) / self.whole)
 
     def batches(self, fold: int, number: int, policy: AnyPolicy) -> Batches:
         """The batches of fork `number`; of one fold and number all policies see the same images, crops and flips."""

@@ -48,7 +48,7 @@ def decide(config: Config, forks: Forks, network: Callable[[], nn.Module], propo
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})
         print(table_of(found, forks.reference, forks.figure))
-        print(f"search  {said}; {trial.trainings} short trainings, {trial.cost:.1f} times the images of one whole training")
+        print(f"search  {said}; {trial.trainings} trainings, {trial.cost:.1f} times the images of one whole training")
     return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and forks.json of the trial, and "
             "proposal.json and search.json of the alignment")
 
@@ -79,23 +79,24 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
 
 
 def sentence(found: Verdict, reference: str, images: int) -> str:
-    """What the verdict says, with the difference in accuracy and its standard error in points."""
+    """What the verdict says, with the difference in points that a training on all images is expected to show."""
     winner = found.of(found.winner)
-    points = f"{winner.points.mean:+.1f} ± {winner.points.error:.1f} points to {reference}"
+    points = (f"in a training on all images {winner.expected.mean:+.1f} ± {winner.expected.error:.1f} points to {reference} "
+              "are expected")
     if found.told_apart:
         return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {found.best_fixed}, on your "
-                f"{images} validation images ({points})")
+                f"{images} validation images; {points}")
     return (f"nothing that the search found is told from the best fixed policy on your {images} validation images; "
-            f"`{winner.name}` is handed over ({points})")
+            f"`{winner.name}` is handed over; {points}")
 
 
 def row_of(standing: Standing) -> dict[str, Any]:
-    """A candidate's row: accuracy in percent, difference to the reference in points, score in nats."""
-    return {"name": standing.name, "kind": standing.kind, "trainings": standing.forks,
-            "accuracy": round(standing.accuracy, 2), "difference": round(standing.points.mean, 2),
-            "standard_error": round(standing.points.error, 2), "score": round(standing.score.mean, 4),
-            "score_error": round(standing.score.error, 4), "shrunken": round(standing.shrunken.mean, 4),
-            "shrunken_error": round(standing.shrunken.error, 4)}
+    """A candidate's row: accuracy in percent, differences to the reference in points, score in nats."""
+    return {"name": standing.name, "kind": standing.kind, "accuracy": round(standing.accuracy, 2),
+            "difference": round(standing.points.mean, 2), "standard_error": round(standing.points.error, 2),
+            "expected": round(standing.expected.mean, 2), "expected_error": round(standing.expected.error, 2),
+            "score": round(standing.score.mean, 4), "score_error": round(standing.score.error, 4),
+            "shrunken": round(standing.shrunken.mean, 4), "shrunken_error": round(standing.shrunken.error, 4)}
 
 
 def row_of_effect(effect: Standing) -> dict[str, Any]:
@@ -106,10 +107,10 @@ def row_of_effect(effect: Standing) -> dict[str, Any]:
 def table_of(found: Verdict, reference: str, figure: str = "top-1 %") -> str:
     """The verdict's table for the screen, the best first."""
     width = max(len(standing.name) for standing in found.table)
-    lines = [f"{'policy':{width}}  trainings  {figure:>7}  points to {reference}    score to {reference}"]
+    lines = [f"{'policy':{width}}  {figure:>7}  points to {reference}  score to {reference}"]
     for standing in found.table:
         mark = "  <- handed over" if standing.name == found.winner else ""
         points, score = standing.points, standing.score
-        lines.append(f"{standing.name:{width}}  {standing.forks:9}  {standing.accuracy:7.1f}  {points.mean:+6.1f} ± "
-                     f"{points.error:4.1f}      {score.mean:+.3f} ± {score.error:.3f}{mark}")
+        lines.append(f"{standing.name:{width}}  {standing.accuracy:7.1f}  {points.mean:+6.1f} ± {points.error:4.1f}   "
+                     f"  {score.mean:+.3f} ± {score.error:.3f}{mark}")
     return "\n".join(lines)

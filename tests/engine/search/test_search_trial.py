@@ -120,7 +120,8 @@ def test_candidates_of_a_block_see_the_same_crops(tmp_path: Path) -> None:
     first, same, other_number, other_fold = (images.batches(*key, None)(5) for key in ((0, 1), (0, 1), (0, 2), (1, 1)))
     assert torch.equal(first[0], same[0]) and torch.equal(first[1], same[1]) and first[0].shape == (8, 3, 8, 8)
     assert not torch.equal(first[0], other_number[0]) and not torch.equal(first[0], other_fold[0])
-    assert images.steps(0, 2.0) == 6
+    assert images.steps(2.0) == 3  # of each of two folds
+    assert images.part == 1.0  # both folds train on all images
 
 
 def test_the_network_may_be_any_classifier_of_the_table() -> None:

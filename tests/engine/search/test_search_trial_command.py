@@ -47,10 +47,10 @@ def test_the_verdict_is_written_and_said(whole: Path, data: Path, tmp_path: Path
     lines = capsys.readouterr().out.splitlines()
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     names = [row["name"] for row in verdict["candidates"]]
-    assert {*ImageForks.fixed, "aligned", "few", "few pairs", "tilted pairs"} < set(names) and verdict["winner"] in names
+    assert set(names) == {*ImageForks.fixed, "aligned", "few pairs"} and verdict["winner"] in names
     assert verdict["validation_images"] == 24 and verdict["cost"] > 1
     assert any(line.startswith(verdict["winner"]) and "handed over" in line for line in lines)
-    assert lines[-2].startswith(f"search  {verdict['sentence']}; {verdict['trainings']} short trainings")
+    assert lines[-2].startswith(f"search  {verdict['sentence']}; {verdict['trainings']} trainings")
     assert lines[-1].startswith(f"search  done: `{verdict['winner']}` in {tmp_path}/policy.json")
     _, mirror = resolve(str(tmp_path / "policy.json"))
     assert mirror is True  # as the config has it
@@ -60,10 +60,10 @@ def test_the_verdict_is_written_and_said(whole: Path, data: Path, tmp_path: Path
     assert same(whole, tmp_path)  # equal searches give equal files
 
 
-@pytest.mark.parametrize("moment", [1, 12, 40])
+@pytest.mark.parametrize("moment", [1, 20, 44])
 def test_a_search_that_is_cut_short_in_its_trial_goes_on(moment: int, whole: Path, data: Path, tmp_path: Path,
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the warm-up, between the operations, and in the rounds."""
+    """Among the fixed policies, between the operations, and in what was found."""
     trained, plain = [], trial.train
 
     def interrupted(*args: Any, **options: Any) -> None:
@@ -111,7 +111,8 @@ def test_against_a_target_whose_images_train_or_do_not(data: Path, tmp_path: Pat
     assert main(flags(data, tmp_path / "both", *target, "--target-trains")) == 0
     val, both = (json.loads((tmp_path / name / "verdict.json").read_text()) for name in ("val", "both"))
     assert val["validation_images"] == both["validation_images"] == 18
-    assert [min(row["trainings"] for row in found["candidates"]) for found in (val, both)] == [1, 2]
+    assert (val["trainings"], both["trainings"]) == (23, 46)
+    assert both["cost"] == pytest.approx(val["cost"], 0.3)
     capsys.readouterr()
     assert main(flags(data, tmp_path / "w", "--target-trains")) == 2
     assert "--target-trains" in (error := capsys.readouterr().err) and "--val-data" in error
