@@ -39,17 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = common.parser_for(
         "search_imagenet.sh", "Searches an augmentation policy on images in ImageNet's layout, CIFAR's or SVHN's files, or, "
         "with configs/search_det_*.py, on a detector and images in COCO's layout; by DADA it writes W/policy.json, the "
-        "policy that short trainings have found best among what was found and the fixed ones, W/verdict.json and "
-        "W/forks.json, what they measured, and W/search.json (all preferences); by DDAS (configs/search_ddas_imagenet.py) "
-        "W/schedule.json, for pretraining, and W/policy.json, its average.",
+        "policy that a trial has found best among what was found and the fixed ones, W/verdict.json (the trial), "
+        "W/forks.json (each operation in short trainings), and W/search.json (all preferences); by DDAS "
+        "(configs/search_ddas_imagenet.py) W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)
     parser.add_argument("--groups", metavar="RULE", help="which images stay in one half: auto (near copies, and names that "
                         "differ in their last number alone), none, or a regular expression over the path below the image "
                         "folder, whose match is the group (default: auto)")
     parser.add_argument("--target-trains", action="store_true", help="the images of --val-data will be part of the training "
-                        "with the policy: forks train on half of them and are judged by the other half, both ways round")
-    parser.add_argument("--no-trial", action="store_true", help="hand over what alignment proposes, without short trainings "
+                        "with the policy: the trial trains on half of them and is judged by the other half, both ways round")
+    parser.add_argument("--no-trial", action="store_true", help="hand over what alignment proposes, without the trainings "
                         "that hold it against the fixed policies")
     return common.run(body, parser, argv, module="dada_det.commands.search")
 

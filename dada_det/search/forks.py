@@ -1,7 +1,7 @@
-"""Forks: short trainings from the same weights. They tell what a policy is worth to a training that goes on.
+"""Trainings of a trial: whole ones, and forks, which are short ones from the same trained weights.
 
-One step's alignment proposes policies in no time, and is a weak witness; forks decide (as the late trainings of
-augmentation-wise weight sharing do, Tian et al., NeurIPS 2020).
+One step's alignment proposes policies in no time, and is a weak witness; trainings decide (augmentation-wise weight sharing
+forks them late for that, Tian et al., NeurIPS 2020).
 
 B images of a batch, V validation images, K classes.
 """
@@ -99,8 +99,7 @@ def temperature_of(logits_VK: Tensor, labels_V: Tensor) -> float:
 def image_scores(logits_VK: Tensor, labels_V: Tensor) -> Tensor:
     """What each validation image says of a network, float64 [2,V]: its score, and 1 where its label comes first, else 0.
 
-    The score is minus the cross-entropy at the temperature that fits these images best, so that doubt cannot buy it. It
-    tells policies apart from far fewer images than the accuracy does (docs/method.md).
+    The score is minus the cross-entropy at the temperature that fits these images best, so that doubt cannot buy it.
     """
     losses_V = F.cross_entropy(logits_VK.double() / temperature_of(logits_VK, labels_V), labels_V, reduction="none")
     return torch.stack([-losses_V, (logits_VK.argmax(1) == labels_V).double()])

@@ -118,8 +118,8 @@ def test_a_verdict_is_held_against_whole_trainings():
     verdict = {"winner": "strong", "told_apart": True, "best_fixed": "rand", "reference": "trivial", "cost": 11.0}
     rows = [row("trivial", seed, 60.0) for seed in range(3)]
     rows += [row("learned", seed, 63.0, search="s", effects={"Rotate": 1.0}, verdict={**verdict, "candidates": [
-        {"name": "none", "difference": 0.0}, {"name": "strong", "difference": difference, "standard_error": 1.0}]})
-        for seed, difference in enumerate((2.0, 4.9, 5.0))]
+        {"name": "none", "expected": 0.0}, {"name": "strong", "expected": expected, "expected_error": 1.0}]})
+        for seed, expected in enumerate((2.0, 4.9, 5.0))]
     lines = table(rows, [])
     assert "gtsrb12         learned, seed 0: strong, +2.0 ± 1.0 to trivial, in whole trainings +3.0; the trial costs 11.0 " \
         "trainings" in lines

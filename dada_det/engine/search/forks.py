@@ -1,7 +1,8 @@
-"""The forks of a search on images: what they train on, how they are judged, and their results on disk.
+"""The trainings of a trial on images: what they train on, how they are judged, and their results on disk.
 
-N images, B of a batch, V validation images, H x W pixels. A result is a function of the search's seed and of the fork's
-name, fold and number alone, so forks can be shared out over processes, and a search that was cut short skips those it has.
+N images, B of a batch, V validation images, H x W pixels. A result is a function of the search's seed and of the training's
+name, fold and number alone, so trainings can be shared out over processes, and a search that was cut short skips those
+that it has.
 """
 
 from collections.abc import Callable, Iterator, Sequence
