@@ -36,6 +36,27 @@ def test_a_small_config_is_mmdetections_but_for_the_images_and_the_schedule(dete
     assert tuple(small.test_dataloader.dataset.pipeline[2].scale) == (64, 64)
 
 
+def test_rows_that_are_measured_anew_take_the_place_of_the_old(detectors: ModuleType, monkeypatch: pytest.MonkeyPatch,
+                                                               shared: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(detectors, "write_backbones", lambda folder: {})
+    monkeypatch.setattr(detectors, "attempt", lambda path, *_: {"outcome": "runs", "side": 64, "seconds": 1.0})
+    file = tmp_path / "rows.json"
+    old = [{"detector": name, "outcome": "fails"} for name in ("ATSS", "DETR", "TOOD")]
+    file.write_text(json.dumps({"command": "before", "commit": "abc", "rows": old}))
+    assert detectors.main(["--data", str(shared / "data/coco-tiny"), "--only", "ATSS", "TOOD", "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert [(row["detector"], row["outcome"]) for row in written["rows"]] == [
+        ("DETR", "fails"), ("ATSS", "runs"), ("TOOD", "runs")]
+    assert written["earlier"] == [{"command": "before", "commit": "abc"}]
+
+
+def test_squares_for_yolact_and_boxes_inside_the_image_for_queryinst(detectors: ModuleType, tmp_path: Path) -> None:
+    detectors.small(detectors.CONFIGS["YOLACT"], tmp_path / "small.py", 64)
+    assert load_config(str(tmp_path / "small.py")).train_dataloader.dataset.pipeline[2].keep_ratio is False
+    detectors.small(detectors.CONFIGS["QueryInst"], tmp_path / "small.py", 64)
+    assert all(head.bbox_coder.clip_border for head in load_config(str(tmp_path / "small.py")).model.roi_head.bbox_head)
+
+
 def test_every_config_is_there(detectors: ModuleType) -> None:
     for path in detectors.CONFIGS.values():
         assert load_config(f"mmdet::{path}").model.backbone.type in ("ResNet", "CSPNeXt"), path
