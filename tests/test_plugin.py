@@ -101,9 +101,8 @@ def test_transforms_in_other_peoples_projects(installed: Path, tmp_path: Path) -
     said = call(installed, tmp_path, "python", "-c", (
         "from torchvision import transforms\n"
         "from PIL import Image\n"
-        "from dada_det.augment import PolicyTransform\n"
-        "from dada_det.augment.named import resolve_policy\n"
-        "steps = transforms.Compose([PolicyTransform(resolve_policy('dada-imagenet')), transforms.ToTensor()])\n"
+        "from dada_det.augment import load_transform\n"
+        "steps = transforms.Compose([load_transform('dada-imagenet'), transforms.ToTensor()])\n"
         "print(steps(Image.new('RGB', (32, 32))).shape)"))
     assert "[3, 32, 32]" in said
 

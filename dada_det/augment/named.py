@@ -154,6 +154,22 @@ def _table(name: str, seed: int) -> Policy:
     return Policy(space.ranges, tuple(sub_policies), provenance, uniform_strength=True)
 
 
+def load_transform(text: str | os.PathLike[str], seed: int = 0) -> Callable[..., Image.Image | Tensor]:
+    """What `--policy text` means, as a transform for anybody's training.
+
+    Args:
+        text: the file that a search handed over, whichever kind of policy it holds, or a policy's name.
+        seed: chooses the 25 sub-policies of `random`.
+
+    Returns:
+        A callable (images, generator=None) that gives back what it gets: a PIL image, or uint8 [B,3,H,W] on any device.
+
+    Raises:
+        UserError: there is no such file or name, or the file is broken.
+    """
+    return image_transform(resolve_replayable(str(text), seed)[0])
+
+
 def image_transform(policy: Replayable) -> Callable[..., Image.Image | Tensor]:
     """The policy as a callable (images, generator=None) on one PIL image or a uint8 batch; None is the identity."""
     if policy is None:

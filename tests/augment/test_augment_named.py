@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from dada_det.augment import OPERATION_NAMES, Policy, PolicyTransform
+from dada_det.augment import OPERATION_NAMES, Policy, PolicyTransform, load_transform
 from dada_det.augment.named import image_transform, published_names, resolve, resolve_policy
 from dada_det.augment.policy import FIXED, NamedPolicy
 from dada_det.errors import UserError
@@ -136,3 +136,25 @@ def test_a_name_that_is_none_lists_the_choices(tmp_path):
         resolve_policy(str(tmp_path / "broken.json"))
     with pytest.raises(UserError, match=r"the policy x{147}\.\.\.x{150} is neither a file nor a name"):
         resolve_policy("x" * 10_000)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_search_may_hand_over_any_policy_and_its_file_gives_the_transform(name, tmp_path):
+    """Most searches on few images hand over a fixed one; Policy.load takes tables only."""
+    NamedPolicy(name, seed=5 if name == "random" else None).save(tmp_path / "policy.json")
+    transform, expected = load_transform(tmp_path / "policy.json"), image_transform(resolve_policy(name, seed=5))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
+    batch = torch.randint(0, 256, (4, 3, 24, 20), dtype=torch.uint8)
+    for images in (picture, batch):
+        found, wanted = (one(images, generator=torch.Generator().manual_seed(1)) for one in (transform, expected))
+        assert type(found) is type(images) and np.array_equal(np.asarray(found), np.asarray(wanted))
+
+
+def test_the_transform_of_a_table_and_of_no_file(tmp_path):
+    resolve_policy("dada-imagenet").save(tmp_path / "policy.json")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
+    found, wanted = (np.asarray(load_transform(text)(picture, generator=torch.Generator().manual_seed(2)))
+                     for text in (tmp_path / "policy.json", "dada-imagenet"))
+    assert np.array_equal(found, wanted) and not np.array_equal(found, np.asarray(picture))
+    with pytest.raises(UserError, match=r"the policy no\.json is neither a file nor a name"):
+        load_transform("no.json")
