@@ -23,6 +23,7 @@ from typing import Any
 from dada_det.commands import common, train_det
 from dada_det.errors import UserError
 from dada_det.files import read_json, write_json
+from dada_det.report.measurements import commit, write_rows
 
 SIDE, IMAGES = 128, 2
 LARGER = {"DINO": 256, "QueryInst": 256}
@@ -87,8 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(row)
             print(f"{row['detector']:24} {row['seconds']:6.1f} s  {row['outcome']}", flush=True)
             if args.json:
-                from dada_det.report.measurements import write_rows
-
                 write_rows(args.json, rows, {"images": IMAGES})
     return 0
 
@@ -97,6 +96,7 @@ def other_rows(file: str, chosen: Collection[str]) -> list[dict[str, Any]]:
     """The rows of `file` that are not `chosen` anew, which are taken out of it."""
     if not Path(file).is_file():
         return []
+    commit()  # before this file differs from it
     content = read_json(Path(file), "file of results")
     content["rows"] = [row for row in content["rows"] if row["detector"] not in chosen]
     write_json(Path(file), content)
