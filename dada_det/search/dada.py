@@ -6,7 +6,6 @@ Upper problem: minimise L_val(w - zeta grad_w E_q[L_train(w, q)]); its gradient 
 """
 
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from dada_det.search.estimators import ControlVariate
 from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
 from dada_det.search.settings import DadaSettings
-from dada_det.search.step import Algorithm, Batch, Provenance, Step, augment, validation_gradient
+from dada_det.search.step import Algorithm, Batch, ParameterGroup, Provenance, Results, Step, augment, validation_gradient
 
 CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
 # Each operation occurs in 14 sub-policies, so what they share is learned this much faster than a sub-policy's own part. How
@@ -30,7 +29,7 @@ CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
 FASTER = 4.0
 
 
-def rates(distribution: PolicyDistribution) -> list[dict[str, Any]]:
+def rates(distribution: PolicyDistribution) -> list[ParameterGroup]:
     """Adam's parameter groups of a distribution; "lr_mult" is a group's rate over the policy's."""
     preferences_O = distribution.operation_preferences_O
     use_O = [p for p in (distribution.operation_flags_O, distribution.operation_magnitudes_O) if p is not None]
@@ -53,7 +52,7 @@ class Dada(Algorithm[Noise]):
         self.provenance = {"method": "dada", "mode": settings.mode}
         self.identity = {"method": "dada", "search": asdict(settings), "operations": list(space.operations)}
 
-    def groups(self) -> dict[str, list[dict[str, Any]]]:
+    def groups(self) -> dict[str, list[ParameterGroup]]:
         groups = rates(self.distribution)
         if self.control_variate is not None:
             groups.append({"params": self.control_variate.parameters(), "lr": CONTROL_VARIATE_LR})
@@ -67,7 +66,7 @@ class Dada(Algorithm[Noise]):
             return self.paper_step(parts, batch, zeta)
         return self.default_step(parts, batch, learn=epoch >= self.settings.warmup_epochs)
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
         """policy.json, the 25 sub-policies with the largest preference, and search.json, all of them."""
         return {"policy.json": self.distribution.policy(POLICY_SIZE, provenance).to_dict(),
                 "search.json": search_result(self.distribution, optimizers["policy"], provenance)}

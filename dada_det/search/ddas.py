@@ -18,7 +18,6 @@ one atom here.
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from dada_det.search import alignment
 from dada_det.search.curvature import precondition
 from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import most_used
-from dada_det.search.step import Algorithm, Batch, Provenance, Step, augment, validation_gradient
+from dada_det.search.step import Algorithm, Batch, ParameterGroup, Provenance, Results, Step, augment, validation_gradient
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Ddas(Algorithm[PairNoise]):
         self.identity = {"method": "ddas", "search": asdict(settings),
                          "operations": list(dict.fromkeys(atom.name for atom in space.atoms if atom.name is not None))}
 
-    def groups(self) -> dict[str, list[dict[str, Any]]]:
+    def groups(self) -> dict[str, list[ParameterGroup]]:
         return {"policy": [{"params": [self.alpha_A]}, {"params": [self.t], "lr": self.settings.probability_lr}]}
 
     def draw_noise(self, n: int, generator: torch.Generator) -> PairNoise:
@@ -191,7 +190,7 @@ class Ddas(Algorithm[PairNoise]):
                 use[atom.name] += 2 * now.probability * preference
         return dict(sorted(use.items(), key=lambda item: -item[1]))
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
         """policy.json, which is the schedule's average, and schedule.json."""
         schedule = self.schedule(provenance)
         return {"policy.json": schedule.average().to_dict(), "schedule.json": schedule.to_dict()}

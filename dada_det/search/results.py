@@ -1,7 +1,6 @@
 """What a search by DADA writes: search.json, and how often each operation is used."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ POLICY_SIZE = 25  # sub-policies in the saved policy, as in the paper
 
 
 def search_result(distribution: PolicyDistribution, adam: torch.optim.Optimizer,
-                  provenance: Mapping[str, object]) -> dict[str, Any]:
+                  provenance: Mapping[str, object]) -> dict[str, object]:
     """Returns search.json: all sub-policies, and the steps and rates of the Adam that learned them."""
     def rate(parameter: torch.Tensor) -> float:
         return next(group["lr"] for group in adam.param_groups if any(parameter is own for own in group["params"]))

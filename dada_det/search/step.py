@@ -5,9 +5,9 @@ classifier's labels, long [B], or a detector's (dada_det.search.alignment.Target
 Upper problem: minimise L_val(w'), w' = w - zeta grad_w L_train(w, policy), one virtual step ahead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NotRequired, Protocol, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,15 @@ from dada_det.search.ranks import mean_weights
 
 Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]  # the targets that come out are of the kind that go in
 Provenance = dict[str, str | int]
+Results = dict[str, dict[str, object]]  # name of a file in the work folder -> its JSON object
+
+
+class ParameterGroup(TypedDict):
+    """A parameter group of Adam. It may have its own rate: `lr`, or `lr_mult` times the config's."""
+
+    params: Iterable[Tensor]
+    lr: NotRequired[float]
+    lr_mult: NotRequired[float]
 
 
 class NoiseRows(Protocol):
@@ -113,13 +122,10 @@ class Algorithm(nn.Module, Generic[N]):
 
     settings: StepSettings
     provenance: Provenance
-    identity: dict[str, Any]
+    identity: dict[str, object]
 
-    def groups(self) -> dict[str, list[dict[str, Any]]]:
-        """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options.
-
-        A group may have its own rate: "lr", or "lr_mult" times the config's.
-        """
+    def groups(self) -> dict[str, list[ParameterGroup]]:
+        """Adam's parameter groups by the optimiser's name; `<name>_optimizer` in the config has Adam's options."""
         raise NotImplementedError
 
     def draw_noise(self, n: int, generator: torch.Generator) -> N:
@@ -139,7 +145,7 @@ class Algorithm(nn.Module, Generic[N]):
     def after_epoch(self, epoch: int) -> None:
         """Called on every process after epoch `epoch` (from 0), before its results and its checkpoint are written."""
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
         """What has been found so far, as JSON values by the name of the file in the work folder."""
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -135,7 +136,7 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
         options = config[f"{name}_optimizer"]
         for group in groups:
             group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
-        adams[name] = OptimWrapper(torch.optim.Adam(groups, **options))
+        adams[name] = OptimWrapper(torch.optim.Adam(cast(list[dict[str, Any]], groups), **options))
     return OptimWrapperDict(weights=ClippingWrapper(sgd, clip_grad=clip), **adams)
 
 
