@@ -1,4 +1,4 @@
-"""A search finds something: a shift that was planted, and what hurts on images that nobody has changed. Small, whole commands."""
+"""A search finds something: a planted shift, and what hurts on images that nobody has changed. Small, whole commands."""
 
 import json
 from dataclasses import replace
