@@ -124,7 +124,7 @@ def trial_share(folder: Path) -> float:
 
 
 def with_trial(figures: Figures, share: float) -> Figures:
-    """A search's figures with the time of its trial: forks share out over devices as batches do."""
+    """A search's figures with the time of its trial: trainings share out over devices as batches do."""
     return replace(figures, **{name: getattr(figures, name) * (1 + share)
                                for name in ("seconds_per_image", "low", "high", "host_seconds")})
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "search_imagenet.sh", "Searches an augmentation policy on images in ImageNet's layout, CIFAR's or SVHN's files, or, "
         "with configs/search_det_*.py, on a detector and images in COCO's layout; by DADA it writes W/policy.json, the "
         "policy that a trial has found best among what was found and the fixed ones, W/verdict.json (the trial), "
-        "W/forks.json (each operation in short trainings), and W/search.json (all preferences); by DDAS "
+        "W/effects.json (what it says of each operation), and W/search.json (all preferences); by DDAS "
         "(configs/search_ddas_imagenet.py) W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)

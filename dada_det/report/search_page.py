@@ -1,6 +1,6 @@
 """search.html: what a search did, from the files in its folder; one page without script, light and dark, wide and narrow.
 
-Beside policy.json it reads, where they are there: history.json (numbers epoch by epoch), forks.json (what short trainings
+Beside policy.json it reads, where they are there: history.json (numbers epoch by epoch), effects.json (what the trial
 said of each operation), verdict.json (the candidates against the fixed policies) and proposal.json.
 """
 
@@ -91,7 +91,7 @@ def search_page(folder: str | Path, images: Sequence[Image.Image]) -> Path:
     """
     folder = Path(folder)
     body = [part for part in (_part(folder, name, what, make) for name, what, make in (
-        ("verdict.json", "verdict", _verdict), ("forks.json", "result of forks", _effects),
+        ("verdict.json", "verdict", _verdict), ("effects.json", "result of a trial", _effects),
         (HISTORY, "search's history", _curves))) if part]
     body += _pictures(folder, images)
     name = escape(folder.resolve().name)
@@ -138,7 +138,7 @@ def _verdict(content: Mapping[str, Any]) -> str:
 
 
 def _effects(content: Mapping[str, Any]) -> str:
-    """What the forks measured of each operation, the best first: a mark, and a whisker of one standard error each way."""
+    """What the trial says of each operation, the best first: a mark, and a whisker of one standard error each way."""
     operations = sorted(content["operations"], key=lambda entry: -entry["effect"])[:MOST_ROWS]
     ends = [entry["effect"] + side * (entry.get("standard_error") or 0) for entry in operations for side in (-1, 1)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
@@ -156,8 +156,8 @@ def _effects(content: Mapping[str, Any]) -> str:
                     f'<line class=mark x1="{x(effect)}" x2="{x(effect)}" y1="6" y2="20"/></svg></td>'
                     f"<td class=number>{effect:+.3f} ± {error:.3f}</td></tr>")
     unit = f" In {escape(content['unit'])}." if "unit" in content else ""
-    return ("<section>\n<h2>What short trainings said of each operation</h2>\n<p class=note>The effect of training with the "
-            f"operation; the whisker is one standard error to each side, the line zero.{unit}</p>\n"
+    return ("<section>\n<h2>What the trial says of each operation</h2>\n<p class=note>The effect of the operation on "
+            f"the score; the whisker is one standard error to each side, the line zero.{unit}</p>\n"
             "<table class=\"curves effects\">\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>\n</section>")
 
 

@@ -1,40 +1,75 @@
-"""The policy that a search proposes from what forks say of each operation."""
+"""What a search tries beside what alignment proposes, and what its trial says of each operation; O operations."""
 
 import itertools
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from dada_det.augment.operations import OPERATION_NAMES
+import torch
+from torch import Tensor
+
+from dada_det.augment.operations import OPERATION_NAMES, OPERATIONS
 from dada_det.augment.policy import Operation, Policy, SubPolicy
-from dada_det.search.verdict import Standing
+from dada_det.search.verdict import Estimate
 
 RANGES = "strength"
-CLEAR = 0.75  # probability of being better than the mean operation, from which on an operation is among the few
 OFTEN = 0.75  # probability of an operation
-FEW = (2, 6)  # at least and at most so many operations are the few
+# A few large questions are answered by few images, fifteen small ones are not: do values change, or places?
+FAMILIES = {"tone pairs": ("lookup", "color", "sharpness"), "geometry pairs": ("affine", "box")}  # kinds of operations
 
 
-def alone(operation: str) -> Policy:
-    """The operation on three of four images, its strength uniform: how one operation is tried."""
-    return Policy(RANGES, (SubPolicy(1.0, (Operation(operation, OFTEN, 0.5),)),), uniform_strength=True)
+def families(operations: Iterable[str] = OPERATION_NAMES) -> dict[str, Policy]:
+    """A policy of each family that has two of the operations: all its pairs, alike in weight, strengths uniform."""
+    found = {}
+    for name, kinds in FAMILIES.items():
+        members = [operation for operation in operations if OPERATIONS[operation].kind in kinds]
+        if len(members) >= 2:
+            found[name] = Policy(RANGES, tuple(
+                SubPolicy(1.0, tuple(Operation(operation, OFTEN, 0.5) for operation in pair))
+                for pair in itertools.combinations(members, 2)), uniform_strength=True)
+    return found
 
 
-def better_than_mean(effects: Sequence[Standing]) -> dict[str, float]:
-    """The probability that an operation's effect is above the mean one's; 1/2 for all that are not told apart."""
-    return {effect.name: 0.5 * (1 + math.erf(effect.shrunken.mean / effect.shrunken.error / math.sqrt(2)))
-            if effect.shrunken.error > 0 else 0.5 for effect in effects}
+@dataclass(frozen=True)
+class Effect:
+    """What an operation is worth, in nats of the score for each time that it acts on an image."""
+
+    name: str
+    value: Estimate
 
 
-def proposals(effects: Sequence[Standing]) -> dict[str, Policy]:
-    """`few pairs`: all pairs of the operations that are clearly better than the mean one, alike in weight."""
-    better = better_than_mean(effects)
-    order = sorted(better, key=lambda name: -better[name])
-    few = [name for name in order if better[name] >= CLEAR][:FEW[1]]
-    few = few if len(few) >= FEW[0] else order[:FEW[0]]
-    return {"few pairs": pairs([name for name in OPERATION_NAMES if name in few])}
+def operation_effects(policies: Mapping[str, Policy | None], scores: Mapping[str, Estimate]) -> list[Effect]:
+    """The effect of each operation on the score of the policies that hold it, the best first.
+
+    Bayesian linear regression of the policies' scores on how often each operation acts. An effect is before that a normal
+    around 0 with the scores' own standard deviation. Operations that no policy tells apart have the same effect.
+    """
+    names = list(policies)
+    use_CO = torch.stack([use_of(policies[name]) for name in names])
+    use_CO = use_CO - use_CO.mean(0)
+    score_C = torch.tensor([scores[name].mean for name in names], dtype=torch.float64)
+    noise = statistics.fmean(scores[name].error ** 2 for name in names) or 1e-12
+    prior = float(score_C.var()) or 1e-12
+    eye_OO = torch.eye(len(OPERATION_NAMES), dtype=torch.float64)
+    covariance_OO = torch.linalg.inv(use_CO.T @ use_CO / noise + eye_OO / prior)
+    mean_O = covariance_OO @ use_CO.T @ (score_C - score_C.mean()) / noise
+    effects = [Effect(name, Estimate(float(mean), math.sqrt(float(variance))))
+               for name, mean, variance in zip(OPERATION_NAMES, mean_O, covariance_OO.diagonal(), strict=True)]
+    return sorted(effects, key=lambda effect: -effect.value.mean)
 
 
-def pairs(names: Sequence[str]) -> Policy:
-    """All pairs of the operations, in the order of the table of operations; each acts with probability 3/4."""
-    return Policy(RANGES, tuple(SubPolicy(1.0, tuple(Operation(name, OFTEN, 0.5) for name in pair))
-                                for pair in itertools.combinations(names, 2)), uniform_strength=True)
+def use_of(policy: Policy | None) -> Tensor:
+    """How many times each operation acts on an image on average, float64 [O]; nothing acts without a policy."""
+    use = dict.fromkeys(OPERATION_NAMES, 0.0)
+    if policy is not None:
+        total = sum(each.weight for each in policy.sub_policies)
+        for each in policy.sub_policies:
+            for operation in each.operations:
+                use[operation.name] += (1 - policy.unaugmented) * each.weight / total * operation.probability
+    return torch.tensor(list(use.values()), dtype=torch.float64)
+
+
+def ours(policies: Mapping[str, object]) -> dict[str, Policy | None]:
+    """The policies that are made of our operations, and none; not those of torchvision's."""
+    return {name: policy for name, policy in policies.items() if policy is None or isinstance(policy, Policy)}

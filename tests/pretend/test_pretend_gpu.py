@@ -164,7 +164,7 @@ def test_a_search_in_each_mode(mode: str, on_images: Callable[[str], Sides]) -> 
     torch.testing.assert_close(gpu, cpu, rtol=1e-2, atol=1e-3)
 
 
-def test_a_trial_by_forks_hands_over_the_same_policy(on_images: Callable[[str], Sides]) -> None:
+def test_a_trial_hands_over_the_same_policy(on_images: Callable[[str], Sides]) -> None:
     found = on_images("default")
     gpu, cpu = (json.loads((folder / "verdict.json").read_text()) for folder in (found.gpu, found.cpu))
     assert gpu["winner"] == cpu["winner"] and gpu["trainings"] == cpu["trainings"]

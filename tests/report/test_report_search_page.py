@@ -1,4 +1,4 @@
-"""search.html: numbers over the epochs, forks and verdict where they are there, and nothing from elsewhere."""
+"""search.html: numbers over the epochs, effects and verdict where they are there, and nothing from elsewhere."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_page_of_a_search_without_a_trial(folder: Path) -> None:
     page = search_page(folder, drawn()).read_text()
     assert "Operations over 3 epochs" in page and page.count("<polyline") == 6
-    assert "Verdict" not in page and "short trainings" not in page
+    assert "Verdict" not in page and "the trial says" not in page
     assert page.count("<img ") == 4 * 7 and "heaviest sub-policies of policy.json" in page
     for sources in (r"<script", r"https?://", r'src="(?!data:)', r"@import", r"url\("):
         assert not re.search(sources, page), sources
@@ -69,17 +69,17 @@ def test_the_page_of_a_search_without_a_trial(folder: Path) -> None:
     assert len(page) < 1_000_000
 
 
-def test_forks_and_verdict_with_their_standard_errors(folder: Path) -> None:
-    write_json(folder / "forks.json", {"operations": [
+def test_effects_and_verdict_with_their_standard_errors(folder: Path) -> None:
+    write_json(folder / "effects.json", {"operations": [
         {"name": name, "effect": 0.01 * place - 0.05, "standard_error": 0.02}
         for place, name in enumerate(OPERATION_NAMES)]})
     write_json(folder / "verdict.json", {
-        "winner": "trivial", "reference": "none", "sentence": f"the forks say that `trivial` wins {EVIL}", "candidates": [
+        "winner": "trivial", "reference": "none", "sentence": f"the trial says that `trivial` wins {EVIL}", "candidates": [
             {"name": "trivial", "accuracy": 87.25, "difference": 3.25, "standard_error": 1.1, "score": 0.1,
              "score_error": 0.02},
             {"name": EVIL, "accuracy": 84.0, "difference": None, "standard_error": None}]})
     page = search_page(folder, drawn()).read_text()
-    assert EVIL not in page and "<p>The forks say that <code>trivial</code> wins &lt;script&gt;" in page
+    assert EVIL not in page and "<p>The trial says that <code>trivial</code> wins &lt;script&gt;" in page
     assert "<th scope=row>trivial ← handed over</th><td class=number>87.2</td><td class=number>+3.2 ± 1.1</td>" in page
     assert "<td class=number>–</td>" in page
     # The best first; a whisker for each operation.
@@ -95,7 +95,7 @@ def test_a_policy_by_name_shows_the_pictures_of_the_proposal(folder: Path) -> No
     assert "<img" not in search_page(folder, drawn()).read_text()
 
 
-@pytest.mark.parametrize("name", ["verdict.json", "forks.json", "history.json"])
+@pytest.mark.parametrize("name", ["verdict.json", "effects.json", "history.json"])
 def test_files_of_something_else_are_named(folder: Path, name: str) -> None:
     (folder / name).write_text('{"operations": 3, "candidates": 4, "epochs": [{}]}')
     with pytest.raises(UserError, match=f"{name} is no .* that a search wrote"):

@@ -1,41 +1,54 @@
-"""What a search proposes from the operations' effects: their odds, and pairs of the few that are clear."""
+"""What a trial tries beside alignment's proposal, and the effects of the operations that follow from it."""
 
+import pytest
+import torch
+
+from dada_det.augment.named import fixed_policy
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.augment.policy import Policy
-from dada_det.search.candidates import better_than_mean, proposals
-from dada_det.search.verdict import Estimate, Standing
+from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.search.candidates import families, operation_effects, ours, use_of
+from dada_det.search.verdict import Estimate
 
 
-def effects(values: dict[str, float], error: float = 0.1) -> list[Standing]:
-    nothing = Estimate(0.0, 0.0)
-    return [Standing(name, "operation", 50.0, nothing, nothing, nothing, Estimate(values.get(name, 0.0), error))
-            for name in OPERATION_NAMES]
+def test_families_hold_every_operation_once_and_keep_to_those_that_are_allowed() -> None:
+    found = families()
+    held = {name: {OPERATION_NAMES[index] for index in use_of(policy).nonzero()[:, 0].tolist()}
+            for name, policy in found.items()}
+    assert held["tone pairs"] | held["geometry pairs"] == set(OPERATION_NAMES)
+    assert not held["tone pairs"] & held["geometry pairs"]
+    assert "Invert" in held["tone pairs"] and "Cutout" in held["geometry pairs"]
+    for policy in found.values():
+        places = [[OPERATION_NAMES.index(operation.name) for operation in each.operations] for each in policy.sub_policies]
+        assert all(first < second for first, second in places)  # the order in which a pair is applied
+        assert use_of(policy).sum() == pytest.approx(1.5) and policy.uniform_strength
+    some = families(["Rotate", "Invert", "Color"])
+    assert list(some) == ["tone pairs"] and len(some["tone pairs"].sub_policies) == 1
 
 
-def use(policy: Policy) -> dict[str, float]:
-    """The share of the sub-policies' weight that holds each operation."""
-    total = sum(each.weight for each in policy.sub_policies)
-    held = dict.fromkeys(OPERATION_NAMES, 0.0)
-    for each in policy.sub_policies:
-        for operation in each.operations:
-            held[operation.name] += each.weight / total
-    return held
+def test_use_is_the_mean_number_of_times_that_an_operation_acts() -> None:
+    policy = Policy("strength", (SubPolicy(3.0, (Operation("Invert", 0.5, 0.5), Operation("Color", 1.0, 0.5))),
+                                 SubPolicy(1.0, (Operation("Color", 0.2, 0.5),))), unaugmented=0.5)
+    use = dict(zip(OPERATION_NAMES, use_of(policy).tolist(), strict=True))
+    assert use["Invert"] == pytest.approx(0.5 * 0.75 * 0.5) and use["Color"] == pytest.approx(0.5 * (0.75 + 0.25 * 0.2))
+    assert use_of(None).sum() == 0
 
 
-def test_what_is_not_told_apart_has_even_odds() -> None:
-    assert set(better_than_mean(effects({}, error=0.0)).values()) == {0.5}
-    assert better_than_mean(effects({"Invert": 0.3}))["Invert"] > 0.99
-
-
-def test_pairs_of_what_is_clearly_better() -> None:
-    found = proposals(effects({"Brightness": 0.3, "Equalize": 0.25, "Invert": 0.2, "Rotate": -0.3}))["few pairs"]
-    assert {name for name, share in use(found).items() if share} == {"Brightness", "Equalize", "Invert"}
-    assert len(found.sub_policies) == 3 and found.uniform_strength
-    places = [[OPERATION_NAMES.index(operation.name) for operation in each.operations] for each in found.sub_policies]
-    assert all(first < second for first, second in places)  # the order in which a pair is applied
-    assert {operation.probability for each in found.sub_policies for operation in each.operations} == {0.75}
-
-
-def test_at_least_two_and_at_most_six_are_the_few() -> None:
-    assert len(proposals(effects({"Invert": 0.3}))["few pairs"].sub_policies) == 1
-    assert len(proposals(effects(dict.fromkeys(OPERATION_NAMES[:9], 0.3)))["few pairs"].sub_policies) == 15
+def test_effects_are_the_exact_posterior_of_a_linear_model() -> None:
+    """Against the textbook formula in the space of policies (a Gaussian process with a linear kernel)."""
+    fixed = {name: fixed_policy(name, 3) for name in ("none", "random", "uniform", "one-op", "trivial")}
+    policies = ours(fixed | families())
+    assert "trivial" not in policies and len(policies) == 6
+    values = torch.tensor([-0.3, 0.0, 0.1, 0.05, 0.4, -0.25], dtype=torch.float64)
+    scores = {name: Estimate(float(value), 0.1) for name, value in zip(policies, values, strict=True)}
+    use_CO = torch.stack([use_of(policy) for policy in policies.values()])
+    use_CO = use_CO - use_CO.mean(0)
+    prior = values.var()
+    kernel = prior * use_CO @ use_CO.T + 0.01 * torch.eye(6, dtype=torch.float64)
+    exact_O = prior * use_CO.T @ torch.linalg.solve(kernel, values - values.mean())
+    found = operation_effects(policies, scores)
+    assert [effect.value.mean for effect in found] == sorted((effect.value.mean for effect in found), reverse=True)
+    for effect in found:
+        assert effect.value.mean == pytest.approx(float(exact_O[OPERATION_NAMES.index(effect.name)]), abs=1e-9)
+        assert 0 < effect.value.error <= float(prior) ** 0.5
+    by_name = {effect.name: effect.value.mean for effect in found}
+    assert min(by_name[name] for name in ("Invert", "Color")) > max(by_name[name] for name in ("Rotate", "ShearX"))

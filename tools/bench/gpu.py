@@ -107,7 +107,7 @@ def trial_seconds(left: Left) -> float:
 
 
 def trial_rate(left: Left) -> float:
-    """Images a second that the trial's forks train on."""
+    """Images a second that the trial trains on."""
     classes, each, epochs, _ = shape(left.cpu)
     cost = read_json(left.out / "search_imagenet/verdict.json", "verdict")["cost"]
     return cost * epochs * classes * each / trial_seconds(left)

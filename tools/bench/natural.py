@@ -99,8 +99,8 @@ def searched(task: Task, folder: Path) -> tuple[AnyPolicy, dict[str, Any]]:
     found = folder / f"search-{task.arm}"
     run_search(search_argv(task, folder / "data", found))
     facts: dict[str, Any] = {"search": search_of(task.options)}
-    for file, entry, name in (("search.json", "use", "use"), ("forks.json", "measured", "effects")):
-        if (found / file).exists():  # of the alignment, and of the short trainings
+    for file, entry, name in (("search.json", "use", "use"), ("effects.json", "effect", "effects")):
+        if (found / file).exists():  # of the alignment, and of the trial
             operations = read_json(found / file, "search's result")["operations"]
             facts[name] = {row["name"]: round(row[entry], 4) for row in operations}
     if (found / "verdict.json").exists():

@@ -48,7 +48,7 @@ def lines_of_search(row: dict[str, Any], arms: Mapping[str, Scores], truth: Mapp
     """What a search found beside the truth, and its verdict beside whole trainings."""
     label = f"{row['problem']:14}  {row['arm']}, seed {row['seed']}"
     lines = [f"{label}: rank correlation of {name} with the truth {rank_correlation(row[entry], truth):+.2f}"
-             for entry, name in (("use", "the alignment"), ("effects", "the forks")) if truth and entry in row]
+             for entry, name in (("use", "the alignment"), ("effects", "the trial")) if truth and entry in row]
     if verdict := row.get("verdict"):
         whole, winner = difference_of(row, arms), winner_of(verdict)
         lines.append(f"{label}: {verdict['winner']}, {winner['expected']:+.1f} ± {winner['expected_error']:.1f} to "

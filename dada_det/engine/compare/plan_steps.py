@@ -23,10 +23,10 @@ from dada_det.engine.compare.step_cost import TrainingStep, build_optimizer, cla
 from dada_det.engine.pretrain.classifier import Classifier
 from dada_det.engine.pretrain.data import image_sizes, parts_of, training_images
 from dada_det.engine.pretrain.recipe import precision_of
-from dada_det.engine.search.forks import Fold
 from dada_det.engine.search.problems import classification
 from dada_det.engine.search.run import METHODS, optimizers
 from dada_det.engine.search.searcher import build_searcher
+from dada_det.engine.search.trainings import Fold
 from dada_det.errors import UserError
 from dada_det.report.plan import Demand
 

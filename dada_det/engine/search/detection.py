@@ -24,11 +24,11 @@ from dada_det.data.random import epoch_order, generator_for
 from dada_det.devices import move
 from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
-from dada_det.engine.search.detection_forks import DetectionForks
+from dada_det.engine.search.detection_trainings import DetectionTrainings
 from dada_det.engine.search.detector_losses import DetectorLosses
-from dada_det.engine.search.forks import Fold
 from dada_det.engine.search.loop import SearchBatches, draw_rows, own_part, validates
 from dada_det.engine.search.problem import Problem, say_groups, search_device
+from dada_det.engine.search.trainings import Fold
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
 from dada_det.search.ranks import world
@@ -69,7 +69,7 @@ def load_detection(config: Config) -> Problem:
                    batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
                    identity={"model": model_identity(config), "image_size": config.image_size, "masks": config.masks,
                              "mirror": config.mirror, "target_trains": config.data.get("target_trains")}, groups=rule,
-                   forks=lambda normalise: DetectionForks(folds, whole=whole, mirror=config.mirror, seed=config.seed,
+                   trainings=lambda normalise: DetectionTrainings(folds, whole=whole, mirror=config.mirror, seed=config.seed,
                                                           batch_size=config.batch_size, normalise=normalise),
                    data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std, apply=apply_with_instances)
 

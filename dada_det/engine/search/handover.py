@@ -1,4 +1,4 @@
-"""What a search's trial hands over: policy.json, verdict.json and forks.json, and what is said of them."""
+"""What a search's trial hands over: policy.json, verdict.json and effects.json, and what is said of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,42 +14,44 @@ from dada_det import __version__
 from dada_det.augment.named import AnyPolicy
 from dada_det.augment.policy import NamedPolicy, Policy
 from dada_det.engine.runtime.identity import Identity, own_folder
-from dada_det.engine.search.forks import Forks
 from dada_det.engine.search.problem import search_device
+from dada_det.engine.search.trainings import Trainings
 from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
-from dada_det.search.forks import ForkRecipe
+from dada_det.search.candidates import Effect
 from dada_det.search.ranks import world
+from dada_det.search.trainings import TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
-FORKS = "forks"
-UNIT = "nats of calibrated cross-entropy less than the mean operation"
+TRAININGS = "trainings"
+UNIT = "nats of calibrated cross-entropy less, for each time that the operation acts on an image"
 
 
-def decide(config: Config, forks: Forks, network: Callable[[], nn.Module], proposed: Policy,
+def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], proposed: Policy, operations: Sequence[str],
            low: torch.dtype | None, identity: Identity, resume: bool, provenance: dict[str, Any]) -> str:
-    """Holds what alignment has proposed, and what forks find, against the fixed policies; returns the closing line.
+    """Holds what alignment has proposed, and families of `operations`, against the fixed policies; returns the closing line.
 
-    The forks' recipe is that of the search's weights. They stay in the work folder's FORKS, for a search of this `identity`
-    that goes on; without `resume`, and of another search, they go.
+    The recipe of the trainings is that of the search's weights. Their results stay in the work folder's TRAININGS, for a
+    search of this `identity` that goes on; without `resume`, and of another search, they go.
     """
     torch.manual_seed(config.seed)
     weights = config.weights_optimizer
-    recipe = ForkRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
-                        momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
-                        clip_grad=config.clip_grad)
-    folder = Path(config.work_dir, FORKS)
+    recipe = TrainingRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
+                            momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
+                            clip_grad=config.clip_grad)
+    folder = Path(config.work_dir, TRAININGS)
     if world()[0] == 0:
         own_folder(folder, identity, keep=resume, written="*.pth")
     barrier()
-    trial = Trial(forks, channels_last(network().to(search_device())), recipe, config.epochs, config.seed, folder, low)
+    trial = Trial(data, channels_last(network().to(search_device())), recipe, config.epochs, config.seed, folder, low,
+                  operations)
     found, policies, effects = trial.run({"aligned": proposed})
     if world()[0] == 0:
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})
-        print(table_of(found, forks.reference, forks.figure))
-        print(f"search  {said}; {trial.trainings} trainings, {trial.cost:.1f} times the images of one whole training")
-    return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and forks.json of the trial, and "
+        print(table_of(found, data.reference, data.figure))
+        print(f"search  {said}; {trial.count} trainings, {trial.cost:.1f} times the images of one whole training")
+    return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and effects.json of the trial, and "
             "proposal.json and search.json of the alignment")
 
 
@@ -57,23 +59,23 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effects: Sequence[Standing],
+def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effects: Sequence[Effect],
               work_dir: str | Path, mirror: bool, provenance: dict[str, Any]) -> str:
     """Writes the three files into `work_dir`; returns the sentence of the verdict."""
-    images = sum(len(fold.val) for fold in trial.forks.folds)
-    said = sentence(found, trial.forks.reference, images)
+    images = sum(len(fold.val) for fold in trial.data.folds)
+    said = sentence(found, trial.data.reference, images)
     winner = found.of(found.winner)
     provenance = {**provenance, "winner": winner.name}
     policy = policies[winner.name]
     chosen: Policy | NamedPolicy = replace(policy, provenance=provenance, mirror=mirror) \
         if winner.kind == "found" and isinstance(policy, Policy) else \
         NamedPolicy(winner.name, trial.seed if winner.name == "random" else None, mirror, provenance)
-    write_json(Path(work_dir, "forks.json"),
+    write_json(Path(work_dir, "effects.json"),
                {"schema": 1, "unit": UNIT, "operations": [row_of_effect(effect) for effect in effects]})
     write_json(Path(work_dir, "verdict.json"), {
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
-        "reference": trial.forks.reference, "sentence": said, "validation_images": images,
-        "trainings": trial.trainings, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
+        "reference": trial.data.reference, "sentence": said, "validation_images": images,
+        "trainings": trial.count, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
     write_json(Path(work_dir, "policy.json"), chosen.to_dict())
     return said
 
@@ -99,9 +101,8 @@ def row_of(standing: Standing) -> dict[str, Any]:
             "shrunken": round(standing.shrunken.mean, 4), "shrunken_error": round(standing.shrunken.error, 4)}
 
 
-def row_of_effect(effect: Standing) -> dict[str, Any]:
-    return {"name": effect.name, "effect": round(effect.shrunken.mean, 4), "standard_error": round(effect.shrunken.error, 4),
-            "measured": round(effect.score.mean, 4), "measured_error": round(effect.score.error, 4)}
+def row_of_effect(effect: Effect) -> dict[str, Any]:
+    return {"name": effect.name, "effect": round(effect.value.mean, 4), "standard_error": round(effect.value.error, 4)}
 
 
 def table_of(found: Verdict, reference: str, figure: str = "top-1 %") -> str:

@@ -25,7 +25,7 @@ class Problem:
         identity: what a search that --resume goes on with must share.
         data_hash: of all images and labels.
         groups: the rule by which the images were halved, None where the user gives what validates.
-        forks: makes what the trial's forks train on, given what normalises uint8 images; None: no trial.
+        trainings: makes what a trial trains on, given what normalises uint8 images; None: no trial.
     """
 
     network: Callable[[], nn.Module]
@@ -33,7 +33,7 @@ class Problem:
     identity: dict[str, Any]
     data_hash: str
     groups: str | None = None
-    forks: Callable[[Callable[[Tensor], Tensor]], Any] | None = None
+    trainings: Callable[[Callable[[Tensor], Tensor]], Any] | None = None
     mean: Sequence[float] = tuple(IMAGENET["mean"])
     std: Sequence[float] = tuple(IMAGENET["std"])
     apply: Apply = apply_to_images

@@ -14,9 +14,9 @@ from dada_det.data.imagenet import decode_to_memory
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.data.splits import halves, search_lists
-from dada_det.engine.search.forks import Fold, ImageForks
 from dada_det.engine.search.loop import SearchBatches
 from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
+from dada_det.engine.search.trainings import Fold, ImageTrainings
 from dada_det.errors import UserError
 from dada_det.models.classifiers import build_classifier
 from dada_det.models.weights import identity_of, preprocessing_of
@@ -29,7 +29,7 @@ def classification(config: Config, folds: Sequence[Fold], whole: int, classes: i
                    groups: str | None = None) -> Problem:
     """Images in one or two folds, which move to the device whole, and config.classifier.
 
-    The search by alignment trains and validates on the first fold, forks on each in turn.
+    The search by alignment trains and validates on the first fold, the trial on each in turn.
 
     Args:
         whole: images of a training with the policy, by which the costs are counted.
@@ -40,7 +40,7 @@ def classification(config: Config, folds: Sequence[Fold], whole: int, classes: i
     return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
                                                     image_size=config.image_size, weights=config.get("weights")),
                    batches=partial(classification_batches, config, folds[0].train, folds[0].val),
-                   forks=lambda normalise: ImageForks(
+                   trainings=lambda normalise: ImageTrainings(
                        folds, whole=whole, image_size=config.image_size, padding=config.get("padding", 0),
                        mirror=config.mirror, batch_size=config.batch_size, seed=config.seed, normalise=normalise),
                    data_hash=data_hash, groups=groups, mean=prepared.mean, std=prepared.std,

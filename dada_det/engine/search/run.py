@@ -21,7 +21,7 @@ from dada_det.engine.runtime.launch import join_processes, say_machines
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.engine.runtime.visualizer import visualizer
 from dada_det.engine.search.curves import NoteCurves, pictures_of
-from dada_det.engine.search.handover import FORKS, decide
+from dada_det.engine.search.handover import TRAININGS, decide
 from dada_det.engine.search.leaks import LookForLeaks
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
 from dada_det.engine.search.searcher import Searcher, build_searcher
@@ -68,9 +68,9 @@ def run_search(config: Config, resume: bool) -> None:
     batches = problem.batches(algorithm)
     untried = why_no_trial(config, method, algorithm, problem)
     searcher = build_searcher(config, problem, network, algorithm)
-    forks = None if untried or problem.forks is None else problem.forks(searcher.normalise)
-    if forks is not None:
-        demand_own(Path(config.work_dir, FORKS))
+    trainings = None if untried or problem.trainings is None else problem.trainings(searcher.normalise)
+    if trainings is not None:
+        demand_own(Path(config.work_dir, TRAININGS))
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
     wrappers = optimizers(searcher, config)
@@ -84,7 +84,7 @@ def run_search(config: Config, resume: bool) -> None:
                        "checkpoint": {**(config.get("checkpoint") or {}), "type": "AtomicCheckpoint"}},
         custom_hooks=[{"type": "StopAtNaN"},
                       {"type": "WritePolicy", "provenance": provenance, "mirror": config.mirror,
-                       "proposal": forks is not None},
+                       "proposal": trainings is not None},
                       {"type": "StampIdentity", "identity": own},
                       {"type": NoteCurves}, {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
         launcher="pytorch" if distributed else "none",
@@ -94,12 +94,13 @@ def run_search(config: Config, resume: bool) -> None:
     with float32_arithmetic():  # TF32 keeps ten bits, too few for the difference of two nearly equal losses
         runner.train()
         closing = algorithm.closing(config.work_dir)
-        if forks is not None:
+        if trainings is not None:
             with explained(runner):
                 assert isinstance(algorithm, Dada)
-                closing = decide(config, forks, problem.network, algorithm.distribution.policy(POLICY_SIZE), searcher.low,
-                                 own, checkpoint is not None, provenance)
-    if forks is None and world()[0] == 0:
+                closing = decide(config, trainings, problem.network, algorithm.distribution.policy(POLICY_SIZE),
+                                 algorithm.distribution.space.operations, searcher.low, own, checkpoint is not None,
+                                 provenance)
+    if trainings is None and world()[0] == 0:
         print(f"search  no trial, as {untried}: nobody has looked whether the policy is better than none")
     if world()[0] == 0:
         search_page(config.work_dir, pictures_of(batches))
@@ -114,7 +115,7 @@ def why_no_trial(config: Config, method: str, algorithm: Algorithm, problem: Pro
         return f"{method.upper()} does without one"
     if algorithm.settings.mode == "paper":
         return "the paper does without one"
-    return None if problem.forks else f"the kind {config.kind} has none"
+    return None if problem.trainings else f"the kind {config.kind} has none"
 
 
 class SearchRunner(QuietRunner):

@@ -57,7 +57,7 @@ def test_the_point_to_go_on_from_is_the_newest_or_the_one_that_is_given(tmp_path
 
 
 def test_a_folder_with_somebody_elses_files_is_left_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "forks"
+    folder = tmp_path / "trainings"
     folder.mkdir()
     (folder / "model.pth").write_text("mine")
     (tmp_path / "link").symlink_to(folder)
@@ -69,7 +69,7 @@ def test_a_folder_with_somebody_elses_files_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_a_folder_of_ones_own_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "forks"
+    folder = tmp_path / "trainings"
     for identity, keep, stays in ((OURS, True, False), (OURS, True, True), (OURS, False, False), ({"lr": 1}, True, False)):
         own_folder(folder, identity, keep)
         assert (folder / "result.pth").exists() == stays and (folder / MARKER).is_file()

@@ -76,14 +76,14 @@ def check_once(found, stage, work_dir):
 
 @pytest.mark.parametrize("started", [on_two_agents, as_two_tasks])
 def test_a_search_on_two_nodes(started, images, tmp_path):
-    """With its trial, whose forks the two share out."""
+    """With its trial, whose trainings the two share out."""
     said = check_once(started("search", *search_flags(images, tmp_path)), "search", tmp_path)
     assert "step 3/3" in said  # of batches of four, two images for each process
     assert json.loads((tmp_path / "proposal.json").read_text())["provenance"]["epoch"] == 2
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert said.count(verdict["sentence"]) == 1
     assert json.loads((tmp_path / "policy.json").read_text())["provenance"]["winner"] == verdict["winner"]
-    assert len(list((tmp_path / "forks").glob("*.pth"))) == verdict["trainings"]
+    assert len(list((tmp_path / "trainings").glob("*.pth"))) == verdict["trainings"]
 
 
 def test_pretraining_on_two_nodes_divides_the_batch(images, tmp_path):

@@ -1,4 +1,4 @@
-"""The forks of a search on a detector: batches with their instances, judged by average precision.
+"""The trainings of a trial on a detector: batches with their instances, judged by average precision.
 
 B images of a batch, V validation images, S x S pixels.
 """
@@ -19,12 +19,12 @@ from dada_det.augment.transform import PolicyTransform
 from dada_det.data.detection import MemoryDetection, apply_with_instances
 from dada_det.data.random import generator_for
 from dada_det.engine.search.detector_losses import data_sample
-from dada_det.engine.search.forks import CROPS, DRAWS, Forks
+from dada_det.engine.search.trainings import CROPS, DRAWS, Trainings
 
 JUDGED_AT_ONCE = 16  # validation images of a pass
 
 
-class DetectionForks(Forks):
+class DetectionTrainings(Trainings):
     """Whole images, mirrored at random; a policy moves boxes and masks with them.
 
     The score of an image is its own box AP (COCO's mean over ten thresholds). Scores of single images can be paired and have

@@ -1,7 +1,7 @@
 """The trainings of a trial on images: what they train on, how they are judged, and their results on disk.
 
 N images, B of a batch, V validation images, H x W pixels. A result is a function of the search's seed and of the training's
-name, fold and number alone, so trainings can be shared out over processes, and a search that was cut short skips those
+policy and fold alone, so trainings can be shared out over processes, and a search that was cut short skips those
 that it has.
 """
 
@@ -18,10 +18,10 @@ from dada_det.augment.named import AnyPolicy, image_transform
 from dada_det.data.memory import center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.files import make_folder, whole_file
-from dada_det.search.forks import Batches, image_scores
 from dada_det.search.ranks import world
+from dada_det.search.trainings import Batches, image_scores
 
-CROPS, DRAWS = 11, 12  # random streams of a fork's step
+TRAINING, CROPS, DRAWS = 1, 11, 12  # random streams of a training and of its steps
 JUDGED_AT_ONCE = 256  # validation images of a pass
 
 
@@ -37,8 +37,8 @@ class Fold:
     groups_V: Tensor
 
 
-class Forks:
-    """Batches and scores of forks on one or two folds; a class for each kind of images.
+class Trainings:
+    """Batches and scores of trainings on one or two folds; a class for each kind of images.
 
     whole: images of a whole training, by which costs are counted; normalise: uint8 images -> what the network takes.
     fixed: the policies that a user would otherwise take; reference: that of them to which differences are given; figure:
@@ -63,17 +63,17 @@ class Forks:
         """Share of all images that trains in a fold, 0..1, the mean over folds."""
         return min(1.0, sum(len(fold.train) for fold in self.folds) / len(self.folds) / self.whole)
 
-    def batches(self, fold: int, number: int, policy: AnyPolicy) -> Batches:
-        """The batches of fork `number`; of one fold and number all policies see the same images, crops and flips."""
+    def batches(self, fold: int, policy: AnyPolicy) -> Batches:
+        """The batches of a training on a fold; all policies see the same images, crops and flips."""
         images = len(self.folds[fold].train)
         per_epoch = max(1, images // self.batch_size)
-        order_seed = generator_for(self.seed, fold, number).initial_seed()
+        order_seed = generator_for(self.seed, fold, TRAINING).initial_seed()
         augmented = self.augmented(fold, policy)
 
         def batch(step: int) -> tuple[Tensor, Any]:
             epoch, index = divmod(step, per_epoch)
             rows = epoch_order(images, order_seed, epoch)[index * self.batch_size:][:self.batch_size]
-            images_BCHW, targets_B = augmented(rows, (self.seed, fold, number, step))
+            images_BCHW, targets_B = augmented(rows, (self.seed, fold, TRAINING, step))
             return self.for_network(images_BCHW), targets_B
 
         return batch
@@ -91,7 +91,7 @@ class Forks:
         return self.normalise(images_BCHW).contiguous(memory_format=torch.channels_last)
 
 
-class ImageForks(Forks):
+class ImageTrainings(Trainings):
     """Classification: the crops are those of the search (SearchBatches)."""
 
     fixed = ("none", "random", "uniform", "one-op", "trivial", "rand")

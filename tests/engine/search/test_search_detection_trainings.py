@@ -1,4 +1,5 @@
-"""Forks on a detector: an image's own AP is pycocotools', policies move boxes with the pixels, and the command's trial."""
+"""Trainings on a detector: an image's own AP is pycocotools', policies move boxes with the pixels, and the
+command's trial."""
 
 import json
 from dataclasses import replace
@@ -11,9 +12,9 @@ from dada_det.augment.named import fixed_policy, resolve
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands.search import main
 from dada_det.engine.search.detection import halves
-from dada_det.engine.search.detection_forks import DetectionForks, image_ap
+from dada_det.engine.search.detection_trainings import DetectionTrainings, image_ap
 from dada_det.engine.search.detector_losses import DetectorLosses
-from dada_det.engine.search.forks import Fold
+from dada_det.engine.search.trainings import Fold
 from planted_coco import write_coco
 from tests.engine.search.test_search_detection import CONFIG, squares
 from tests.engine.search.test_search_detector_losses import tiny
@@ -39,15 +40,15 @@ def test_the_ap_of_an_image(found: list[dict], expected: float | None) -> None:
     assert image_ap([], [], found) == 0
 
 
-def forks(folds: list[Fold]) -> DetectionForks:
-    return DetectionForks(folds, whole=12, mirror=True, batch_size=4, seed=0,
+def trainings(folds: list[Fold]) -> DetectionTrainings:
+    return DetectionTrainings(folds, whole=12, mirror=True, batch_size=4, seed=0,
                           normalise=lambda images: (images.float() - 120) / 60)
 
 
 def test_boxes_move_with_the_pixels_and_all_policies_see_the_same_images() -> None:
     images = squares(12, 0)
     folds = halves(replace(images, names=[f"{row}.jpg" for row in range(12)]), "none", seed=0)
-    ours = forks(folds)
+    ours = trainings(folds)
     shift = Policy("strength", (SubPolicy(1.0, (Operation("TranslateX", 1.0, 0.5),)),))
     (plain, plain_targets), (moved, moved_targets) = (ours.batches(0, 1, policy)(0) for policy in (None, shift))
     assert plain.shape == moved.shape == (4, 3, 64, 64) and len(plain_targets) == len(moved_targets) == 4
@@ -57,14 +58,14 @@ def test_boxes_move_with_the_pixels_and_all_policies_see_the_same_images() -> No
     again, _ = ours.batches(0, 1, None)(0)
     other, _ = ours.batches(0, 2, None)(0)
     assert torch.equal(plain, again) and not torch.equal(plain, other)
-    for name in DetectionForks.fixed:
+    for name in DetectionTrainings.fixed:
         ours.batches(1, 0, fixed_policy(name))(0)
 
 
 def test_a_detector_is_judged_image_by_image() -> None:
     torch.manual_seed(0)
     folds = [Fold(squares(4, 0), squares(5, 1), torch.arange(5))]
-    scores = forks(folds).judge(DetectorLosses(tiny("retinanet").float()), 0)
+    scores = trainings(folds).judge(DetectorLosses(tiny("retinanet").float()), 0)
     assert scores.shape == (2, 5) and torch.equal(scores[0], scores[1]) and ((scores >= 0) & (scores <= 1)).all()
 
 
@@ -81,6 +82,7 @@ def test_the_command_hands_over_what_won(tmp_path: Path, capsys: pytest.CaptureF
                        ("both", ("--val-data", f"{data}/annotations/instances_val.json", "--target-trains"))):
         assert main([*flags, "--work-dir", str(tmp_path / name), *more]) == 0
         verdict = json.loads((tmp_path / name / "verdict.json").read_text())
-        assert {*DetectionForks.fixed, "aligned", "few pairs"} == {row["name"] for row in verdict["candidates"]}
+        assert {row["name"] for row in verdict["candidates"]} == \
+            {*DetectionTrainings.fixed, "aligned", "tone pairs", "geometry pairs"}
         assert "handed over" in capsys.readouterr().out
         resolve(str(tmp_path / name / "policy.json"))

@@ -1,7 +1,4 @@
-"""Trainings of a trial: whole ones, and forks, which are short ones from the same trained weights.
-
-One step's alignment proposes policies in no time, and is a weak witness; trainings decide (augmentation-wise weight sharing
-forks them late for that, Tian et al., NeurIPS 2020).
+"""The trainings of a trial: one with each policy from the same weights on the same batches, and how they are judged.
 
 B images of a batch, V validation images, K classes.
 """
@@ -23,7 +20,7 @@ HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an inf
 
 
 @dataclass(frozen=True)
-class ForkRecipe:
+class TrainingRecipe:
     """SGD with Nesterov momentum, the learning rate falling from `lr` to zero by a cosine.
 
     Args:
@@ -36,10 +33,10 @@ class ForkRecipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_grad: float | None = 5.0
-    averaged: float = 0.5
+    averaged: float = 0.3
 
 
-def train(network: nn.Module, batches: Batches, recipe: ForkRecipe, seed: int, low: torch.dtype | None = None) -> None:
+def train(network: nn.Module, batches: Batches, recipe: TrainingRecipe, seed: int, low: torch.dtype | None = None) -> None:
     """Trains `network` (a classifier or an alignment.LossNetwork) in place and leaves the averaged weights in it.
 
     Args:

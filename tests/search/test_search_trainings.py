@@ -1,4 +1,4 @@
-"""Forks: the averaged weights, the best temperature, and scores that doubt cannot buy."""
+"""Trainings: the averaged weights, the best temperature, and scores that doubt cannot buy."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dada_det.search.forks import ForkRecipe, image_scores, temperature_of, train
+from dada_det.search.trainings import TrainingRecipe, image_scores, temperature_of, train
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,8 +40,8 @@ def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
 
 
-def test_a_fork_ends_with_the_mean_of_its_last_weights() -> None:
-    recipe = ForkRecipe(steps=6, lr=0.1, weight_decay=0.01, averaged=0.5, clip_grad=100.0)
+def test_a_training_ends_with_the_mean_of_its_last_weights() -> None:
+    recipe = TrainingRecipe(steps=6, lr=0.1, weight_decay=0.01, averaged=0.5, clip_grad=100.0)
     torch.manual_seed(0)
     network = nn.Linear(4, 3)
     plain = nn.Linear(4, 3)
@@ -61,12 +61,12 @@ def test_a_fork_ends_with_the_mean_of_its_last_weights() -> None:
         assert torch.allclose(tensor, torch.stack([state[name] for state in states[3:]]).mean(0), atol=1e-6)
 
 
-def test_equal_seeds_give_equal_forks_with_dropout() -> None:
-    def fork(seed: int) -> torch.Tensor:
+def test_equal_seeds_give_equal_trainings_with_dropout() -> None:
+    def trained(seed: int) -> torch.Tensor:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 3))
         torch.rand(5)
-        train(network, batches, ForkRecipe(steps=4, lr=0.1), seed)
+        train(network, batches, TrainingRecipe(steps=4, lr=0.1), seed)
         return torch.cat([tensor.flatten().double() for tensor in network.state_dict().values()])
 
-    assert torch.equal(fork(1), fork(1)) and not torch.equal(fork(1), fork(2))
+    assert torch.equal(trained(1), trained(1)) and not torch.equal(trained(1), trained(2))
