@@ -146,12 +146,12 @@ class Verdict:
 
 def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
             part: float = 1.0) -> Verdict:
-    """The best found policy if it is a standard error better than the best fixed one, shrunken both, else the latter."""
+    """The best found policy if it is a standard error better than the best fixed one, image by image, else the latter."""
     table = tuple(standings(scores, groups, kinds, reference, part))
     best_fixed = next(standing for standing in table if standing.kind == "fixed")
     found = next((standing for standing in table if standing.kind == "found"), None)
     if found is not None:
-        gain = found.shrunken.mean - best_fixed.shrunken.mean
-        if gain > 0 and gain >= math.hypot(found.shrunken.error, best_fixed.shrunken.error):
+        gain = Comparison(scores, groups, SCORE).difference(found.name, best_fixed.name)
+        if gain.mean > gain.error:
             return Verdict(found.name, best_fixed.name, True, table)
     return Verdict(best_fixed.name, best_fixed.name, False, table)

@@ -121,3 +121,14 @@ def test_equal_policies_are_seldom_told_apart() -> None:
     effects = dict.fromkeys(KINDS, 0.0)
     told = sum(verdict(simulated(generator, effects), [GROUP_V] * 2, KINDS, "trivial").told_apart for _ in range(100))
     assert told < 40
+
+
+def test_a_found_policy_is_held_against_the_best_fixed_one_itself_not_against_its_shrunken_score() -> None:
+    """A poor fixed policy shrinks a good one towards it; that is no lead of a found one that is as good."""
+    generator = torch.Generator().manual_seed(6)
+    noise = {name: torch.randn(IMAGES, generator=generator, dtype=torch.float64) for name in KINDS}
+    level = {"none": 0.3, "trivial": -0.3, "few": 0.301, "tilted": 0.0}
+    scores = {(name, fold): (level[name] + 0.2 * noise[name]).expand(2, IMAGES) for name in KINDS for fold in range(2)}
+    assert not verdict(scores, [GROUP_V] * 2, KINDS, "trivial").told_apart
+    sure = {key: (0.001 * noise[key[0]] + level[key[0]]).expand(2, IMAGES) for key in scores}
+    assert verdict(sure, [GROUP_V] * 2, KINDS, "trivial").winner == "few"
