@@ -1,6 +1,5 @@
 """The picture of a policy."""
 
-import time
 
 import numpy as np
 import pytest
@@ -16,11 +15,9 @@ IMAGES = [Image.new("RGB", (90, 60), "teal"), Image.linear_gradient("L")]
 
 
 @pytest.mark.parametrize(("name", "rows"), [("dada-imagenet", 13), ("uniform", 13), ("cutout", 2)])
-def test_one_row_a_sub_policy_and_quick(tmp_path, name, rows):
+def test_one_row_a_sub_policy_and_equal_pictures_for_equal_policies(tmp_path, name, rows):
     path = tmp_path / "policy.png"
-    start = time.perf_counter()
     policy_picture(resolve_policy(name), IMAGES, path)
-    assert time.perf_counter() - start < 5
     with Image.open(path) as picture:
         assert picture.format == "PNG" and picture.height == max(rows * 76 + 4, HEATMAP[1])
     once = path.read_bytes()

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from dada_det.commands.common import ROOT
 from dada_det.engine.runtime import faults
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint
-from dada_det.engine.runtime.launch import PATIENCE
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
 from dada_det.files import make_folder
@@ -156,11 +155,9 @@ def test_a_loader_process_that_is_killed(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     runner = runner_for(tmp_path, Numbers(fault=die), flag.touch, workers=1)
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"^a process that loads images was killed, mostly for want of memory \(DataLoader "
                        rf"worker \(pid.*\); the last checkpoint is {tmp_path}/epoch_1.pth; mend that and go on with"):
         runner.train()
-    assert time.monotonic() - start < 30
 
 
 def test_a_loader_process_that_hangs(tmp_path, monkeypatch):
@@ -240,16 +237,14 @@ def test_a_process_of_the_run_that_is_killed(start):
         "dying: error: process 1 of 2 was killed by SIGKILL, mostly for want of memory, and the others were stopped; its "
         "checkpoints are whole, and --resume goes on from the last"]
     assert find_checkpoint(work_dir) == work_dir / "epoch_1.pth"
-    assert time.time() - (work_dir / "there_1").stat().st_mtime < 4 * PATIENCE  # mostly seconds
 
 
 @pytest.mark.slow
 def test_a_process_of_the_run_that_no_longer_answers(start):
     """Five seconds in this test, 30 minutes in launch.TIMEOUT; then torchrun gives the silent one 30 s to end."""
     process, work_dir = start("SIGSTOP")
-    began = time.monotonic()
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 2 and time.monotonic() - began < 200, said
+    assert process.returncode == 2, said
     errors = [line for line in said.splitlines() if "error:" in line]
     assert len(errors) == 1 and faults.LOST in errors[0], said
     assert find_checkpoint(work_dir) == work_dir / "epoch_1.pth"
