@@ -1,4 +1,4 @@
-"""What a pretraining config can ask for, through the Runner: sizes, averages, parts of a batch, precision, compilation."""
+"""What a pretraining config can ask for, through the Runner: sizes, rates, averages, parts of a batch."""
 
 import copy
 import json
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 
 from dada_det.commands.common import ROOT
@@ -25,77 +24,10 @@ from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.engine.runtime.launch import read_config
 from dada_det.errors import UserError
 from dada_det.models.backbone import load_backbone
-from tests.conftest import write_noise
+from tests.engine.pretrain.recipe_runs import assert_close, assert_equal, flags, weights
 
 pytestmark = pytest.mark.usefixtures("without_gpu")
 EMA = ["ema.momentum=0.3", "ema.update_buffers=True"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """16 training and 8 validation images of two classes, 20 px."""
-    root = tmp_path_factory.mktemp("images")
-    write_noise(root / "train", classes=2, images=8, side=20, spread=60)
-    write_noise(root / "val", classes=2, images=4, side=20, spread=60, seed=1)
-    return root
-
-
-def flags(images, work_dir, *more, options=(), network="convnet", size=16, epochs=2):
-    return ["--policy", "one-op", "--data", str(images), "--work-dir", str(work_dir), "--image-size", str(size),
-            "--batch-size", "8", "--epochs", str(epochs), *more, "--cfg-options", f"classifier.name={network}", "workers=0",
-            "optimizer.lr=1", *options]
-
-
-def weights(work_dir, epoch):
-    return check_checkpoint(work_dir / f"epoch_{epoch}.pth")["state_dict"]
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def assert_close(first, second):
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-5)
-
-
-class Recorder(Hook):
-    """Notes of each training step its lr, the side of its images, the weights after it and what a convolution gave."""
-
-    priority = "LOWEST"
-
-    def __init__(self):
-        self.rates, self.sides, self.states, self.outputs = [], [], [], []
-
-    def before_train(self, runner):
-        convolution = next(module for module in runner.model.modules() if isinstance(module, torch.nn.Conv2d))
-        convolution.register_forward_hook(self.note)
-
-    def note(self, module, inputs, output):
-        if module.training:
-            self.outputs.append((output.dtype, output.is_contiguous(memory_format=torch.channels_last)))
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.rates.append(runner.optim_wrapper.get_lr()["lr"][0])
-        self.sides.append(data_batch["image"].shape[-1])
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.states.append({name: tensor.clone() for name, tensor in runner.model.state_dict().items()})
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """Runs the command with these arguments and gives what a Recorder has noted."""
-    def run(arguments):
-        recorder = Recorder()
-        with monkeypatch.context() as patch:
-            averaging = pretrain.averaging
-            patch.setattr(pretrain, "averaging", lambda config: [*averaging(config), recorder])
-            assert main(arguments) == 0
-        return recorder
-    return run
 
 
 def test_every_step_has_the_side_and_the_rate_of_its_update(images, tmp_path, recorded):
@@ -284,120 +216,3 @@ def test_a_run_is_not_resumed_with_another_recipe(images, tmp_path, capsys):
     assert main(flags(images, tmp_path / "w", "--resume", epochs=1, options=EMA)) == 2
     assert re.search(r"epoch_1.pth is of another run \(ema.momentum nothing instead of 0.3, .*\); resume",
                      capsys.readouterr().err)
-
-
-@pytest.mark.parametrize(("options", "dtype", "channels_last"), [
-    ([], torch.float32, True), (["precision=bfloat16"], torch.bfloat16, True),
-    (["channels_last=False"], torch.float32, False)])
-def test_precision_and_memory_format_reach_the_convolutions(images, tmp_path, recorded, options, dtype, channels_last):
-    notes = recorded(flags(images, tmp_path, epochs=1, options=options))
-    assert set(notes.outputs) == {(dtype, channels_last)}
-    assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in weights(tmp_path, 1).values())
-
-
-@pytest.mark.gpu
-def test_float16_trains_with_a_loss_scale(images, tmp_path, recorded):
-    outputs = recorded(flags(images, tmp_path, options=["precision=float16"])).outputs
-    assert {dtype for dtype, _ in outputs} == {torch.float16}
-    assert "loss_scaler" in check_checkpoint(tmp_path / "epoch_2.pth")["optimizer"]
-
-
-@pytest.mark.slow
-def test_the_network_is_compiled_with_the_configs_arguments(images, tmp_path):
-    graphs = []
-
-    def counting(graph, inputs):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph.forward
-
-    torch._dynamo.register_backend(counting, name="counting")
-    assert main(flags(images, tmp_path / "compiled", epochs=1, options=["compile.backend=counting"])) == 0
-    assert max(sum("conv2d" in target for target in graph) for graph in graphs) == 3  # the whole network in one graph
-    assert main(flags(images, tmp_path / "plain", epochs=1)) == 0
-    assert_close(weights(tmp_path / "compiled", 1), weights(tmp_path / "plain", 1))
-    of_plain, graphs[:] = list(graphs), []
-    torch._dynamo.reset()
-    assert main(flags(images, tmp_path / "device", epochs=1,
-                      options=["compile.backend=counting", "policy_on=device"])) == 0
-    assert len(graphs) == len(of_plain)  # the policy on the device breaks no graph, and is compiled into none
-
-
-@pytest.mark.slow
-def test_a_compiler_that_fails_is_told_in_one_sentence(images, tmp_path, capsys):
-    def failing(graph, inputs):
-        raise RuntimeError("no compiler")
-
-    torch._dynamo.register_backend(failing, name="failing")
-    assert main(flags(images, tmp_path, epochs=1, options=["compile.backend=failing"])) == 2
-    assert re.search(r"error: torch.compile cannot compile convnet here \(.*no compiler.*\); write compile = False\n$",
-                     capsys.readouterr().err)
-
-
-STAND_IN = """
-import json, types
-config = types.SimpleNamespace(update=lambda *values, **options: None)
-run = types.SimpleNamespace(log_code=lambda **options: None)
-
-def init(dir):
-    global folder
-    folder = dir
-
-def log(values, **options):
-    with open(f"{folder}/log", "a") as file:
-        print(json.dumps({name: float(value) for name, value in values.items()}), file=file)
-
-def join():
-    pass
-"""
-
-
-def test_losses_reach_a_visualisation_back_end(images, tmp_path, monkeypatch):
-    (tmp_path / "wandb.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(tmp_path)
-    config = tmp_path / "config.py"
-    config.write_text(f"_base_ = '{ROOT}/configs/pretrain_r50.py'\n"
-                      f"vis_backends = [dict(type='WandbVisBackend', init_kwargs=dict(dir='{tmp_path}'))]\n")
-    assert main(flags(images, tmp_path / "w", "--config", str(config))) == 0
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert {"loss", "lr"} <= set(lines[0]) and {"top1", "top5"} <= set(lines[-1]), lines
-
-
-def test_another_network_of_timms_is_exported_with_its_own_keys(images, tmp_path):
-    assert main(flags(images, tmp_path, epochs=1, network="test_resnet.r160_in1k", size=32)) == 0
-    tensors, meta = load_backbone(tmp_path / "test_resnet.pth")
-    assert (meta["architecture"], meta["library"], meta["weights"]) == ("test_resnet", "timm", "last")
-    network = timm.create_model("test_resnet", num_classes=0)
-    network.load_state_dict(tensors)
-    maps = timm.create_model("test_resnet", features_only=True)(torch.zeros(1, 3, 64, 64))
-    assert meta["features"] == {"channels": [found.shape[1] for found in maps],
-                                "strides": [64 // found.shape[2] for found in maps]}
-
-
-MISTAKES = {
-    "precision is 'half'; write one of auto, float32, bfloat16, float16": ["precision=half"],
-    "progressive_size is 16 and image_size 16; the first must be a smaller number": ["progressive_size=16"],
-    "test_vit takes images of one size only; write": ["progressive_size=8", "classifier.name=test_vit"],
-    "color_jitter and lighting come after the policy and are applied in": ["policy_on=device", "lighting=0.1"],
-    "does not fit torchvision's ColorJitter": ["color_jitter.tint=0.1"],
-    "lighting is -1; write a standard deviation": ["lighting=-1"],
-    "accumulation = 3 does not divide the 8 images of a batch": ["accumulation=3"],
-    "accumulation = 2 divides a batch of 32 images, but there are only 16": ["accumulation=2", "batch_size=32"],
-    "vis_backends names 'Nope', which mmengine does not have": ["vis_backends=[Nope]"],
-    "TensorboardVisBackend in vis_backends needs the package tensorboard": ["vis_backends=[TensorboardVisBackend]"],
-}
-
-
-@pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_in_a_recipe_is_told_in_one_sentence(message, images, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    arguments = flags(images, tmp_path, options=MISTAKES[message])
-    if "batch_size=32" in arguments:
-        arguments[arguments.index("--batch-size") + 1] = "32"
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-
-
-def test_float16_is_refused_without_a_gpu(images, tmp_path, capsys):
-    assert main(flags(images, tmp_path, options=["precision=float16"])) == 2
-    assert "precision = 'float16' needs a GPU, and there is none here; write precision" in capsys.readouterr().err
