@@ -12,7 +12,6 @@ from tests.engine.detect.test_detect_detection_commands import (
     RETINANET,
     ROOT,
     TINY,
-    backbone,  # noqa: F401  a fixture
     edited,
     one_class,  # noqa: F401  a fixture
     run,
