@@ -21,6 +21,7 @@ from dada_det.search.settings import dada_settings
 from dada_det.search.step import Algorithm
 
 STEPS = 4
+MODES = ("default", "ddas", "paper")
 
 
 def algorithm_for(mode: str) -> Algorithm:
@@ -66,18 +67,26 @@ def test_the_processes_share_the_images_that_train_unaugmented(fraction: float, 
     assert max(parts) - min(parts) <= 1
 
 
-def process(rank: int, folder: str, mode: str) -> None:
+def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(search_steps(mode), f"{folder}/{rank}.pth")
+    for mode in MODES:
+        torch.save(search_steps(mode), f"{folder}/{mode}-{rank}.pth")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("mode", ["default", "ddas", pytest.param("paper", marks=pytest.mark.slow)])
-def test_two_processes_equal_one(mode: str, tmp_path: Path) -> None:
-    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), mode]) for rank in range(2)]
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The states that two processes have saved, MODE-RANK.pth; both run all modes, as imports take most of the time."""
+    folder = tmp_path_factory.mktemp("states")
+    children = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(2)]
     assert [child.wait(timeout=300) for child in children] == [0, 0]
-    ranks = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
+    return folder
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_equal_one(mode: str, states: Path) -> None:
+    ranks = [torch.load(states / f"{mode}-{rank}.pth", weights_only=True) for rank in range(2)]
     alone = search_steps(mode)
     moved = [name for name, tensor in alone.items()
              if name.startswith(("algorithm.distribution", "algorithm.alpha")) and tensor.std() > 1e-4]
@@ -90,4 +99,4 @@ def test_two_processes_equal_one(mode: str, tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    process(int(sys.argv[1]), *sys.argv[2:])
+    process(int(sys.argv[1]), sys.argv[2])
