@@ -316,6 +316,7 @@ def test_a_seed_out_of_range(seed: str, capsys: pytest.CaptureFixture) -> None:
     assert stopped.value.code == 2 and "--seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # four processes that import for ten seconds each; the steps are compared in test_search_ranks.py
 def test_two_processes_search_through_the_command_and_resume(data: Path, tmp_path: Path) -> None:
     """With BatchNorm, whose running statistics the checkpoint of the first process has to hold for both."""
     flags = ("--gpus", "2", "--epochs", "3")
