@@ -3,6 +3,7 @@
 Read are timm's and torchvision's files and this project's r50.pth, as .pth or .safetensors, or timm's own by name.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -287,12 +288,17 @@ def timm_weights(name: str, image_size: int | None) -> dict[str, Tensor]:
         raise UserError(f"timm has no weights of {tag}; give a file, or one of timm.list_pretrained()")
     say(f"weights  timm's {tag} from {where}, downloaded at the first use (licence: {config.get('license') or 'unknown'})")
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    hub_log = logging.getLogger("huggingface_hub")  # which says each of its five tries at a file
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=True, **size).state_dict()
     except Exception as error:  # the hub's client, its cache and the network raise errors of many types
-        reason = " ".join(str(error).split())[:150]
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise UserError(f"timm's weights of {tag} cannot be fetched from {where} ({type(error).__name__}: {reason}); go "
                         "online, or give a file with --weights FILE") from error
+    finally:
+        hub_log.setLevel(level)
 
 
 def fixed_size_of(network: nn.Module) -> int | None:
