@@ -14,7 +14,7 @@ from typing import Any
 from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
-from dada_det.report.plan import TRIAL_OVER_SEARCH, Figures, as_row, plan, table
+from dada_det.report.plan import TRIAL_OVER_STEPS, Figures, as_row, plan, table
 from dada_det.report.statistics import median_interval
 
 RESULTS = common.ROOT / "results"
@@ -100,7 +100,7 @@ def body(args: Namespace) -> None:
     for said in dict.fromkeys(f"{row['config']}: {row['measured']}; images: {row['images_from']}" for row in rows):
         print(said)
     if trial:
-        print(f"The search's time holds its trial, which has taken {trial:.2f} times as long as the search itself.")
+        print(f"The search's time holds its trial, which has taken {trial:.2f} times as long as the steps.")
     if not on_gpu:
         print(f"No GPU was measured, so --gpus {scales[-1][0]} changes nothing (a machine without one is one device): run "
               "the same with --measure on a machine that has one.")
@@ -110,14 +110,14 @@ def body(args: Namespace) -> None:
 
 
 def trial_share(folder: Path) -> float:
-    """The seconds of a search's trial over those of the search, as gpu.csv of `folder` holds it; 0 where it does not."""
+    """The seconds of a search's trial over those of its steps, as gpu.csv of `folder` holds it; 0 where it does not."""
     path = folder / "gpu.csv"
     if not path.is_file():
         raise UserError(f"{path} does not exist; run `bash tools/bench/gpu.sh {folder}` on a machine with a GPU first")
     try:
         with open(path, encoding="utf-8", newline="") as file:
             values = [float(line["value"]) for line in csv.DictReader(file)
-                      if (line["figure"], line["result"]) == (TRIAL_OVER_SEARCH, "pass")]
+                      if (line["figure"], line["result"]) == (TRIAL_OVER_STEPS, "pass")]
     except (KeyError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is not what gpu.sh writes ({error}); run it again") from error
     return values[0] if values else 0.0

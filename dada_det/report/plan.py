@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 GIB = 2**30
-TRIAL_OVER_SEARCH = "the trial over the search, seconds"  # a figure of tools/bench/gpu.sh
+TRIAL_OVER_STEPS = "the trial over the steps, seconds"  # a figure of tools/bench/gpu.sh
 
 
 @dataclass(frozen=True)

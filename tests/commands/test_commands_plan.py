@@ -7,6 +7,7 @@ import pytest
 
 from dada_det.commands import plan
 from dada_det.report.measurements import hardware
+from dada_det.report.plan import TRIAL_OVER_STEPS
 from tests.conftest import write_noise
 
 SMALL = ["classifier.name=convnet", "image_size=32"]  # at 16 px an image takes no memory that can be told
@@ -95,7 +96,7 @@ def test_a_study_is_planned_from_what_gpu_sh_has_measured(tmp_path: Path, capsys
     (tmp_path / "plan_some_gpu.json").write_text(json.dumps({"hardware": "Some GPU", "rows": [row, search, *others]}))
     line = "check,result,seconds,figure,value,aim\nsearch_imagenet,pass,90,{},3.0,\n"
     (tmp_path / "gpu.csv").write_text(line.format("its trial; seconds") + line.format(
-        '"the trial over the search, seconds"').splitlines()[1])
+        f'"{TRIAL_OVER_STEPS}"').splitlines()[1])
     assert plan.main(["--measured", str(tmp_path), "--json", str(tmp_path / "plan.json")]) == 0
     rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
     assert len(rows) == 10 * 3 and [row["devices"] for row in rows[:3]] == [1, 8, 64]
@@ -106,7 +107,7 @@ def test_a_study_is_planned_from_what_gpu_sh_has_measured(tmp_path: Path, capsys
     assert one["hours"] == pytest.approx(one["images"] * 1e-3 * (1 + 3) / 3600) and one["limit"] == "model"
     assert (eight["limit"], eight["hours"]) == ("host", pytest.approx(one["hours"] / 8 * 20 / 16))
     output = capsys.readouterr().out
-    assert "The search's time holds its trial, which has taken 3.00 times as long as the search itself." in output
+    assert "The search's time holds its trial, which has taken 3.00 times as long as the steps." in output
     assert plan.main(["configs/pretrain_r50.py", "--gpus", "4", "--measured", str(tmp_path)]) == 0
     assert "plan  done: 1 rows" in capsys.readouterr().out
     for arguments, said in ((["--measured", str(tmp_path / "x")], "x/gpu.csv does not exist; run `bash tools/bench/gpu.sh"),

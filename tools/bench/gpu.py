@@ -32,7 +32,7 @@ from reward_error import CASES  # beside this file
 from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, write_text
-from dada_det.report.plan import TRIAL_OVER_SEARCH
+from dada_det.report.plan import TRIAL_OVER_STEPS
 
 LIMIT = 480.0  # seconds, of all checks together
 SLOWER = 10  # times as long all of it may take with --cpu, at toy sizes
@@ -113,6 +113,12 @@ def trial_rate(left: Left) -> float:
     return cost * epochs * classes * each / trial_seconds(left)
 
 
+def step_seconds(left: Left) -> float:
+    """A step of the search, as the check search_step has measured it."""
+    row = left.rows("search_step")[0]
+    return row["ratio"] * row["plain_ms"] / 1000
+
+
 def search_rate(left: Left) -> float:
     """Images a second of the search without its trial, its start and the decoding of its images included."""
     return search_steps(left.cpu) * shape(left.cpu)[3] / (left.seconds("search_imagenet") - trial_seconds(left))
@@ -148,7 +154,7 @@ CHECKS: tuple[Check, ...] = (
                        "test_pretrain_preprocessor.py tests/engine/pretrain/test_pretrain_recipes.py"),
     Check("search", 60, "search --config configs/debug/search.py --work-dir {OUT}/search", "--epochs 2"),
     Check("search_det", 90, "search --config configs/debug/search_det.py --work-dir {OUT}/search_det",
-          "--image-size 64 --epochs 1 --cfg-options data.images=12"),
+          "--image-size 64 --batch-size 4 --epochs 1 --cfg-options data.images=12"),
     Check("pretrain_workers", 60, f"{PRETRAIN} --work-dir {{OUT}}/pretrain_workers", SHORT),
     Check("pretrain_device", 60, f"{PRETRAIN} --work-dir {{OUT}}/pretrain_device --cfg-options policy_on=device", SHORT),
     Check("retinanet", 90, f"train_det configs/debug/retinanet.py {BACKBONE} --work-dir {{OUT}}/retinanet", STEPS),
@@ -166,7 +172,7 @@ CHECKS: tuple[Check, ...] = (
         Figure("share of the floor, as many plain passes", share_of_floor),
         Figure("its trial, images a second", trial_rate),
         Figure("its trial, seconds", trial_seconds),
-        Figure(TRIAL_OVER_SEARCH, lambda left: 1 / (left.seconds("search_imagenet") / trial_seconds(left) - 1))]),
+        Figure(TRIAL_OVER_STEPS, lambda left: trial_seconds(left) / (search_steps(left.cpu) * step_seconds(left)))]),
     Check("reward_error", 90, "bench/reward_error --data {OUT}/imagenet --json {OUT}/reward_error.json",
           "--model convnet --image-size 16 --batch-size 8 --steps 5", [reward_error(*case) for case in CASES]),
     Check("augment", 60, "bench/augment --device {DEVICE} --json {OUT}/augment.json --rounds 20", "--rounds 2", [
