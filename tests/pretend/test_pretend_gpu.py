@@ -169,8 +169,9 @@ def test_a_trial_hands_over_the_same_policy(on_images: Callable[[str], Sides]) -
     gpu, cpu = (json.loads((folder / "verdict.json").read_text()) for folder in (found.gpu, found.cpu))
     assert gpu["winner"] == cpu["winner"] and gpu["trainings"] == cpu["trainings"]
     scores = [{one["name"]: one["score"] for one in side["candidates"]} for side in (gpu, cpu)]
-    assert max(scores[1].values()) - min(scores[1].values()) > 0.01  # candidates differ
-    assert scores[0] == pytest.approx(scores[1], abs=0.003)
+    assert max(scores[1].values()) - min(scores[1].values()) > 0.1  # candidates differ
+    # Whole trainings let the order of sums grow: 0.003 nats of a spread of 0.25 when this was written.
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
 
 
 @pytest.mark.parametrize(("method", "file"), [("ddas", "schedule.json"), ("daas", "search.json")])
