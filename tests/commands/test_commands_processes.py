@@ -45,7 +45,8 @@ def start(tmp_path):
     return start
 
 
-@pytest.mark.parametrize(("flags", "code"), [((), 0), (("fail",), 2)], ids=["done", "failed"])
+@pytest.mark.parametrize(("flags", "code"), [pytest.param((), 0, id="done", marks=pytest.mark.slow),
+                                             pytest.param(("fail",), 2, id="failed")])
 def test_processes_leave_their_group_before_they_end(start, flags, code):
     done = start(*flags)
     assert done.returncode == code, done.stderr
