@@ -16,7 +16,8 @@ Scores = Mapping[tuple[str, int], Tensor]  # (candidate, fold) -> trainings.imag
 # What a difference in points that was measured on part of the images becomes in a training on all of them: its factor is
 # 1 on all and 0.4 on half of them, with a standard deviation of 0.25 (docs/method.md has the trainings behind it).
 FACTOR_LOST, FACTOR_ERROR = 1.2, 0.25
-OWN_NOISE = 0.5  # standard error of one training of each policy over the measured one
+# Variance from training to training over that from image to image; a candidate has one training a fold (docs/method.md).
+TRAINING_NOISE = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Comparison:
         self.effects = [values_CV - values_CV.mean(0) for values_CV in values]
 
     def contrast(self, weights: Mapping[str, float]) -> Estimate:
-        """The weighted sum of candidates' effects, the mean over folds; its error is what differs from group to group."""
+        """The weighted sum of candidates' effects, the mean over folds; its error is what differs from group to
+        group of images, and from training to training."""
         weights_C = torch.tensor([weights.get(name, 0.0) for name in self.names], dtype=torch.float64)
         values = [weights_C @ effects_CV for effects_CV in self.effects]
-        variance = sum(map(clustered_variance, values, self.groups))
+        variance = (1 + TRAINING_NOISE) * sum(map(clustered_variance, values, self.groups))
         return Estimate(sum(float(values_V.mean()) for values_V in values) / len(values), math.sqrt(variance) / len(values))
 
     def difference(self, ours: str, reference: str) -> Estimate:
@@ -103,9 +105,10 @@ def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str]
 
 def on_all_images(measured: Estimate, part: float) -> Estimate:
     """What a difference in points, measured by trainings on `part` (0..1) of the images, is in one training of each policy
-    on all of them: more images leave less to gain. The error holds the factor's and that of one training."""
+    on all of them: more images leave less to gain. The error holds the factor's and the noise of one more training."""
     factor = 1 - FACTOR_LOST * (1 - part)
-    variance = (factor**2 + OWN_NOISE**2) * measured.error**2 + (FACTOR_ERROR * measured.mean) ** 2
+    noise = TRAINING_NOISE / (1 + TRAINING_NOISE)  # share of the measured variance
+    variance = (factor**2 + noise) * measured.error**2 + (FACTOR_ERROR * measured.mean) ** 2
     return Estimate(factor * measured.mean, math.sqrt(variance))
 
 

@@ -72,7 +72,7 @@ def test_a_difference_on_half_of_the_images_is_smaller_and_less_sure_on_all_of_t
     measured = Estimate(10.0, 2.0)
     whole, half = on_all_images(measured, 1.0), on_all_images(measured, 0.5)
     assert whole.mean == 10.0 and half.mean == pytest.approx(4.0)
-    assert whole.error == pytest.approx((1.25 * 4 + 2.5**2) ** 0.5)  # the factor's error and one training's noise
+    assert whole.error == pytest.approx(((1 + 1 / 3) * 4 + 2.5**2) ** 0.5)  # the factor's error and one training's noise
     assert half.error / half.mean > whole.error / whole.mean
     generator = torch.Generator().manual_seed(5)
     table = verdict(simulated(generator, {"none": -0.5, "trivial": 0.0, "few": 1.0}), [GROUP_V] * 2,
