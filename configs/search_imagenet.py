@@ -1,6 +1,7 @@
 """DADA's search on 120 classes of ImageNet, 50 images each (6,000 in all; half of them validate): the default mode.
 
-Source: DADA (ECCV 2020), Section 4.1; the classes are those of Fast AutoAugment and DADA. DESIGN points 1-5.
+Source: DADA (ECCV 2020), Section 4.1; the classes are those of Fast AutoAugment and DADA.
+What differs from the paper, and why: docs/method.md.
 Command: tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search_imagenet
 Hardware: one GPU. Hours: not measured by this project (the paper: 1.3 on a Titan XP).
 """

@@ -146,7 +146,7 @@ def parser_for(prog: str, description: str, example: str) -> argparse.ArgumentPa
 
 
 def add_stage_flags(parser: argparse.ArgumentParser, config: str) -> None:
-    """The flags that search and pretraining have in common (DESIGN: "Names others rely on")."""
+    """The flags that search and pretraining have in common."""
     parser.add_argument("--config", default=config, help="mmengine config file (default: %(default)s)")
     parser.add_argument("--data", metavar="DIR", help="folder that holds train/<class>/*; default: data.root of the config")
     parser.add_argument("--val-data", metavar="DIR", help="what to validate on, instead of the default: a folder <class>/*; "

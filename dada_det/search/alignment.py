@@ -2,7 +2,7 @@
 
     R_i = d/d eps  l_i(w + eps v)  at eps = 0,      v = grad L_val(w'),      w' = w - zeta grad L_train(w, q)
 
-(DESIGN.md, "The mathematics in one page"; DADA's default takes v at w). Weights are dictionaries of tensors by parameter
+(docs/method.md; DADA's default takes v at w). Weights are dictionaries of tensors by parameter
 name. But for `training_gradient`, which updates BatchNorm's running buffers, no pass here changes the network.
 B images, C channels, H height, W width.
 

@@ -1,7 +1,7 @@
 """The distribution over policies that a search learns: p(q) = p(c) p(b | c) p(m | c).
 
 B images, N sub-policies, O operations, 2 the slots of a sub-policy.
-c a sub-policy, b its two on/off flags, m its two magnitudes (DADA, ECCV 2020, Section 3; DESIGN.md, points 3-5).
+c a sub-policy, b its two on/off flags, m its two magnitudes (DADA, ECCV 2020, Section 3).
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ from dada_det.augment import OPERATION_NAMES, OPERATIONS, RANGES
 from dada_det.augment.operations import box_of, describe, operation_index, value_of
 from dada_det.errors import UserError
 
-# (operation, magnitude, sign): value under "strength", value under "autoaugment", from DESIGN's table.
+# (operation, magnitude, sign): value under "strength", value under "autoaugment", from the table of the design.
 TABLE = {
     ("ShearX", 0.25, -1): (-0.075, 0.15), ("ShearY", 1.0, 1): (0.3, 0.3), ("TranslateX", 0.5, 1): (0.225, 0.0),
     ("TranslateY", 0.0, -1): (0.0, 0.45), ("Rotate", 0.75, -1): (-22.5, -15.0), ("Solarize", 0.25, 1): (192.0, 64.0),

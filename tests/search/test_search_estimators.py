@@ -67,7 +67,7 @@ def test_score_is_the_gradient_of_the_log_probability() -> None:
 
 
 def test_a_control_variate_fed_only_the_chosen_flags_biases() -> None:
-    """Why c_phi takes the flags of all sub-policies: with the chosen ones alone the estimate is off (DESIGN.md)."""
+    """Why c_phi takes the flags of all sub-policies: with the chosen ones alone the estimate is off."""
     torch.manual_seed(1)
     control_variate = estimators.ControlVariate(N).double()
     torch.nn.init.normal_(control_variate.layers[-1].weight)
@@ -79,7 +79,7 @@ def test_a_control_variate_fed_only_the_chosen_flags_biases() -> None:
 
 
 def test_in_equation_19_the_control_variate_cancels() -> None:
-    """The difference of two RELAX estimates with one sample is REINFORCE without a baseline (DESIGN.md, point 1)."""
+    """The difference of two RELAX estimates with one sample is REINFORCE without a baseline."""
     torch.manual_seed(2)
     control_variate = estimators.ControlVariate(N).double()
     torch.nn.init.normal_(control_variate.layers[-1].weight)

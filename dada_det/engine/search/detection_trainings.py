@@ -34,6 +34,7 @@ class DetectionTrainings(Trainings):
     fixed = ("none", "random", "uniform", "one-op")  # torchvision's policies do not move boxes
     reference = "none"
     figure = "AP"
+    unit = "an image's own box AP, 0 to 1"
 
     def augmented(self, fold: int, policy: AnyPolicy) -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Any]]:
         train = self.folds[fold].train

@@ -24,15 +24,15 @@ from dada_det.search.trainings import TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
 TRAININGS = "trainings"
-UNIT = "nats of calibrated cross-entropy less, for each time that the operation acts on an image"
 
 
 def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], proposed: Policy, operations: Sequence[str],
            low: torch.dtype | None, identity: Identity, resume: bool, provenance: dict[str, Any]) -> str:
     """Holds what alignment has proposed, and families of `operations`, against the fixed policies; returns the closing line.
 
-    The recipe of the trainings is that of the search's weights. Their results stay in the work folder's TRAININGS, for a
-    search of this `identity` that goes on; without `resume`, and of another search, they go.
+    The trainings have the search's rate, batch, momentum (Nesterov's) and weight decay, and a cosine by steps. Their results
+    stay in the work folder's TRAININGS, for a search of this `identity` that goes on; without `resume`, and of another
+    search, they go.
     """
     torch.manual_seed(config.seed)
     weights = config.weights_optimizer
@@ -71,7 +71,8 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
         if winner.kind == "found" and isinstance(policy, Policy) else \
         NamedPolicy(winner.name, trial.seed if winner.name == "random" else None, mirror, provenance)
     write_json(Path(work_dir, "effects.json"),
-               {"schema": 1, "unit": UNIT, "operations": [row_of_effect(effect) for effect in effects]})
+               {"schema": 1, "unit": f"{trial.data.unit}, for each time that the operation acts on an image",
+                "operations": [row_of_effect(effect) for effect in effects]})
     write_json(Path(work_dir, "verdict.json"), {
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
         "reference": trial.data.reference, "sentence": said, "validation_images": images,
@@ -108,7 +109,7 @@ def row_of_effect(effect: Effect) -> dict[str, Any]:
 def table_of(found: Verdict, reference: str, figure: str = "top-1 %") -> str:
     """The verdict's table for the screen, the best first."""
     width = max(len(standing.name) for standing in found.table)
-    lines = [f"{'policy':{width}}  {figure:>7}  points to {reference}  score to {reference}"]
+    lines = [f"{'policy':{width}}  {figure:>7}  points to {reference}  score less the mean's"]
     for standing in found.table:
         mark = "  <- handed over" if standing.name == found.winner else ""
         points, score = standing.points, standing.score

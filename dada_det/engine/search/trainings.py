@@ -42,12 +42,13 @@ class Trainings:
 
     whole: images of a whole training, by which costs are counted; normalise: uint8 images -> what the network takes.
     fixed: the policies that a user would otherwise take; reference: that of them to which differences are given; figure:
-    what `judge` gives beside the score, for the head of a table.
+    what `judge` gives beside the score, for the head of a table; unit: of the score.
     """
 
     fixed: tuple[str, ...]
     reference: str
     figure: str
+    unit: str
 
     def __init__(self, folds: Sequence[Fold], *, whole: int, mirror: bool, batch_size: int, seed: int,
                  normalise: Callable[[Tensor], Tensor]) -> None:
@@ -97,6 +98,7 @@ class ImageTrainings(Trainings):
     fixed = ("none", "random", "uniform", "one-op", "trivial", "rand")
     reference = "trivial"
     figure = "top-1 %"
+    unit = "nats of calibrated cross-entropy less"
 
     def __init__(self, folds: Sequence[Fold], *, image_size: int, padding: int, **options: Any) -> None:
         super().__init__(folds, **options)
