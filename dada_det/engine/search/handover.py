@@ -50,7 +50,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})
         print(table_of(found, data.reference, data.figure))
-        print(f"search  {said}; {trial.count} trainings, {trial.cost:.1f} times the images of one whole training")
+        print(f"search  {said}; {len(trial.scores)} trainings, {trial.cost:.1f} times the images of one whole training")
     return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and effects.json of the trial, and "
             "proposal.json and search.json of the alignment")
 
@@ -76,7 +76,7 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
     write_json(Path(work_dir, "verdict.json"), {
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
         "reference": trial.data.reference, "sentence": said, "validation_images": images,
-        "trainings": trial.count, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
+        "trainings": len(trial.scores), "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
     write_json(Path(work_dir, "policy.json"), chosen.to_dict())
     return said
 
@@ -89,8 +89,8 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
     if found.told_apart:
         return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {found.best_fixed}, on your "
                 f"{images} validation images; {points}")
-    return (f"nothing that the search found is told from the best fixed policy on your {images} validation images; "
-            f"`{winner.name}` is handed over; {points}")
+    return (f"nothing that the search found is clearly better than the best fixed policy on your {images} validation "
+            f"images; `{winner.name}` is handed over; {points}")
 
 
 def row_of(standing: Standing) -> dict[str, Any]:

@@ -40,8 +40,6 @@ class Trial:
     low: torch.dtype | None = None
     operations: Sequence[str] = OPERATION_NAMES  # that may be handed over
     scores: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    count: int = 0  # of trainings so far
-    images: int = 0  # that they have trained on
 
     def __post_init__(self) -> None:
         self.first = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -62,7 +60,7 @@ class Trial:
     @property
     def cost(self) -> float:
         """Images that the trainings have seen over those of one whole training on all images of the search."""
-        return self.images / (self.epochs * self.data.whole)
+        return len(self.scores) * self.data.steps(self.epochs) * self.data.batch_size / (self.epochs * self.data.whole)
 
     def train(self, policies: Mapping[str, AnyPolicy]) -> dict[tuple[str, int], Tensor]:
         """The scores of a training with each policy on each fold."""
@@ -75,10 +73,7 @@ class Trial:
             train(self.network, self.data.batches(fold, policies[name]), recipe, self.seed, self.low)
             return self.data.judge(self.network, fold)
 
-        scores = {tasks[task]: result for task, result in self.each(list(tasks), work)}
-        self.count += len(tasks)
-        self.images += len(tasks) * recipe.steps * self.data.batch_size
-        return scores
+        return {tasks[task]: result for task, result in self.each(list(tasks), work)}
 
     def each(self, tasks: Sequence[str], work: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
         """shared_out, with a progress line on rank 0 every ten seconds and at the end."""

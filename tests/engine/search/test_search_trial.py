@@ -60,7 +60,7 @@ def test_what_the_target_asks_for_is_found_and_beats_the_fixed_policies(tmp_path
     assert found.of("none").accuracy < 60 < best.accuracy
     said = hand_over(ours, found, policies, effects, tmp_path, mirror=False, provenance={"method": "dada"})
     written = json.loads((tmp_path / "verdict.json").read_text())
-    assert written["winner"] == found.winner and written["sentence"] == said and written["trainings"] == ours.count
+    assert written["winner"] == found.winner and written["sentence"] == said and written["trainings"] == len(ours.scores)
     assert len(written["candidates"]) == len(found.table) and found.winner in table_of(found, "trivial")
     _, mirror = resolve(str(tmp_path / "policy.json"))
     assert mirror is False and json.loads((tmp_path / "policy.json").read_text())["provenance"]["winner"] == found.winner
