@@ -215,6 +215,25 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
     if most is not None and most < len(infos):
         infos = [infos[row] for row in torch.randperm(len(infos), generator=generator)[:most].sort().values.tolist()]
     demand_room(len(infos), side, images)
+    pixels_NCSS, fine = _read_pixels(infos, annotations, images, side)
+    broken = [info["file_name"] for info, good in zip(infos, fine.tolist(), strict=True) if not good]
+    check_broken(broken, len(infos), images)
+    if len(broken) == len(infos):
+        raise UserError(f"the image {listed(broken)} in {images}, the only one with a box to learn, does not decode; put a "
+                        "whole file there")
+    boxes_M4, labels_M, run_lengths = [], [], []
+    for info in infos:
+        own = [entry for entry in instances[info["id"]] if _counts(entry, info, side)]
+        boxes_M4.append(torch.tensor([_box(entry, info, side) for entry in own]))
+        labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
+        run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
+    everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None,
+                                 [info["file_name"] for info in infos], [_scaled(info, side)[::-1] for info in infos])
+    return everything[fine.nonzero().flatten()] if broken else everything, broken
+
+
+def _read_pixels(infos: Sequence[dict[str, Any]], annotations: Path, images: Path, side: int) -> tuple[np.ndarray, Tensor]:
+    """The padded images, uint8 [N,3,side,side], and whether each decodes, bool [N]; UserError for one of another size."""
     pixels_NCSS = np.empty((len(infos), 3, side, side), np.uint8)
     pixels_NCSS[:] = np.array(PADDING)[:, None, None]
 
@@ -233,21 +252,7 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         return True
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        fine = torch.tensor(list(pool.map(fill, range(len(infos)))))
-    broken = [info["file_name"] for info, good in zip(infos, fine.tolist(), strict=True) if not good]
-    check_broken(broken, len(infos), images)
-    if len(broken) == len(infos):
-        raise UserError(f"the image {listed(broken)} in {images}, the only one with a box to learn, does not decode; put a "
-                        "whole file there")
-    boxes_M4, labels_M, run_lengths = [], [], []
-    for info in infos:
-        own = [entry for entry in instances[info["id"]] if _counts(entry, info, side)]
-        boxes_M4.append(torch.tensor([_box(entry, info, side) for entry in own]))
-        labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
-        run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
-    everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None,
-                                 [info["file_name"] for info in infos], [_scaled(info, side)[::-1] for info in infos])
-    return everything[fine.nonzero().flatten()] if broken else everything, broken
+        return pixels_NCSS, torch.tensor(list(pool.map(fill, range(len(infos)))))
 
 
 def _scaled(info: dict[str, Any], side: int) -> tuple[int, int]:
