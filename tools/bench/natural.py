@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_maps import use_small_maps
 
 from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
@@ -73,6 +74,7 @@ class Task:
 
 def run(task: Task) -> Rows:
     """The task's row."""
+    use_small_maps()
     torch.set_flush_denormal(True)  # a training that has fitted its images slows down by half otherwise
     problem = PROBLEMS[task.problem]
     folder = make_folder(task.work_dir / f"{task.problem}-s{task.seed}")
