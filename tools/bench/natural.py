@@ -30,17 +30,20 @@ from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json
 from dada_det.report.measurements import Rows
+from dada_det.search.candidates import FAMILIES, families
 from dada_det.search.settings import dada_settings
 from measuring import measure, rows_in, run_search
 from natural_detection import NUCLEI, DetectionProblem
 from natural_problems import PROBLEMS as CLASSIFICATION
 from natural_problems import Problem
-from natural_table import LEARNED, WITH_TARGET, noise_lines, table, truth_lines
+from natural_table import FIXED, LEARNED, WITH_TARGET, noise_lines, table, truth_lines
 
 PROBLEMS: dict[str, Problem | DetectionProblem] = {**CLASSIFICATION, NUCLEI.name: NUCLEI}
 
-FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand")
+# What else the trial of a search trains, by the names that its results have.
+CANDIDATES = {name.replace(" ", "-"): name for name in ("aligned", *FAMILIES)}
 ARMS = (*FIXED, LEARNED)
+NAMES = (*ARMS, *CANDIDATES)
 IMAGES_ALONE = ("trivial", "rand")  # torchvision's, which leave the boxes where they were
 STRENGTHS = (0.6, 0.9)
 ONE_STRENGTH = ("AutoContrast", "Invert", "Equalize")  # which have no magnitude
@@ -79,7 +82,7 @@ def run(task: Task) -> Rows:
     problem = PROBLEMS[task.problem]
     folder = make_folder(task.work_dir / f"{task.problem}-s{task.seed}")
     began = time.process_time()
-    policy, facts = searched(task, folder) if task.arm.startswith(LEARNED) else (policy_of(task.fixed, task.seed), {})
+    policy, facts = searched(task, folder) if task.arm.startswith(LEARNED) else (policy_for(task, folder), {})
     searching = time.process_time() - began
     score = problem.score(policy, task.seed, task.training_seed, task.arm.endswith(WITH_TARGET),
                           folder / f"{task.arm}-{task.training_seed}")
@@ -88,9 +91,26 @@ def run(task: Task) -> Rows:
              "seconds": round(time.process_time() - began - searching)}]
 
 
+def policy_for(task: Task, folder: Path) -> AnyPolicy:
+    """What the task trains with; what alignment proposed is read from the search of the same seed, which must have run."""
+    if task.fixed != "aligned":
+        return policy_of(task.fixed, task.seed)
+    found = search_folder(folder, LEARNED + task.arm.removeprefix("aligned")) / "proposal.json"
+    if not found.exists():
+        raise UserError(f"the arm {task.arm} needs {found}; name the arm {LEARNED} before it")
+    return resolve_policy(str(found), task.seed)
+
+
+def search_folder(folder: Path, arm: str) -> Path:
+    """The work folder of a search, in that of its problem and seed."""
+    return folder / f"search-{arm}"
+
+
 def policy_of(name: str, seed: int) -> AnyPolicy:
-    """A fixed policy, or of Operation@magnitude that operation alone with probability 1/2."""
+    """A fixed policy, a family of the trial, or of Operation@magnitude that operation alone with probability 1/2."""
     operation, at, magnitude = name.partition("@")
+    if name in CANDIDATES:
+        return families()[CANDIDATES[name]]
     if not at:
         return resolve_policy(name, seed)
     return Policy("strength", (SubPolicy(1.0, (Operation(operation, 0.5, float(magnitude)),)),), {"source": name})
@@ -98,7 +118,7 @@ def policy_of(name: str, seed: int) -> AnyPolicy:
 
 def searched(task: Task, folder: Path) -> tuple[AnyPolicy, dict[str, Any]]:
     """(the policy that the search command has written, the facts of the row)."""
-    found = folder / f"search-{task.arm}"
+    found = search_folder(folder, task.arm)
     run_search(search_argv(task, folder / "data", found))
     facts: dict[str, Any] = {"search": search_of(task.options)}
     for file, entry, name in (("search.json", "use", "use"), ("effects.json", "effect", "effects")):
@@ -151,9 +171,9 @@ def arm_of(text: str) -> str:
     """An arm's name, or Operation@magnitude, for that operation alone."""
     name = text.removesuffix(WITH_TARGET)
     operation, at, magnitude = name.partition("@")
-    if name in ARMS or (at and operation in OPERATION_NAMES and re.fullmatch(r"0?\.\d+|[01](\.0*)?", magnitude)):
+    if name in NAMES or (at and operation in OPERATION_NAMES and re.fullmatch(r"0?\.\d+|[01](\.0*)?", magnitude)):
         return text
-    raise argparse.ArgumentTypeError(f"there is no arm {text!r}; give one of {', '.join(ARMS)}, or Rotate@0.6 and the like")
+    raise argparse.ArgumentTypeError(f"there is no arm {text!r}; give one of {', '.join(NAMES)}, or Rotate@0.6 and the like")
 
 
 def body(args: argparse.Namespace) -> None:
@@ -181,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME",
                         help=f"of {', '.join(PROBLEMS)} (default: all)")
     parser.add_argument("--arms", nargs="+", type=arm_of, metavar="NAME",
-                        help=f"of {', '.join(ARMS)}, or Operation@magnitude, each also with {WITH_TARGET} (default: all; of "
-                        "--noise: none trivial)")
+                        help=f"of {', '.join(NAMES)}, or Operation@magnitude, each also with {WITH_TARGET} (default: "
+                        f"{', '.join(ARMS)}; of --noise: none trivial)")
     parser.add_argument("--seeds", type=common.positive, default=5, metavar="n", help="how many (default: %(default)s)")
     parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
     parser.add_argument("--truth", action="store_true", help=f"each operation alone, kept in {TRUTH} by default")

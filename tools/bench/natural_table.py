@@ -9,6 +9,7 @@ from dada_det.report.measurements import Rows
 from dada_det.report.statistics import mean_interval, paired_difference, student_quantile
 
 WITH_TARGET, LEARNED = "+t", "learned"  # the ending of an arm in whose training the target is; the search's own arm
+FIXED = ("none", "random", "uniform", "one-op", "trivial", "rand")
 REFERENCE = "trivial"
 DETECTION = ("nuclei-stain",)  # in AP, which is averaged with no top-1
 NORMAL_95 = 1.96  # standard errors to either side
@@ -87,8 +88,7 @@ def overall(rows: Rows) -> list[str]:
         problems = {name: by_arm(rows, name) for name in dict.fromkeys(row["problem"] for row in rows)
                     if name not in DETECTION}
         problems = {name: arms for name, arms in problems.items() if LEARNED + ending in arms}
-        arms = [arm for arm in next(iter(problems.values()), {}) if arm.endswith(ending or arm) and arm != LEARNED + ending
-                and not (not ending and arm.endswith(WITH_TARGET)) and all(arm in found for found in problems.values())]
+        arms = [name + ending for name in FIXED if all(name + ending in found for found in problems.values())]
         if len(problems) < 2 or not arms:
             continue
         best = max(arms, key=lambda arm: statistics.fmean(statistics.fmean(found[arm].values())
@@ -103,7 +103,7 @@ def overall(rows: Rows) -> list[str]:
 
 def best_fixed(column: Mapping[str, Scores]) -> str | None:
     """The fixed arm with the highest mean over the seeds that all of them have; of all seeds where they share none."""
-    fixed = {arm: scores for arm, scores in column.items() if not arm.startswith(LEARNED)}
+    fixed = {arm: scores for arm, scores in column.items() if arm.removesuffix(WITH_TARGET) in FIXED}
     shared = set.intersection(*map(set, fixed.values())) if fixed else set()
     return max(fixed, default=None, key=lambda arm: statistics.fmean(
         score for seed, score in fixed[arm].items() if seed in shared or not shared))

@@ -29,7 +29,7 @@ from dada_det.errors import UserError
 from dada_det.files import write_text
 from dada_det.report import comparison
 from dada_det.search.settings import ESTIMATORS
-from natural import FIXED
+from natural_table import FIXED
 from paper_ablation import CONTROLS, SETS
 
 ROOT = Path(__file__).resolve().parents[2]

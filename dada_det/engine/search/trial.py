@@ -22,6 +22,8 @@ from dada_det.search.ranks import world
 from dada_det.search.trainings import TrainingRecipe, train
 from dada_det.search.verdict import Verdict, verdict
 
+GROUPS = "groups"  # the result that holds the groups of each fold's validation images
+
 
 @dataclass
 class Trial:
@@ -46,6 +48,8 @@ class Trial:
         self.results = Results(self.folder)
         self.folds = range(len(self.data.folds))
         self.groups = [fold.groups_V for fold in self.data.folds]
+        if world()[0] == 0:
+            self.results.put(GROUPS, self.groups)  # with the scores, all that a verdict needs
 
     def run(self, proposed: dict[str, Policy]) -> tuple[Verdict, dict[str, AnyPolicy], list[Effect]]:
         """(the verdict, all candidates' policies by name, the operations' effects); proposed: candidates beside our own."""
@@ -64,7 +68,7 @@ class Trial:
 
     def train(self, policies: Mapping[str, AnyPolicy]) -> dict[tuple[str, int], Tensor]:
         """The scores of a training with each policy on each fold."""
-        tasks = {f"{name}_fold{fold}".replace(" ", "_"): (name, fold) for name in policies for fold in self.folds}
+        tasks = {result_name(name, fold): (name, fold) for name in policies for fold in self.folds}
         recipe = replace(self.recipe, steps=self.data.steps(self.epochs))
 
         def work(task: str) -> Tensor:
@@ -86,3 +90,7 @@ class Trial:
                 print(f"search  trial  {done}/{len(tasks)}  ETA {left}", flush=True)
             yield task, result
 
+
+def result_name(policy: str, fold: int) -> str:
+    """Of a training's result in the work folder."""
+    return f"{policy}_fold{fold}".replace(" ", "_")
