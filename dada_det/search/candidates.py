@@ -1,6 +1,5 @@
 """What a search tries beside what alignment proposes, and what its trial says of each operation; O operations."""
 
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping
@@ -14,20 +13,18 @@ from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.search.verdict import Estimate
 
 RANGES = "strength"
-OFTEN = 0.75  # probability of an operation
 # A few large questions are answered by few images, fifteen small ones are not: do values change, or places?
-FAMILIES = {"tone pairs": ("lookup", "color", "sharpness"), "geometry pairs": ("affine", "box")}  # kinds of operations
+FAMILIES = {"tone": ("lookup", "color", "sharpness"), "geometry": ("affine", "box")}  # kinds of operations
 
 
 def families(operations: Iterable[str] = OPERATION_NAMES) -> dict[str, Policy]:
-    """A policy of each family that has two of the operations: all its pairs, alike in weight, strengths uniform."""
+    """`one-op` of each family that has two of the operations: one of them on every image, its strength uniform."""
     found = {}
     for name, kinds in FAMILIES.items():
         members = [operation for operation in operations if OPERATIONS[operation].kind in kinds]
         if len(members) >= 2:
-            found[name] = Policy(RANGES, tuple(
-                SubPolicy(1.0, tuple(Operation(operation, OFTEN, 0.5) for operation in pair))
-                for pair in itertools.combinations(members, 2)), uniform_strength=True)
+            found[name] = Policy(RANGES, tuple(SubPolicy(1.0, (Operation(operation, 1.0, 0.5),)) for operation in members),
+                                 uniform_strength=True)
     return found
 
 

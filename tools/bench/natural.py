@@ -40,8 +40,7 @@ from natural_table import FIXED, LEARNED, WITH_TARGET, noise_lines, table, truth
 
 PROBLEMS: dict[str, Problem | DetectionProblem] = {**CLASSIFICATION, NUCLEI.name: NUCLEI}
 
-# What else the trial of a search trains, by the names that its results have.
-CANDIDATES = {name.replace(" ", "-"): name for name in ("aligned", *FAMILIES)}
+CANDIDATES = ("aligned", *FAMILIES)  # what else the trial of a search trains
 ARMS = (*FIXED, LEARNED)
 NAMES = (*ARMS, *CANDIDATES)
 IMAGES_ALONE = ("trivial", "rand")  # torchvision's, which leave the boxes where they were
@@ -109,8 +108,8 @@ def search_folder(folder: Path, arm: str) -> Path:
 def policy_of(name: str, seed: int) -> AnyPolicy:
     """A fixed policy, a family of the trial, or of Operation@magnitude that operation alone with probability 1/2."""
     operation, at, magnitude = name.partition("@")
-    if name in CANDIDATES:
-        return families()[CANDIDATES[name]]
+    if name in FAMILIES:
+        return families()[name]
     if not at:
         return resolve_policy(name, seed)
     return Policy("strength", (SubPolicy(1.0, (Operation(operation, 0.5, float(magnitude)),)),), {"source": name})

@@ -1,7 +1,7 @@
 """What each rule of the verdict is worth: searches of natural.py judged anew, without one rule, from their stored trainings.
 
     python tools/bench/natural.py --problems gtsrb12 --arms none random uniform one-op trivial rand learned aligned \
-        tone-pairs geometry-pairs --seeds 5 --json results/natural.json
+        tone geometry --seeds 5 --json results/natural.json
     python tools/bench/verdicts.py results/natural.json
 
 A search leaves what each validation image says of each training in its work folder. This tool makes the verdict from it by
@@ -31,15 +31,14 @@ from natural_problems import PROBLEMS
 from natural_table import FIXED, LEARNED, REFERENCE, by_arm, interval
 
 Judge = Callable[[Scores, Sequence[Tensor]], str]  # (scores, groups) -> the name of what is handed over
-ARMS = {**{name: name for name in FIXED}, **CANDIDATES}  # arm of natural.py -> candidate of a trial
-KINDS = {**dict.fromkeys(FIXED, "fixed"), **dict.fromkeys(CANDIDATES.values(), "found")}
+KINDS = {**dict.fromkeys(FIXED, "fixed"), **dict.fromkeys(CANDIDATES, "found")}
 
 
 def shipped(scores: Scores, groups: Sequence[Tensor]) -> Verdict:
     return verdict(scores, groups, KINDS, REFERENCE)
 
 
-def only(scores: Scores, names: Sequence[str] = (*FIXED, *CANDIDATES.values()), folds: int = 2) -> Scores:
+def only(scores: Scores, names: Sequence[str] = tuple(KINDS), folds: int = 2) -> Scores:
     """The scores of some candidates on the first folds."""
     return {(name, fold): value for (name, fold), value in scores.items() if name in names and fold < folds}
 
@@ -81,7 +80,7 @@ def judged(row: dict, rows: Rows, folder: Path) -> dict[str, float] | None:
     """rule -> the score of a whole training with what it hands over, beside the best and the mean candidate's; None where
     the file does not hold whole trainings of all candidates."""
     arms = by_arm(rows, row["problem"])
-    whole = {name: arms.get(arm, {}).get(row["seed"]) for arm, name in ARMS.items()}
+    whole = {name: arms.get(name, {}).get(row["seed"]) for name in KINDS}
     results = Results(folder)
     groups = results.get(GROUPS)
     if groups is None:

@@ -47,7 +47,7 @@ def test_the_verdict_is_written_and_said(whole: Path, data: Path, tmp_path: Path
     lines = capsys.readouterr().out.splitlines()
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     names = [row["name"] for row in verdict["candidates"]]
-    assert set(names) == {*ImageTrainings.fixed, "aligned", "tone pairs", "geometry pairs"} and verdict["winner"] in names
+    assert set(names) == {*ImageTrainings.fixed, "aligned", "tone", "geometry"} and verdict["winner"] in names
     assert verdict["validation_images"] == 24 and verdict["cost"] > 1
     assert any(line.startswith(verdict["winner"]) and "handed over" in line for line in lines)
     assert lines[-2].startswith(f"search  {verdict['sentence']}; {verdict['trainings']} trainings")
