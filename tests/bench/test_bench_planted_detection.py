@@ -88,6 +88,6 @@ def test_the_bench_runs_and_goes_on_row_by_row(bench, tmp_path, capsys):
     (tmp_path / "rows.json").write_text(json.dumps(content))
     capsys.readouterr()
     assert bench.main(flags) == 0
-    out = capsys.readouterr().out
-    assert "planted  1/1  Rotate seed 0 one-op" in out
+    out, progress = capsys.readouterr()
+    assert "planted  1/1  Rotate seed 0 one-op" in progress
     assert out.strip().splitlines()[-1] == f"planted  done: 5 rows in {tmp_path / 'rows.json'}"

@@ -15,7 +15,8 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +25,13 @@ import torch
 from dada_det.augment.named import resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
+from dada_det.commands import common
 from dada_det.commands.common import ROOT, load_config
-from dada_det.errors import UserError
 from dada_det.files import read_json
-from dada_det.report.measurements import write_rows
+from dada_det.report.measurements import Rows
 from dada_det.report.statistics import mean_interval, paired_difference
 from dada_det.search.settings import dada_settings
-from measuring import rows_in, run_search
+from measuring import measure, rows_in, run_search
 from planted_coco import detector_oracle, plant_detection, write_coco
 
 CONFIG = str(ROOT / "configs/debug/search_det.py")
@@ -40,49 +41,66 @@ POLICY_LR = 0.05
 WARM_UP = 1 / 3  # of the search: a detector from random weights has first to find anything at all
 
 
-def run(operation: str, seed: int, left: list[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each policy of `left`."""
+@dataclass(frozen=True)
+class Task:
+    """One training of a detector, and before it the search where the policy is `found`."""
+
+    operation: str
+    seed: int
+    policy: str
+    data: Path
+    image_size: int
+    epochs: int
+    search_epochs: int
+    options: tuple[str, ...]  # config entries changed in the search
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.operation, self.seed, self.policy
+
+
+def run(task: Task) -> Rows:
+    """The task's row."""
     from dada_det.engine.search.detection import build_detector
     from detector_trial import average_precision, train_detector
 
-    train, val, unseen = plant_detection(operation, seed, args.data, args.image_size)
-    for name in left:
-        began = time.process_time()
-        policy: Policy | None
-        facts: dict[str, Any] = {}
-        if name == "found":
-            policy, facts = searched(operation, seed, train, val, args)
-        else:
-            policy = detector_oracle(operation) if name == "oracle" else cast(Policy | None, resolve_policy(name, seed))
-        torch.manual_seed(seed)
-        detector = build_detector(load_config(CONFIG).model, classes=1)
-        train_detector(detector, train, policy=policy, epochs=args.epochs, batch_size=BATCH, lr=LR,
-                       weight_decay=WEIGHT_DECAY, seed=seed)
-        yield {"operation": operation, "seed": seed, "policy": name, **average_precision(detector, unseen), **facts,
-               "cpu_seconds": round(time.process_time() - began)}
+    train, val, unseen = plant_detection(task.operation, task.seed, task.data, task.image_size)
+    began = time.process_time()
+    policy: Policy | None
+    facts: dict[str, Any] = {}
+    if task.policy == "found":
+        policy, facts = searched(task, train, val)
+    elif task.policy == "oracle":
+        policy = detector_oracle(task.operation)
+    else:
+        policy = cast(Policy | None, resolve_policy(task.policy, task.seed))
+    torch.manual_seed(task.seed)
+    detector = build_detector(load_config(CONFIG).model, classes=1)
+    train_detector(detector, train, policy=policy, epochs=task.epochs, batch_size=BATCH, lr=LR, weight_decay=WEIGHT_DECAY,
+                   seed=task.seed)
+    return [{"operation": task.operation, "seed": task.seed, "policy": task.policy, **average_precision(detector, unseen),
+             **facts, "cpu_seconds": round(time.process_time() - began)}]
 
 
-def searched(operation: str, seed: int, train: Any, val: Any,
-             args: argparse.Namespace) -> tuple[Policy | None, dict[str, Any]]:
+def searched(task: Task, train: Any, val: Any) -> tuple[Policy | None, dict[str, Any]]:
     """(the policy that the search command has saved, where the planted operation stands in it)."""
     with tempfile.TemporaryDirectory() as name:
         root = write_coco(Path(name, "data"), train=train, val=val)
         run_search(["--config", CONFIG, "--data", str(root), "--val-data", f"{root}/annotations/instances_val.json",
-                    "--image-size", str(args.image_size), "--batch-size", str(BATCH), "--epochs", str(args.search_epochs),
-                    "--seed", str(seed), "--work-dir", f"{name}/search", "--cfg-options", "masks=True",
-                    *search_options(args)])
+                    "--image-size", str(task.image_size), "--batch-size", str(BATCH), "--epochs", str(task.search_epochs),
+                    "--seed", str(task.seed), "--work-dir", f"{name}/search", "--cfg-options", "masks=True", *task.options])
         found = [entry["name"] for entry in read_json(f"{name}/search/search.json", "search's result")["operations"]]
         policy = cast(Policy | None, resolve_policy(f"{name}/search/policy.json"))
-        return policy, {"rank": found.index(operation) + 1, "first": found[0]}
+        return policy, {"rank": found.index(task.operation) + 1, "first": found[0]}
 
 
-def search_options(args: argparse.Namespace) -> list[str]:
+def search_options(args: argparse.Namespace) -> tuple[str, ...]:
     """What the searches change in CONFIG."""
-    return [f"policy_optimizer.lr={POLICY_LR}", f"search.warmup_epochs={int(WARM_UP * args.search_epochs)}",
-            *args.cfg_options]
+    return (f"policy_optimizer.lr={POLICY_LR}", f"search.warmup_epochs={int(WARM_UP * args.search_epochs)}",
+            *args.cfg_options)
 
 
-def summary(rows: list[dict[str, Any]]) -> list[str]:
+def summary(rows: Rows) -> list[str]:
     """A line a policy of each operation, and what the found one has more, with 95 % intervals over seeds."""
     lines = []
     for operation in dict.fromkeys(row["operation"] for row in rows):
@@ -104,47 +122,40 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def body(args: argparse.Namespace) -> None:
+    options = search_options(args)
+    settings = {"tool": "planted_detection", "default": str(dada_settings()), "data": args.data.name,
+                "image_size": args.image_size, "epochs": args.epochs, "search_epochs": args.search_epochs,
+                "options": list(options), "lr": LR}
+    rows = rows_in(args.json, settings)
+    known = {(row["operation"], row["seed"], row["policy"]) for row in rows}
+    tasks = [Task(operation, seed, policy, args.data, args.image_size, args.epochs, args.search_epochs, options)
+             for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations
+             for policy in POLICIES]
+    measure("planted", run, [task for task in tasks if task.key not in known], 1, rows, args.json, settings,
+            lambda task, new: f"{task.operation} seed {task.seed} {task.policy:7} AP {new[0]['AP']:.1f}")
+    print("\n".join(summary(rows)))
+    print(f"planted  done: {len(rows)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the measurement; returns the exit code (0, 2 for a user's mistake)."""
+    parser = common.parser_for("planted_detection.py", __doc__ or "",
+                               "python tools/bench/planted_detection.py --data data/nuclei --seeds 3 --json FILE")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="COCO's layout, with masks")
     parser.add_argument("--operations", nargs="+", choices=OPERATION_NAMES, default=["Invert"], metavar="NAME",
                         help="(default: Invert)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--image-size", type=int, default=128, help="side of a tile in pixels (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=12, help="of a detector's training (default: %(default)s)")
-    parser.add_argument("--search-epochs", type=int, default=12, help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=common.positive, default=3, metavar="n", help="how many (default: %(default)s)")
+    parser.add_argument("--first-seed", type=common.seed, default=0, metavar="n", help="(default: %(default)s)")
+    parser.add_argument("--image-size", type=common.positive, default=128, metavar="N",
+                        help="side of a tile in pixels (default: %(default)s)")
+    parser.add_argument("--epochs", type=common.positive, default=12, metavar="N",
+                        help="of a detector's training (default: %(default)s)")
+    parser.add_argument("--search-epochs", type=common.positive, default=12, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="of the search")
     parser.add_argument("--json", type=Path, metavar="FILE",
                         help="write hardware, versions and rows after every training; those that it holds are not run again")
-    args = parser.parse_args(argv)
-    settings = {"tool": "planted_detection", "default": str(dada_settings()), "data": args.data.name,
-                "image_size": args.image_size, "epochs": args.epochs, "search_epochs": args.search_epochs,
-                "options": search_options(args), "lr": LR}
-    torch.set_num_threads(1)
-    began, done = time.monotonic(), 0
-    try:
-        rows = rows_in(args.json, settings)
-        known = {(row["operation"], row["seed"], row["policy"]) for row in rows}
-        tasks = [(operation, seed, [name for name in POLICIES if (operation, seed, name) not in known])
-                 for seed in range(args.first_seed, args.first_seed + args.seeds) for operation in args.operations]
-        total = sum(len(left) for _, _, left in tasks)
-        for operation, seed, left in tasks:
-            for row in run(operation, seed, left, args) if left else ():
-                rows.append(row)
-                done += 1
-                eta = (time.monotonic() - began) / done * (total - done)
-                print(f"planted  {done}/{total}  {operation} seed {seed} {row['policy']:7} AP {row['AP']:.1f} AP50 "
-                      f"{row['AP50']:.1f}  ETA {eta / 60:.0f} min", flush=True)
-                if args.json:
-                    write_rows(args.json, rows, settings)
-    except UserError as error:
-        print(f"planted_detection.py: error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(summary(rows)))
-    if args.json:
-        print(f"planted  done: {len(rows)} rows in {args.json}")
-    return 0
+    return common.run(body, parser, argv)
 
 
 if __name__ == "__main__":
