@@ -1,11 +1,11 @@
-"""Moving tensors between the host and a device, and float32 arithmetic without TF32.
+"""Moving tensors between the host and a device, and float32 arithmetic with and without TF32.
 
 All copies go through `move` or `move_all`. A copy to the host has to be waited for, else the host reads what was there
 before. A copy from memory that is not pinned makes the host wait too.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -40,12 +40,21 @@ def move_all(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tens
             for part, own, tensor in zip(parts, bytes_of, tensors, strict=True)]
 
 
-@contextmanager
-def float32_arithmetic() -> Iterator[None]:
+def float32_arithmetic() -> AbstractContextManager[None]:
     """Switches TF32 off inside: cuDNN's default keeps eleven of float32's 24 bits."""
+    return _arithmetic(tf32=False)
+
+
+def tf32_arithmetic() -> AbstractContextManager[None]:
+    """Switches TF32 on inside: convolutions and matrix products in float32 run on a GPU's tensor cores."""
+    return _arithmetic(tf32=True)
+
+
+@contextmanager
+def _arithmetic(tf32: bool) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    cudnn.allow_tf32 = matmul.allow_tf32 = tf32
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dada_det.devices import float32_arithmetic, move, move_all
+from dada_det.devices import float32_arithmetic, move, move_all, tf32_arithmetic
 from tests.conftest import ROOT
 
 
@@ -65,9 +65,10 @@ def test_no_other_file_copies_without_a_wait():
     assert not [path for path in files if re.search("non_blocking|pin_memory\\(", path.read_text())]
 
 
-def test_float32_arithmetic_is_lent(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with pytest.raises(KeyError), float32_arithmetic():
-        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+@pytest.mark.parametrize(("arithmetic", "tf32"), [(float32_arithmetic, False), (tf32_arithmetic, True)])
+def test_arithmetic_is_lent(arithmetic, tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
+    with pytest.raises(KeyError), arithmetic():
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
         raise KeyError
-    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 != tf32

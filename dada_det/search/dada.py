@@ -5,6 +5,7 @@ Upper problem: minimise L_val(w - zeta grad_w E_q[L_train(w, q)]); its gradient 
 (dada_det.search.alignment) is made large. The paper's step takes grad L_val at the virtual weights, ours at w itself.
 """
 
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from dada_det.augment.space import SearchSpace
 from dada_det.augment.transform import Draws
+from dada_det.devices import tf32_arithmetic
 from dada_det.search import alignment, estimators
-from dada_det.search.alignment import Ends, Targets
+from dada_det.search.alignment import Ends, LossNetwork, Targets
 from dada_det.search.curvature import precondition
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, Sample, draw_noise
 from dada_det.search.estimators import ControlVariate
@@ -141,11 +143,14 @@ class Dada(Algorithm[Noise]):
         """The reward of each draw [D*B], of log(1 + loss), less the mean of the batch's other rewards.
 
         drawn_BCHW, targets_B: of `drawn`. BatchNorm uses its running statistics: those of the batch depend on the operations
-        of all its images, of which no training and no later use holds so many at once. Leaves the network in train mode.
+        of all its images, of which no training and no later use holds so many at once. A classifier's rewards take TF32 on a
+        GPU: of a trained ResNet-50 they are 1.3 % off, in float32 0.4 % (results/reward_error.json), and planted operations
+        are found alike. A detector's are not measured and stay in float32. Leaves the network in train mode.
         """
         images = parts.normalise(drawn_BCHW)
         parts.network.eval()
-        rewards = alignment.rewards_between(parts.network, ends, images, targets_B, log=True)
+        with nullcontext() if isinstance(parts.network, LossNetwork) else tf32_arithmetic():
+            rewards = alignment.rewards_between(parts.network, ends, images, targets_B, log=True)
         parts.network.train()
         return estimators.less_mean_of_others(rewards)
 

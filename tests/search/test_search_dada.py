@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dada_det.augment.space import SearchSpace
+from dada_det.devices import float32_arithmetic
 from dada_det.errors import UserError
 from dada_det.search import alignment, estimators
 from dada_det.search.curvature import RunningDirection, precondition
@@ -168,6 +169,18 @@ def test_rewards_are_of_log_losses_by_running_statistics() -> None:
         exact[training] = (rewards - (rewards.sum() - rewards) / (B - 1)).detach()
     torch.testing.assert_close(found, exact[False], rtol=1e-2, atol=1e-2 * exact[False].abs().max().item())
     assert (exact[True] - exact[False]).norm() > 0.1 * exact[False].norm()
+
+
+def test_a_classifiers_rewards_may_take_tf32_and_a_detectors_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, parts, batch = case(draws_per_image=1)
+    seen = []
+    monkeypatch.setattr(alignment, "rewards_between", lambda network, ends, images, targets, log: seen.append(
+        torch.backends.cudnn.allow_tf32) or torch.zeros(len(images)))
+    drawn = algorithm.drawn(parts, batch, algorithm.distribution.sample(batch.noise))
+    with float32_arithmetic():
+        algorithm.advantages(parts, ({}, {}, torch.ones(())), *drawn)
+        algorithm.advantages(replace(parts, network=alignment.LossNetwork()), ({}, {}, torch.ones(())), *drawn)
+        assert seen == [True, False] and not torch.backends.cudnn.allow_tf32
 
 
 def test_the_papers_magnitudes_equal_autograd_through_the_pixel_sum() -> None:

@@ -136,7 +136,7 @@ def search_argv(task: Task, data: Path, work_dir: Path) -> list[str]:
     return [*problem.search_flags(task.seed, data), "--work-dir", str(work_dir), "--epochs", str(recipe.epochs),
             "--batch-size", str(recipe.batch_size), "--image-size", str(recipe.image_size), "--seed", str(task.seed),
             *(["--target-trains"] if task.arm.endswith(WITH_TARGET) else []),
-            "--cfg-options", *problem.search_options(), *task.options]
+            "--cfg-options", *problem.search_options(data), *task.options]
 
 
 def search_of(options: Sequence[str]) -> str:

@@ -96,7 +96,7 @@ class Problem:
                 *(["--val-data", str(data / "target")] if parts.target is not None else []),
                 *(["--weights", start_weights()] if self.recipe.weights else [])]
 
-    def search_options(self) -> list[str]:
+    def search_options(self, data: Path = Path()) -> list[str]:
         """Config entries of the search: the network and how it trains."""
         recipe = self.recipe
         return [f"classifier.name={recipe.model}", f"mirror={recipe.mirror}", f"base_batch_size={recipe.batch_size}",

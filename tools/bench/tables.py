@@ -73,6 +73,9 @@ PROBLEMS = {  # of natural.py: what a reader has to know of each
 }
 
 
+WAYS = {"central": "difference of two passes", "forward": "one pass in forward mode"}
+
+
 def natural() -> list[str]:
     """A line for each problem and way of training: the mean of each arm over its seeds."""
     found, lines = rows_of("natural"), []
@@ -238,6 +241,13 @@ def outcome_of(outcome: str) -> str:
     return f"needs mmcv's compiled `{missing[1] or missing[2]}`" if missing else f"does not run here: {outcome}"
 
 
+def reward_error() -> list[str]:
+    """A line for each way and precision: how far the rewards are from float64's."""
+    return markdown(("how a reward is computed", "precision", "error", "cosine"), [
+        [WAYS[row["way"]], row["precision"], f"{100 * row['error']:.2g} %", f"{row['cosine']:.5f}"]
+        for row in rows_of("reward_error")])
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "natural": natural, "natural_lines": natural_lines,
     "planted": lambda: planted_rows("planted", ("paper", "default"), ("default",)),
@@ -250,6 +260,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "paper_ablation": paper_ablation, "search_step": search_step, "pretrain": pretrain, "pretrain_decode": pretrain_decode,
     "plan": plan, "train_det": train_det, "evaluation": evaluation,
     "compare_imagenette": lambda: policies_side_by_side("compare_imagenette", lambda row: row["policy"]),
+    "reward_error": reward_error,
     "compare_nuclei": compare_nuclei, "augment": augment, "detectors": detectors,
 }
 

@@ -91,7 +91,7 @@ def run_search(config: Config, resume: bool) -> None:
         randomness={"seed": config.seed, "deterministic": search_device().type == "cpu"}, log_level="WARNING",
         load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None, visualizer=visualizer(config),
         experiment_name="search", cfg=config)
-    with float32_arithmetic():  # TF32 keeps ten bits, too few for the difference of two nearly equal losses
+    with float32_arithmetic():  # not TF32, but where a pass asks for it
         runner.train()
         closing = algorithm.closing(config.work_dir)
         if trainings is not None:
