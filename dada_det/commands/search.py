@@ -82,10 +82,14 @@ def body(args: Namespace) -> None:
 
         given = {name: value for name, value in parse_options(args.cfg_options).items() if name.startswith("model.")}
         check_options(common.load_config(args.config), config, given)
+    from dada_det.search.trainings import ADAMW, SGD
+
     for name in ("weights_optimizer", "policy_optimizer", "architecture_optimizer"):
         if name in config:
-            kind = "SGD" if name == "weights_optimizer" else "Adam"
             given = {entry: value for entry, value in config[name].items() if not (entry == "lr" and value is None)}
+            kind = given.pop("type", SGD) if name == "weights_optimizer" else "Adam"
+            if kind not in (SGD, ADAMW) and name == "weights_optimizer":
+                raise UserError(f"{common.what_gives(args)} gives weights_optimizer.type={kind!r}; choose {SGD} or {ADAMW}")
             common.demand_optimizer(given, kind, common.what_gives(args), name)
             if "lr" not in given and name != "policy_optimizer":  # whose rate is that of the mode
                 raise UserError(f"{common.what_gives(args)} has no {name}.lr; give the learning rate")

@@ -4,7 +4,7 @@ B images of a batch, V validation images, K classes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,16 @@ from dada_det.search import alignment
 
 State = dict[str, Tensor]
 Batches = Callable[[int], tuple[Tensor, Any]]  # step from 0 -> (images as the network takes them [B,3,H,W], targets)
+SGD, ADAMW = "SGD", "AdamW"
 HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an infinite one
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """SGD with Nesterov momentum, the learning rate falling from `lr` to zero by a cosine.
+    """SGD with Nesterov momentum, or AdamW; the learning rate falls from `lr` to zero by a cosine.
 
     Args:
+        momentum: of SGD.
         averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise
             away (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
     """
@@ -34,6 +36,14 @@ class TrainingRecipe:
     weight_decay: float = 0.0
     clip_grad: float | None = 5.0
     averaged: float = 0.3
+    optimizer: str = SGD
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Returns the optimizer of these parameters."""
+        if self.optimizer == ADAMW:
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, self.lr, self.momentum, nesterov=self.momentum > 0,
+                               weight_decay=self.weight_decay)
 
 
 def train(network: nn.Module, batches: Batches, recipe: TrainingRecipe, seed: int, low: torch.dtype | None = None) -> None:
@@ -44,8 +54,7 @@ def train(network: nn.Module, batches: Batches, recipe: TrainingRecipe, seed: in
         low: dtype of autocast.
     """
     parameters = alignment.trainable(network)
-    optimizer = torch.optim.SGD(parameters.values(), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
-                                weight_decay=recipe.weight_decay)
+    optimizer = recipe.build(parameters.values())
     first_averaged = recipe.steps - max(1, round(recipe.averaged * recipe.steps))
     mean: State = {}
     network.train()

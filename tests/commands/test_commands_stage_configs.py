@@ -64,6 +64,8 @@ def run(stage: Any, data: Path, work_dir: Path, *options: str) -> int:
     (search, "clip_grads=1.0", "gives clip_grads, which nothing reads; the nearest entry is clip_grad"),
     (search, "weights_optimizer.moment=0.9", "gives weights_optimizer.moment, which nothing reads; the nearest entry is "
                                              "weights_optimizer.momentum"),
+    (search, "weights_optimizer.type=Adagrad", "gives weights_optimizer.type='Adagrad'; choose SGD or AdamW"),
+    (search, "weights_optimizer.type=AdamW", "gives weights_optimizer.momentum, which nothing reads"),
     (search, "policy_optimizer.betas=0.5", "which does not fit torch's Adam ("),
     (search, "data.image_per_class=4", "gives data.image_per_class, which nothing reads; the nearest entry is "
                                        "data.images_per_class"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dada_det.search.trainings import TrainingRecipe, image_scores, temperature_of, train
+from dada_det.search.trainings import ADAMW, SGD, TrainingRecipe, image_scores, temperature_of, train
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,15 +40,17 @@ def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
 
 
-def test_a_training_ends_with_the_mean_of_its_last_weights() -> None:
-    recipe = TrainingRecipe(steps=6, lr=0.1, weight_decay=0.01, averaged=0.5, clip_grad=100.0)
+@pytest.mark.parametrize("name", [SGD, ADAMW])
+def test_a_training_ends_with_the_mean_of_its_last_weights(name: str) -> None:
+    recipe = TrainingRecipe(steps=6, lr=0.1, weight_decay=0.01, averaged=0.5, clip_grad=100.0, optimizer=name)
     torch.manual_seed(0)
     network = nn.Linear(4, 3)
     plain = nn.Linear(4, 3)
     plain.load_state_dict(network.state_dict())
     train(network, batches, recipe, seed=0)
 
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01) \
+        if name == SGD else torch.optim.AdamW(plain.parameters(), lr=0.1, weight_decay=0.01)
     states = []
     for step in range(6):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / 6)) / 2

@@ -15,6 +15,7 @@ model = dict(
         strides=[4, 8, 16], octave_base_scale=2.5, scales_per_octave=2, ratios=[1.0])),
     test_cfg=dict(nms_pre=200))
 image_size = 128
-epochs = 6
-weights_optimizer = dict(lr=0.02)
+epochs = 3
+# By SGD (lr 0.05) it finds nothing after three epochs, AP 0.0 on its own images; by AdamW 42.
+weights_optimizer = dict(_delete_=True, type="AdamW", lr=1e-3, weight_decay=1e-4)
 checkpoint = dict(seconds=60)

@@ -20,7 +20,7 @@ from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
 from dada_det.search.candidates import Effect
 from dada_det.search.ranks import world
-from dada_det.search.trainings import TrainingRecipe
+from dada_det.search.trainings import SGD, TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
 TRAININGS = "trainings"
@@ -30,15 +30,15 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
            low: torch.dtype | None, identity: Identity, resume: bool, provenance: dict[str, Any]) -> str:
     """Holds what alignment has proposed, and families of `operations`, against the fixed policies; returns the closing line.
 
-    The trainings have the search's rate, batch, momentum (Nesterov's) and weight decay, and a cosine by steps. Their results
-    stay in the work folder's TRAININGS, for a search of this `identity` that goes on; without `resume`, and of another
-    search, they go.
+    The trainings have the search's optimizer, rate, batch, momentum (Nesterov's) and weight decay, and a cosine by steps.
+    Their results stay in the work folder's TRAININGS, for a search of this `identity` that goes on; without `resume`, and of
+    another search, they go.
     """
     torch.manual_seed(config.seed)
     weights = config.weights_optimizer
     recipe = TrainingRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
                             momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
-                            clip_grad=config.clip_grad)
+                            clip_grad=config.clip_grad, optimizer=weights.get("type", SGD))
     folder = Path(config.work_dir, TRAININGS)
     if world()[0] == 0:
         own_folder(folder, identity, keep=resume, written="*.pth")

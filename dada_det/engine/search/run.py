@@ -36,6 +36,7 @@ from dada_det.search.ranks import world
 from dada_det.search.results import POLICY_SIZE
 from dada_det.search.settings import dada_settings
 from dada_det.search.step import Algorithm
+from dada_det.search.trainings import ADAMW, SGD
 
 POLICY_LR = {"default": 0.02, "paper": 5e-3}  # Adam's, by the search's mode (the paper's Section 4.1)
 
@@ -45,8 +46,8 @@ def run_search(config: Config, resume: bool) -> None:
 
     Keys: method (METHODS; "dada"), kind (LOADERS) and what its loader reads: data (root, val_root, subset, images_per_class,
     groups), image_size, mirror, classifier (name); batch_size, epochs, seed, precision ("bfloat16", on a GPU, or "float32"),
-    operations, search (the method's entries), weights_optimizer (lr at base_batch_size), policy_optimizer (lr None:
-    POLICY_LR), clip_grad, work_dir.
+    operations, search (the method's entries), weights_optimizer (type SGD, the default, or AdamW; lr at base_batch_size),
+    policy_optimizer (lr None: POLICY_LR), clip_grad, work_dir.
 
     Raises:
         UserError: the config or the images are wrong, or a fault of the machine (faults.py).
@@ -126,11 +127,13 @@ class SearchRunner(QuietRunner):
 
 
 def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
-    """SGD for the network's weights, lr scaled linearly with the batch; an Adam for each name of the algorithm's groups."""
+    """SGD or AdamW for the network's weights, lr scaled linearly with the batch; an Adam for each name of the algorithm's
+    groups."""
     use_modes_rate(config)
     weights = dict(config.weights_optimizer)
     weights["lr"] *= config.batch_size / config.base_batch_size
-    sgd = torch.optim.SGD(trainable(searcher.network).values(), **weights)
+    kind = torch.optim.AdamW if weights.pop("type", SGD) == ADAMW else torch.optim.SGD
+    optimizer = kind(trainable(searcher.network).values(), **weights)
     clip = None if config.clip_grad is None else {"max_norm": config.clip_grad}
     adams = {}
     for name, groups in searcher.algorithm.groups().items():
@@ -138,7 +141,7 @@ def optimizers(searcher: Searcher, config: Config) -> OptimWrapperDict:
         for group in groups:
             group.setdefault("lr", options["lr"] * group.pop("lr_mult", 1.0))
         adams[name] = OptimWrapper(torch.optim.Adam(cast(list[dict[str, Any]], groups), **options))
-    return OptimWrapperDict(weights=ClippingWrapper(sgd, clip_grad=clip), **adams)
+    return OptimWrapperDict(weights=ClippingWrapper(optimizer, clip_grad=clip), **adams)
 
 
 class ClippingWrapper(OptimWrapper):
