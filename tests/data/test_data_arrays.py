@@ -10,9 +10,9 @@ from dada_det.data.arrays import READERS, ArrayImages, read_arrays
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import ImageFolder, padded_crop
 from dada_det.data.random import generator_for
-from dada_det.errors import UserError
 from tests.conftest import write_noise
 from tests.data.standard_files import random_pixels, write_cifar10_binary, write_cifar100_binary, write_svhn
+from tests.messages import refused
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,5 @@ def test_files_are_cropped_without_resizing_too(tmp_path: Path) -> None:
 
 
 def test_a_crop_larger_than_the_padded_image_is_refused(images: ArrayImages) -> None:
-    with pytest.raises(UserError, match=r"an image of 32 x 32 px with padding = 4 is smaller than a crop of 41 px; give a "
-                                        r"smaller --image-size"):
+    with refused("32 x 32", "padding = 4", "41 px", "--image-size"):
         ImageFolder(images, 41, train=True, padding=4)[0]

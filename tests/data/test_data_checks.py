@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dada_det.data.checks import check_coco, coco_categories, find_coco
 from dada_det.errors import UserError
+from tests.messages import refused
 
 CONTENT: dict[str, Any] = {
     "categories": [{"id": 3, "name": "cell"}, {"id": 7, "name": "vessel"}],
@@ -61,7 +63,7 @@ def test_boxes_that_training_leaves_out_are_counted_and_named(tmp_path: Path, ke
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../annotations.json", "deep/../../annotations.json"])
 def test_images_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=rf"the image {name} in .* lies outside the image folder .*images; give names"):
+    with refused(name, tmp_path / "annotations.json", tmp_path / "images"):
         check_coco(*write(tmp_path, changed("images", 0, "file_name", to=name)))
 
 
@@ -76,63 +78,63 @@ def test_images_without_a_size_are_refused_with_that_of_the_file(tmp_path: Path,
     content = changed("images", 0, "width", to=width)
     content["images"][0]["height"] = height
     file, images = write(tmp_path, content)
-    with pytest.raises(UserError, match=f"the image a.jpg has the width and height {width} x {height} in .*, and its "
-                                        "file is no image that decodes; correct"):
+    with refused("a.jpg", f"{width} x {height}", "annotations.json", "correct"):
         check_coco(file, images)
     Image.new("RGB", (90, 60)).save(images / "a.jpg")
-    with pytest.raises(UserError, match=f"the width and height {width} x {height} in .*, and its file is 90 x 60 px;"):
+    with refused("a.jpg", f"{width} x {height}", "annotations.json", "90 x 60"):
         check_coco(file, images)
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", r"the annotation file .*annotations.json is no JSON .*; give a JSON file"),
-    ([1], r"is no JSON object; give a file in COCO's format"),
-    ({}, r"has no images; COCO's format needs a non-empty list of objects under 'images'"),
-    (changed("categories", to=[]), r"annotations.json has no categories; COCO's format needs"),
-    (changed("annotations", to=[]), r"annotations.json has no annotations; COCO's format needs"),
-    (changed("categories", 1, to={"id": 7}), r"category number 1 in .* has no 'name' of type str; add it"),
-    (changed("categories", 1, "id", to=3), r"gives the category id 3 twice"),
-    (changed("images", 1, "id", to="x"), r"image number 1 in .* has no 'id' of type int"),
-    (changed("images", 1, "id", to=10), r"gives the image id 10 twice"),
-    (changed("images", 0, "height", to=None), r"image number 0 in .* has no 'height' of type int"),
-    (changed("images", 1, "file_name", to="c.jpg"), r"images lacks 1 of the 2 images that .* names, such as c.jpg"),
-    (changed("annotations", 0, "image_id", to=99), r"annotation 1 in .* belongs to image 99, which the file's images"),
-    (changed("annotations", 0, "image_id", to=[]), r"belongs to image \[\], which the file's images lack"),
-    (changed("annotations", 1, "category_id", to=1), r"annotation 2 in .* has category 1, which the file's categories"),
-    (changed("annotations", 1, "id", to=None), r"annotation None in .* has no whole number as its id"),
-    (changed("annotations", 1, "bbox", to=[1, 2, 3]), r"annotation 2 in .* has the bbox \[1, 2, 3\]; it must be four"),
-    (changed("annotations", 1, "bbox", to=[1, 2, 3, float("nan")]), r"it must be four finite numbers"),
-    (changed("annotations", 1, "id", to=1), r"annotations.json gives the annotation id 1 twice; every annotation needs"),
-    (changed("annotations", 1, "area", to=None), r"annotation 2 in .*annotations.json has no number as its area; add"),
-    (changed("annotations", 1, "area", to="120"), r"annotation 2 in .* has no number as its area; add 'area'"),
-    (changed("annotations", 1, "area", to=float("nan")), r"annotation 2 in .* has no number as its area; add 'area'"),
-    (changed("annotations", 1, "iscrowd", to=None), r"annotation 2 in .*annotations.json has no iscrowd of 0 or 1; add"),
-    (changed("images", 0, "file_name", to="x" * 300), r"images lacks 1 of the 2 images that .* names, such as xxx"),
-    (changed("images", 0, "file_name", to="a\0b\n"), r"lacks 1 of the 2 images that .* names, such as a\\x00b\\n; put"),
-    (changed("images", 0, "id", to=True), r"image number 0 in .* has no 'id' of type int"),
-    (changed("annotations", 0, "image_id", to=["x" * 999] * 99), r"belongs to image \['x.{0,300}\], which the file's"),
-    (changed("annotations", 1, "bbox", to=[1, 2, 3, 10**400]), r"it must be four finite numbers"),
-    (changed("annotations", 1, "area", to=10**400), r"annotation 2 in .* has no number as its area; add 'area'"),
-    (changed("annotations", 1, "iscrowd", to=2), r"annotation 2 in .* has no iscrowd of 0 or 1; add 'iscrowd'"),
+@pytest.mark.parametrize("content, names", [
+    ("{", ("annotations.json", "JSON")),
+    ([1], ("annotations.json", "JSON object", "COCO")),
+    ({}, ("annotations.json", "'images'", "COCO")),
+    (changed("categories", to=[]), ("annotations.json", "'categories'", "COCO")),
+    (changed("annotations", to=[]), ("annotations.json", "'annotations'", "COCO")),
+    (changed("categories", 1, to={"id": 7}), ("annotations.json", "category number 1", "'name'", "str", "add")),
+    (changed("categories", 1, "id", to=3), ("annotations.json", "category id 3", "twice")),
+    (changed("images", 1, "id", to="x"), ("annotations.json", "image number 1", "'id'", "int", "add")),
+    (changed("images", 1, "id", to=10), ("annotations.json", "image id 10", "twice")),
+    (changed("images", 0, "height", to=None), ("annotations.json", "image number 0", "'height'", "int", "add")),
+    (changed("images", 1, "file_name", to="c.jpg"), ("/images", "1 of the 2", "annotations.json", "c.jpg", "put")),
+    (changed("annotations", 0, "image_id", to=99), ("annotations.json", "annotation 1", "image 99", "remove", "add")),
+    (changed("annotations", 0, "image_id", to=[]), ("annotations.json", "annotation 1", "image []", "remove", "add")),
+    (changed("annotations", 1, "category_id", to=1), ("annotations.json", "annotation 2", "category 1", "remove", "add")),
+    (changed("annotations", 1, "id", to=None), ("annotations.json", "annotation None", "id", "whole number")),
+    (changed("annotations", 1, "bbox", to=[1, 2, 3]), ("annotations.json", "annotation 2", "bbox [1, 2, 3]",
+                                                       "x, y, width, height")),
+    (changed("annotations", 1, "bbox", to=[1, 2, 3, float("nan")]), ("annotation 2", "nan", "finite")),
+    (changed("annotations", 1, "id", to=1), ("annotations.json", "annotation id 1", "twice")),
+    (changed("annotations", 1, "area", to=None), ("annotation 2", "annotations.json", "'area'", "add")),
+    (changed("annotations", 1, "area", to="120"), ("annotation 2", "annotations.json", "'area'", "add")),
+    (changed("annotations", 1, "area", to=float("nan")), ("annotation 2", "annotations.json", "'area'", "add")),
+    (changed("annotations", 1, "iscrowd", to=None), ("annotation 2", "annotations.json", "'iscrowd'", "add")),
+    (changed("images", 0, "file_name", to="x" * 300), ("1 of the 2", "annotations.json", re.compile("x{30}"), "put")),
+    (changed("images", 0, "file_name", to="a\0b\n"), ("1 of the 2", "annotations.json", r"a\x00b\n", "put")),
+    (changed("images", 0, "id", to=True), ("annotations.json", "image number 0", "'id'", "int", "add")),
+    (changed("annotations", 0, "image_id", to=["x" * 999] * 99), ("annotation 1", re.compile(r"image \['x.{0,300}\]"),
+                                                                  "remove", "add")),
+    (changed("annotations", 1, "bbox", to=[1, 2, 3, 10**400]), ("annotation 2", "bbox", "finite")),
+    (changed("annotations", 1, "area", to=10**400), ("annotation 2", "annotations.json", "'area'", "add")),
+    (changed("annotations", 1, "iscrowd", to=2), ("annotation 2", "annotations.json", "'iscrowd'", "add")),
 ])
-def test_messages(tmp_path: Path, content: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+def test_messages(tmp_path: Path, content: Any, names: tuple[object, ...]) -> None:
+    with refused(*names):
         check_coco(*write(tmp_path, content))
-    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key, message", [("area", "has no number as its area"), ("iscrowd", "has no iscrowd of 0 or 1")])
-def test_absent_fields(tmp_path: Path, key: str, message: str) -> None:
+@pytest.mark.parametrize("key", ["area", "iscrowd"])
+def test_absent_fields(tmp_path: Path, key: str) -> None:
     content = copy.deepcopy(CONTENT)
     del content["annotations"][0][key]
-    with pytest.raises(UserError, match=f"annotation 1 in .*annotations.json {message}; add '{key}'"):
+    with refused("annotation 1", "annotations.json", f"'{key}'", "add"):
         check_coco(*write(tmp_path, content))
 
 
 @pytest.mark.parametrize("mask", [[[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4, 5, "6"]], [1, 2, 3],
                                   {}, {"size": [48, 64]}, {"counts": "abc"}, {"size": [48], "counts": []}, "RLE", 0])
 def test_segmentations_that_are_none(tmp_path: Path, mask: Any) -> None:
-    with pytest.raises(UserError, match=r"annotation 1 in .* has a segmentation that is neither a list of poly"):
+    with refused("annotation 1", "annotations.json", "segmentation", "correct"):
         check_coco(*write(tmp_path, changed("annotations", 0, "segmentation", to=mask)))
 
 
@@ -146,9 +148,9 @@ def test_polygons_and_rle_are_masks(tmp_path: Path, mask: Any) -> None:
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     file, images = write(tmp_path, CONTENT)
-    with pytest.raises(UserError, match=r"cannot read the annotation file .*other.json: No such file"):
+    with refused("other.json", "No such file"):
         check_coco(tmp_path / "other.json", images)
-    with pytest.raises(UserError, match=r"the image folder .*elsewhere of .*annotations.json does not exist"):
+    with refused("elsewhere", "annotations.json", "images"):
         check_coco(file, tmp_path / "elsewhere")
 
 
@@ -184,11 +186,12 @@ def test_layouts(tmp_path: Path, suffix: str, stem: str) -> None:
 
 
 def test_missing_layouts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the data folder .*nowhere does not exist; it should hold annotations/"):
+    with refused("nowhere", "annotations/instances_train2017.json", "train2017/", "annotations/instances_val2017.json",
+                 "val2017/"):
         find_coco(tmp_path / "nowhere")
     lay_out(tmp_path / "data", "2017", "instances_")
     (tmp_path / "data" / "val2017").rmdir()
-    with pytest.raises(UserError, match=r"has no val part: looked for annotations/instances_val2017.json with val"):
+    with refused(tmp_path / "data", "val part", "annotations/instances_val2017.json", "val2017/"):
         find_coco(tmp_path / "data")
 
 

@@ -38,17 +38,17 @@ def test_what_is_fine(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value, words", [
-    ([[1, 1, 9, math.nan, 9, 9]], "a polygon with a coordinate that is no number within 10,000 px of its image of 64 x 48"),
+    ([[1, 1, 9, math.nan, 9, 9]], "no number within 10,000 px of its image of 64 x 48"),
     ([[math.nan, 1, 9, 1, 9, 9]], "no number within"), ([[1, 1, math.inf, 1, 9, 9]], "no number within"),
     ([SQUARE, [1, 1, 9, -math.inf, 9, 9]], "no number within"), ([[1, 1, 9, 10**400, 9, 9]], "no number within"),
     ([[1, 1, 64.5 + FARTHEST, 1, 9, 9]], "no number within"), ([[1, 1, 1, 48.5 + FARTHEST, 9, 9]], "no number within"),
     ([[1, -0.5 - FARTHEST, 9, 1, 9, 9]], "no number within"), ([[1e300, 1e300] * 3], "no number within"),
-    ([[0, 0, 64, 48] * 50_000], "polygons with 6,400,000 px of outline, where 4,000,000 are the most"),
+    ([[0, 0, 64, 48] * 50_000], "6,400,000 px of outline.* 4,000,000"),
     ([[0, 0, 10_000, 0] * 101] * 2, "polygons with 4,040,000 px of outline"),
-    ({"size": [64, 48], "counts": [3072]}, r"an RLE of the size \[64, 48\] \(height, width\) in an image of \[48, 64\]"),
+    ({"size": [64, 48], "counts": [3072]}, r"size \[64, 48\] .* image of \[48, 64\]"),
     ({"size": [10**6, 10**6], "counts": [10**12]}, "an RLE of the size"),
-    ({"size": [48, 64], "counts": [3071]}, "an RLE whose counts cover 3071 of its image's 3072 pixels"),
-    ({"size": [48, 64], "counts": [10**400]}, "counts cover 1000000000000000000 of its image's 3072"),
+    ({"size": [48, 64], "counts": [3071]}, "counts cover 3071 .* 3072"),
+    ({"size": [48, 64], "counts": [10**400]}, "counts cover 1000000000000000000 .* 3072"),
     ({"size": [48, 64], "counts": []}, "counts cover 0"), ({"size": [48, 64], "counts": [3073, -1]}, "do not decode"),
     ({"size": [48, 64], "counts": [3072.0]}, "do not decode"), ({"size": [48, 64], "counts": [True]}, "do not decode"),
     ({"size": [48, 64], "counts": [[3072]]}, "do not decode"), ({"size": [48, 64], "counts": ""}, "do not decode"),

@@ -8,9 +8,9 @@ import pytest
 from scipy.io import savemat
 
 from dada_det.data.splits import scan_split
-from dada_det.errors import UserError
 from tests.conftest import write_noise
 from tests.data.standard_files import AIRCRAFT, CARS, write_aircraft, write_cars
+from tests.messages import refused
 
 
 def test_cars_are_labelled_from_their_matlab_files(tmp_path: Path) -> None:
@@ -55,54 +55,51 @@ def change_class(root: Path) -> None:
     savemat(root / "cars_test_annos_withlabels.mat", {"annotations": entries})
 
 
-CARS_MISTAKES: dict[str, Callable[[Path], None]] = {
-    r"cannot read .*cars_test_annos_withlabels.mat: No such file or directory; unpack Stanford Cars again":
+CARS_MISTAKES: dict[tuple[str, ...], Callable[[Path], None]] = {
+    ("cars_test_annos_withlabels.mat", "No such file", "unpack Stanford Cars"):
         lambda root: (root / "cars_test_annos_withlabels.mat").unlink(),
-    r"cannot read .*devkit/cars_meta.mat: No such file": lambda root: (root / "devkit" / "cars_meta.mat").unlink(),
-    r"cars_meta.mat is no whole MATLAB file of level 5 \(.*\); unpack Stanford Cars again":
+    ("devkit/cars_meta.mat", "No such file"): lambda root: (root / "devkit" / "cars_meta.mat").unlink(),
+    ("cars_meta.mat", "level 5", "unpack Stanford Cars"):
         lambda root: (root / "devkit" / "cars_meta.mat").write_bytes(b"nothing"),
-    r"the annotations in .*cars_test_annos_withlabels.mat have no field 'class'; unpack Stanford Cars again": remove_label,
-    r"cars_test_annos_withlabels.mat has the class 9, and there are 3; unpack": change_class,
-    r"lacks 1 of the 6 images that its labels name, such as 00002.jpg; unpack Stanford Cars again":
+    ("cars_test_annos_withlabels.mat", "'class'", "unpack Stanford Cars"): remove_label,
+    ("cars_test_annos_withlabels.mat", "class 9", "3", "unpack Stanford Cars"): change_class,
+    ("cars_test", "1 of the 6", "00002.jpg", "unpack Stanford Cars"):
         lambda root: (root / "cars_test" / "00002.jpg").unlink(),
-    r"cannot read .*cars_test: No such file or directory; unpack": lambda root: (root / "cars_test").rename(root / "gone"),
+    ("cars_test", "No such file", "unpack Stanford Cars"): lambda root: (root / "cars_test").rename(root / "gone"),
 }
 
 
-@pytest.mark.parametrize("message", CARS_MISTAKES)
-def test_mistakes_in_cars(message: str, tmp_path: Path) -> None:
-    CARS_MISTAKES[message](write_cars(tmp_path))
-    with pytest.raises(UserError, match=message) as told:
+@pytest.mark.parametrize("names", CARS_MISTAKES)
+def test_mistakes_in_cars(names: tuple[str, ...], tmp_path: Path) -> None:
+    CARS_MISTAKES[names](write_cars(tmp_path))
+    with refused(*names):
         scan_split(tmp_path, "val")
-    assert "\n" not in str(told.value)
 
 
-AIRCRAFT_MISTAKES: dict[str, Callable[[Path], object]] = {
-    r"cannot read .*images_variant_test.txt: No such file or directory; unpack FGVC-Aircraft again":
+AIRCRAFT_MISTAKES: dict[tuple[str, ...], Callable[[Path], object]] = {
+    ("images_variant_test.txt", "No such file", "unpack FGVC-Aircraft"):
         lambda data: (data / "images_variant_test.txt").unlink(),
-    r"images_variant_test.txt has the line '0034310 Cessna 172', which is no image and variant of variants.txt; unpack":
+    ("images_variant_test.txt", "'0034310 Cessna 172'", "variants.txt", "unpack FGVC-Aircraft"):
         lambda data: (data / "images_variant_test.txt").write_text("0034310 Cessna 172\n"),
-    r"images_variant_test.txt has the line '0034310', which is no image":
+    ("images_variant_test.txt", "'0034310'", "variants.txt", "unpack FGVC-Aircraft"):
         lambda data: (data / "images_variant_test.txt").write_text("0034310\n"),
-    r"lacks 1 of the 1 images that its labels name, such as 1.jpg; unpack FGVC-Aircraft again":
+    ("data/images", "1 of the 1", "1.jpg", "unpack FGVC-Aircraft"):
         lambda data: (data / "images_variant_test.txt").write_text("1 F/A-18\n"),
-    r"lacks 0 of the 0 images that its labels name; unpack":
+    ("data/images", "0 of the 0", "unpack FGVC-Aircraft"):
         lambda data: (data / "images_variant_test.txt").write_text("\n"),
-    r"cannot read .*variants.txt: .*utf-8": lambda data: (data / "variants.txt").write_bytes(b"\xff\xfe\xff"),
+    ("variants.txt", "utf-8", "unpack FGVC-Aircraft"): lambda data: (data / "variants.txt").write_bytes(b"\xff\xfe\xff"),
 }
 
 
-@pytest.mark.parametrize("message", AIRCRAFT_MISTAKES)
-def test_mistakes_in_aircraft(message: str, tmp_path: Path) -> None:
-    AIRCRAFT_MISTAKES[message](write_aircraft(tmp_path) / "fgvc-aircraft-2013b" / "data")
-    with pytest.raises(UserError, match=message) as told:
+@pytest.mark.parametrize("names", AIRCRAFT_MISTAKES)
+def test_mistakes_in_aircraft(names: tuple[str, ...], tmp_path: Path) -> None:
+    AIRCRAFT_MISTAKES[names](write_aircraft(tmp_path) / "fgvc-aircraft-2013b" / "data")
+    with refused(*names):
         scan_split(tmp_path, "val")
-    assert "\n" not in str(told.value)
 
 
 def test_a_folder_of_nothing_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no folder train/<class>/ \(nor the files of Stanford Cars or FGVC-Aircraft\); "
-                                        r"give the folder that holds it with --data"):
+    with refused(tmp_path, "train/<class>/", "Stanford Cars", "FGVC-Aircraft", "--data"):
         scan_split(tmp_path, "train")
-    with pytest.raises(UserError, match=r"has no folder val/<class>/ to validate on; add it or give another one with"):
+    with refused(tmp_path, "val/<class>/", "--val-data"):
         scan_split(tmp_path, "val")

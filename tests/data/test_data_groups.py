@@ -16,7 +16,7 @@ from dada_det.data.folders import ImageList, offered_to_validate, scan_folder
 from dada_det.data.groups import group_halves, groups_of, leak_found, leak_found_in_pixels, near_copies
 from dada_det.data.imagenet import decode
 from dada_det.data.splits import halves
-from dada_det.errors import UserError
+from tests.messages import refused
 
 
 def listed(*names: str) -> ImageList:
@@ -85,9 +85,9 @@ def test_an_expressions_match_is_the_group() -> None:
     names = ["a/tile_x1_y1.png", "b/tile_x1_y2.png", "a/tile_x2_y1.png", "a/tile_x2_y9.png", "b/other.png", "b/another.png"]
     ids = groups_of(names, [0, 1, 0, 0, 1, 1], r"x\d+").ids
     assert ids[0] == ids[1] != ids[2] == ids[3] and len(set(ids)) == 4
-    with pytest.raises(UserError, match=r"--groups '\(' is no regular expression: .*; give one that matches"):
+    with refused("--groups", "'('", "auto or none"):
         groups_of(names, [0] * 6, "(")
-    with pytest.raises(UserError, match=r"--groups 'video' matches none of the 6 images, such as 'a/tile_x1_y1.png'"):
+    with refused("--groups", "'video'", "6 images", "'a/tile_x1_y1.png'", "auto or none"):
         groups_of(names, [0] * 6, "video")
 
 
@@ -123,7 +123,7 @@ def test_groups_across_classes_stay_whole_and_a_class_of_one_group_is_said() -> 
     train, val, groups = halves(images, r"video\d+", seed=0)
     assert groups.said == "4 groups of file names such as video0" and len(train) == len(val) == 8
     assert {images.files[row][2:8] for row in train}.isdisjoint({images.files[row][2:8] for row in val})
-    with pytest.raises(UserError, match=r"the 1 groups of the class 'a' \(8 images\) do not make two halves; give a finer"):
+    with refused("1 groups", "'a'", "8 images", "--groups none", "--val-data"):
         halves(images, r"^\w/", seed=0)
 
 

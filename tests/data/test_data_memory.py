@@ -9,7 +9,7 @@ from PIL import Image
 from dada_det.data import memory
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import decode
-from dada_det.errors import UserError
+from tests.messages import refused
 
 
 def test_more_images_than_memory_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_more_images_than_memory_holds_are_refused(tmp_path: Path, monkeypatch: 
     images = scan_folder(tmp_path)
     monkeypatch.setattr(memory, "free_memory", lambda: 3 * 16**2)
     assert decode(images, 16, 1)[0].shape == (1, 3, 16, 16)
-    with pytest.raises(UserError, match=r"1 images of .* take 0.0 GB of memory at 17 px, .* data.images_per_class=50"):
+    with refused("1 images", tmp_path, "0.0 GB of memory", "17 px", "data.images_per_class=50", "--image-size"):
         decode(images, 17, 1)
     monkeypatch.setattr(memory, "free_memory", lambda: None)  # where the system does not say, nobody is kept from trying
     assert len(decode(images, 17, 1)[0]) == 1

@@ -17,6 +17,7 @@ from dada_det.data.splits import halves, search_lists
 from dada_det.data.tars import find_shards, split_name
 from dada_det.errors import UserError
 from tests.conftest import write_noise, write_shard
+from tests.messages import refused
 
 
 def entries(count: int = 2, **changes: bytes | None) -> dict[str, bytes]:
@@ -69,28 +70,28 @@ def test_classes_have_the_names_of_classes_txt_beside_or_above(tmp_path: Path) -
     assert train.classes == ("cat", "dog") and train.labels == (0, 0, 1, 1)
     assert scan_folder(tmp_path / "val", ("dog", "cat")).labels == (1, 1, 0, 0)
     (tmp_path / "val" / "classes.txt").write_text("bee\ncat\n")
-    with pytest.raises(UserError, match=r"val has 1 classes that the training images lack, such as 'bee'; give"):
+    with refused(tmp_path / "val", "1 classes", "'bee'"):
         scan_folder(tmp_path / "val", train.classes)
     (tmp_path / "classes.txt").write_text("cat\n")
-    with pytest.raises(UserError, match=r"train have the label 1, and their classes.txt has 1 lines; give it one line"):
+    with refused(tmp_path / "train", "label 1", "classes.txt", "1 lines", "class"):
         scan_folder(tmp_path / "train")
     for text in ("cat\n\ndog\n", "cat\ncat\n"):
         (tmp_path / "classes.txt").write_text(text)
-        with pytest.raises(UserError, match=r"classes.txt has an empty line or a name twice; write one class name a line"):
+        with refused("classes.txt", "empty line", "twice", "one class name a line"):
             scan_folder(tmp_path / "train")
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    ({"001_cls": None}, r"'001.jpg' in .*0.tar has no label; pack '001.cls', which holds the number of its class"),
-    ({"001_jpg": None}, r"'001.cls' in .*0.tar has no image \(.jpg, .*\); pack it, or leave the label out"),
-    ({"001_png": b"x"}, r"0.tar has the key '001' twice \('001.png'\); pack one image and one .cls for each key"),
-    ({"001_cls": b"dog"}, r"'001.cls' in .*0.tar holds no class number; write a whole number from 0, such as 17"),
-    ({"001_cls": b"-1"}, r"'001.cls' in .*0.tar holds no class number"),
-    ({"001_cls": b"1" * 1000}, r"'001.cls' in .*0.tar holds no class number"),
-    ({"000_jpg": None, "001_jpg": None, "000_cls": None, "001_cls": None, "a_txt": b""}, r"0.tar holds no image \(.jpg")])
-def test_what_is_wrong_in_a_shard_is_said(changes: dict[str, bytes | None], sentence: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes, names", [
+    ({"001_cls": None}, ("'001.jpg'", "label", "pack", "'001.cls'")),
+    ({"001_jpg": None}, ("'001.cls'", "image", ".jpg", "pack")),
+    ({"001_png": b"x"}, ("'001'", "twice", "'001.png'", "pack", ".cls")),
+    ({"001_cls": b"dog"}, ("'001.cls'", "class number", "17")),
+    ({"001_cls": b"-1"}, ("'001.cls'", "class number", "17")),
+    ({"001_cls": b"1" * 1000}, ("'001.cls'", "class number", "17")),
+    ({"000_jpg": None, "001_jpg": None, "000_cls": None, "001_cls": None, "a_txt": b""}, (".jpg", "pack", "key.cls"))])
+def test_what_is_wrong_in_a_shard_is_said(changes: dict[str, bytes | None], names: tuple[str, ...], tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", entries(**changes))
-    with pytest.raises(UserError, match=sentence):
+    with refused(tmp_path / "0.tar", *names):
         scan_folder(tmp_path)
 
 
@@ -98,10 +99,10 @@ def test_a_file_twice_in_a_shard_is_said(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         for name in ("0.jpg", "0.cls", "0.cls"):
             tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(UserError, match=r"'0.cls' in .* holds no class number"):
+    with refused("'0.cls'", "0.tar", "class number"):
         scan_folder(tmp_path)
     write_shard(tmp_path / "0.tar", [("0.cls", b"1"), ("0.jpg", b"x"), ("0.cls", b"0")])
-    with pytest.raises(UserError, match=r"0.tar has the key '0' twice \('0.cls'\)"):
+    with refused("0.tar", "key '0'", "twice", "'0.cls'"):
         scan_folder(tmp_path)
 
 
@@ -111,7 +112,7 @@ def test_links_and_devices_are_refused(kind: bytes, tmp_path: Path) -> None:
     entry.type, entry.linkname = kind, "/etc/passwd"
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         tar.addfile(entry)
-    with pytest.raises(UserError, match=r"'0.jpg' in .*0.tar is a link or no ordinary file; pack the file itself"):
+    with refused("'0.jpg'", "0.tar", "link", "pack the file"):
         scan_folder(tmp_path)
 
 
@@ -130,19 +131,19 @@ def test_cut_and_damaged_shards_are_refused(tmp_path: Path) -> None:
     data_end = 3 * 4 * 512  # each sample: header, 512 bytes of image, header, 512 bytes of label
     for length in (data_end - 1, data_end - 512, data_end - 1000, data_end, 700, 100, 0):
         (tmp_path / "0.tar").write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"(cannot read the shard|the shard) .*0.tar.*; make or copy it again"):
+        with refused(tmp_path / "0.tar", "again"):
             scan_folder(tmp_path)
     (tmp_path / "0.tar").write_bytes(whole[:2048] + b"\xff" * 512 + whole[2560:])
-    with pytest.raises(UserError, match=r"the shard .*0.tar is damaged or cut off at byte 2048; make or copy it again"):
+    with refused(tmp_path / "0.tar", "byte 2048", "again"):
         scan_folder(tmp_path)
     (tmp_path / "0.tar").write_bytes(os.urandom(4096))
-    with pytest.raises(UserError, match=r"cannot read the shard .*0.tar: .*; make or copy it again"):
+    with refused(tmp_path / "0.tar", "again"):
         scan_folder(tmp_path)
 
 
 def test_compressed_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "0.tar.gz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"0.tar.gz is compressed, and images are read from the middle of a shard; decomp"):
+    with refused("0.tar.gz", "compressed", "decompress"):
         find_shards(tmp_path)
 
 
@@ -150,7 +151,7 @@ def test_a_shard_that_shrinks_later_gives_broken_images(tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", entries(2))
     images = scan_folder(tmp_path)
     os.truncate(tmp_path / "0.tar", 550)
-    with pytest.raises(OSError, match=r"0.tar ends in the middle of 0.tar/000.jpg"):
+    with refused(tmp_path / "0.tar", "0.tar/000.jpg", error=OSError):
         images.read(0)
 
 
