@@ -15,6 +15,12 @@ def assert_names(message: str, *names: object) -> None:
     assert not missing, f"{missing} not named in: {message}"
 
 
+def assert_error(stderr: str, command: str, *names: object) -> None:
+    """All that the command said on stderr is one line, which names each of `names`."""
+    assert stderr.startswith(f"{command}: error: ") and stderr.count("\n") == 1, stderr
+    assert_names(stderr, *names)
+
+
 @contextmanager
 def refused(*names: object, error: type[Exception] = UserError) -> Iterator[pytest.ExceptionInfo[Exception]]:
     """What is done inside is refused in one line that names each of `names`."""

@@ -20,6 +20,7 @@ from dada_det.augment import (
     transform,
 )
 from dada_det.errors import UserError
+from tests.messages import refused
 
 
 def random_batch(count, height=24, width=20, seed=0):
@@ -194,11 +195,11 @@ def test_apply_operation_defaults():
 
 def test_wrong_input_is_refused():
     images, draws = random_batch(4)
-    with pytest.raises(ValueError, match=r"images must be uint8 \[B,3,H,W\], not torch.float32"):
+    with refused("uint8 [B,3,H,W]", "torch.float32", error=ValueError):
         apply_draws(images.float(), draws, "strength")
     with pytest.raises(ValueError, match="4 images but 3 draws"):
         apply_draws(images, draws[:3], "strength")
-    with pytest.raises(UserError, match="'wide' is no table of ranges; choose strength or autoaugment"):
+    with refused("'wide'", "strength", "autoaugment"):
         apply_draws(images, draws, "wide")
     with pytest.raises(UserError, match="'Blur' is no operation"):
         apply_operation(images, "Blur", torch.ones(4))

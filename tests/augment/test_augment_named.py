@@ -11,7 +11,7 @@ from torchvision import transforms
 from dada_det.augment import OPERATION_NAMES, Policy, PolicyTransform, load_transform
 from dada_det.augment.named import image_transform, published_names, resolve, resolve_policy
 from dada_det.augment.policy import FIXED, NamedPolicy
-from dada_det.errors import UserError
+from tests.messages import refused
 
 
 def test_released_policies_are_the_papers(shared):
@@ -78,24 +78,22 @@ def test_a_file_holds_a_fixed_policy_exactly(name, tmp_path):
     assert NamedPolicy(name, seed).sha256 != NamedPolicy(name, seed, mirror=True).sha256
 
 
-@pytest.mark.parametrize(("entries", "sentence"), [
-    ({"named": "dada-imagenet"}, "'dada-imagenet' is no fixed policy; choose among none, random"),
-    ({"named": ["none"]}, "['none'] is no fixed policy"),
-    ({"named": "trivial", "seed": 0}, "the policy trivial takes no seed"),
-    ({"named": "random"}, "the seed of the policy random is None; it must be a whole number in 0..2^32-1"),
-    ({"named": "random", "seed": -1}, "the seed of the policy random is -1"),
-    ({"named": "random", "seed": True}, "the seed of the policy random is True"),
-    ({"named": "rand", "mirror": "no"}, "mirror must be true or false"),
-    ({"named": "rand", "unaugmented": 0.5}, "'unaugmented' is no known key"),
-    ({"named": "rand", "ranges": "strength"}, "'ranges' is no known key"),
-    ({"named": "rand", "schema": 2}, "this version reads schema 1"),
-    ({"named": "rand", "provenance": 3}, "provenance must be a JSON object")])
-def test_a_broken_file_of_a_fixed_policy_gets_one_sentence(entries, sentence, tmp_path):
+@pytest.mark.parametrize(("entries", "names"), [
+    ({"named": "dada-imagenet"}, ("'dada-imagenet'", "none, random")),
+    ({"named": ["none"]}, ("['none']",)),
+    ({"named": "trivial", "seed": 0}, ("trivial", "seed")),
+    ({"named": "random"}, ("random", "seed", "None", "0..2^32-1")),
+    ({"named": "random", "seed": -1}, ("random", "seed", "is -1")),
+    ({"named": "random", "seed": True}, ("random", "seed", "True")),
+    ({"named": "rand", "mirror": "no"}, ("mirror", "true or false")),
+    ({"named": "rand", "unaugmented": 0.5}, ("'unaugmented'", "key")),
+    ({"named": "rand", "ranges": "strength"}, ("'ranges'", "key")),
+    ({"named": "rand", "schema": 2}, ("schema is 2", "schema 1")),
+    ({"named": "rand", "provenance": 3}, ("provenance", "JSON object"))])
+def test_a_broken_file_of_a_fixed_policy_gets_one_sentence(entries, names, tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps({"schema": 1, **entries}))
-    with pytest.raises(UserError) as error:
+    with refused(tmp_path / "policy.json", *names):
         resolve(str(tmp_path / "policy.json"))
-    assert str(error.value).startswith(f"{tmp_path}/policy.json: {sentence}") or sentence in str(error.value)
-    assert "\n" not in str(error.value) and f"{tmp_path}/policy.json" in str(error.value)
 
 
 def test_none_leaves_images_alone():
@@ -128,13 +126,12 @@ def test_trivial_and_rand_are_torchvisions_and_leave_the_global_generator_alone(
 
 
 def test_a_name_that_is_none_lists_the_choices(tmp_path):
-    with pytest.raises(UserError, match=r"the policy dada-coco is neither a file nor a name; names are none, random, "
-                                        r"uniform, one-op, trivial, rand, cutout, autoaugment-cifar10, .*dada-svhn"):
+    with refused("dada-coco", "none, random, uniform, one-op, trivial, rand, cutout, autoaugment-cifar10", "dada-svhn"):
         resolve_policy("dada-coco")
     (tmp_path / "broken.json").write_text("no")
-    with pytest.raises(UserError, match=r"broken\.json is no JSON"):
+    with refused(tmp_path / "broken.json", "JSON"):
         resolve_policy(str(tmp_path / "broken.json"))
-    with pytest.raises(UserError, match=r"the policy x{147}\.\.\.x{150} is neither a file nor a name"):
+    with refused("x" * 147 + "..." + "x" * 150, "none, random"):
         resolve_policy("x" * 10_000)
 
 
@@ -156,5 +153,5 @@ def test_the_transform_of_a_table_and_of_no_file(tmp_path):
     found, wanted = (np.asarray(load_transform(text)(picture, generator=torch.Generator().manual_seed(2)))
                      for text in (tmp_path / "policy.json", "dada-imagenet"))
     assert np.array_equal(found, wanted) and not np.array_equal(found, np.asarray(picture))
-    with pytest.raises(UserError, match=r"the policy no\.json is neither a file nor a name"):
+    with refused("no.json", "none, random"):
         load_transform("no.json")

@@ -11,6 +11,7 @@ from PIL import Image
 from dada_det.augment import OPERATION_NAMES, RANGES, apply_operation
 from pillow_reference import pillow_reference
 from tests.conftest import load_bench
+from tests.messages import assert_error
 
 CPU = torch.device("cpu")
 
@@ -77,8 +78,7 @@ def test_a_kernel_that_is_off_shows_in_the_table(parity, tmp_path, monkeypatch, 
 
 def test_a_folder_without_photographs_ends_in_one_sentence(parity, tmp_path, capsys):
     assert parity.main(["--data", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.strip() == (f"parity.py: error: --data {tmp_path} holds no .jpg, .jpeg or .png; "
-                                               "give a folder of photographs")
+    assert_error(capsys.readouterr().err, "parity.py", f"--data {tmp_path}", ".jpg, .jpeg", ".png")
 
 
 @pytest.mark.parametrize("width", [10, 25, 30, 50, 90, 100, 250])

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import tracemalloc
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dada_det.augment import Operation, Policy, SubPolicy
 from dada_det.commands.pretrain import main as pretrain
 from dada_det.errors import UserError
+from tests.messages import refused
 
 GOOD = {"schema": 1, "ranges": "strength", "provenance": {"seed": 0},
         "sub_policies": [{"weight": 2, "operations": [{"name": "Rotate", "probability": 0.5, "magnitude": 0.25},
@@ -79,90 +81,88 @@ def operation(data):
 
 
 MISTAKES = {
-    "schema is missing": lambda data: data.pop("schema"),
-    "the schema is 2; this version reads schema 1": lambda data: data.update(schema=2),
-    "the schema is True": lambda data: data.update(schema=True),
-    "the ranges are 'wide'; they must be one of strength, autoaugment": lambda data: data.update(ranges="wide"),
-    r"the ranges are \['strength'\]": lambda data: data.update(ranges=["strength"]),
-    "'extra' is no known key": lambda data: data.update(extra=1),
-    "provenance must be a JSON object": lambda data: data.update(provenance=[]),
-    "uniform_strength must be true or false": lambda data: data.update(uniform_strength=1),
-    "unaugmented is 1.5; it must be a number in 0..1": lambda data: data.update(unaugmented=1.5),
-    "unaugmented is True": lambda data: data.update(unaugmented=True),
-    "mirror must be true or false": lambda data: data.update(mirror=1),
-    "it holds a fixed policy by its name; a table of sub-policies is needed here": lambda data: data.update(named="trivial"),
-    "sub_policies must be a list": lambda data: data.update(sub_policies={}),
-    "a policy has 1 to 1000 sub-policies, not 0": lambda data: data.update(sub_policies=[]),
-    "1001 sub-policies; at most 1000": lambda data: data.update(sub_policies=data["sub_policies"][1:] * 1001),
-    r"sub_policies\[1\]: a JSON object with weight, operations is needed here, not 3":
+    ("schema", "missing"): lambda data: data.pop("schema"),
+    ("schema is 2", "schema 1"): lambda data: data.update(schema=2),
+    ("schema is True", "schema 1"): lambda data: data.update(schema=True),
+    ("ranges", "'wide'", "strength", "autoaugment"): lambda data: data.update(ranges="wide"),
+    ("ranges", "['strength']"): lambda data: data.update(ranges=["strength"]),
+    ("'extra'", "key"): lambda data: data.update(extra=1),
+    ("provenance", "JSON object"): lambda data: data.update(provenance=[]),
+    ("uniform_strength", "true or false"): lambda data: data.update(uniform_strength=1),
+    ("unaugmented", "1.5", "0..1"): lambda data: data.update(unaugmented=1.5),
+    ("unaugmented", "True", "0..1"): lambda data: data.update(unaugmented=True),
+    ("mirror", "true or false"): lambda data: data.update(mirror=1),
+    ("fixed policy", "sub-policies"): lambda data: data.update(named="trivial"),
+    ("sub_policies", "list"): lambda data: data.update(sub_policies={}),
+    ("1 to 1000 sub-policies", "0"): lambda data: data.update(sub_policies=[]),
+    ("1001 sub-policies", "1000"): lambda data: data.update(sub_policies=data["sub_policies"][1:] * 1001),
+    ("sub_policies[1]", "weight, operations", "3"):
         lambda data: data["sub_policies"].__setitem__(1, 3),
-    r"sub_policies\[1\]: weight is missing": lambda data: data["sub_policies"][1].pop("weight"),
-    r"sub_policies\[1\]: the weight is -1; it must be a finite number of at least 0":
+    ("sub_policies[1]", "weight", "missing"): lambda data: data["sub_policies"][1].pop("weight"),
+    ("sub_policies[1]", "weight", "-1", "finite", "at least 0"):
         lambda data: data["sub_policies"][1].update(weight=-1),
-    r"sub_policies\[1\]: the weight is '1'": lambda data: data["sub_policies"][1].update(weight="1"),
-    r"sub_policies\[0\]: the weight is a whole number of more than 300 digits; it must be a finite number":
+    ("sub_policies[1]", "weight", "'1'"): lambda data: data["sub_policies"][1].update(weight="1"),
+    ("sub_policies[0]", "weight", "300 digits", "finite"):
         lambda data: data["sub_policies"][0].update(weight=10**310),
-    "weights of the sub-policies must have a positive, finite sum":
+    ("weights of the sub-policies", "positive, finite"):
         lambda data: [sub_policy.update(weight=0) for sub_policy in data["sub_policies"]],
-    r"sub_policies\[0\]: operations must be a list": lambda data: data["sub_policies"][0].update(operations=None),
-    r"sub_policies\[0\]: a sub-policy has one or two operations, not 0":
+    ("sub_policies[0]", ": operations", "list of one or two"): lambda data: data["sub_policies"][0].update(operations=None),
+    ("sub_policies[0]", "one or two operations", "not 0"):
         lambda data: data["sub_policies"][0].update(operations=[]),
-    r"sub_policies\[0\]: a sub-policy has one or two operations, not 4":
+    ("sub_policies[0]", "one or two operations", "not 4"):
         lambda data: data["sub_policies"][0].update(operations=data["sub_policies"][0]["operations"] * 2),
-    r"sub_policies\[0\].operations\[1\]: 'Blur' is no operation": lambda data: operation(data).update(name="Blur"),
-    r"sub_policies\[0\].operations\[1\]: \['Invert'\] is no operation":
+    ("sub_policies[0].operations[1]", "'Blur'"): lambda data: operation(data).update(name="Blur"),
+    ("sub_policies[0].operations[1]", "['Invert']"):
         lambda data: operation(data).update(name=["Invert"]),
-    r"sub_policies\[0\].operations\[1\]: the probability is 1.5; it must be a number in 0..1":
+    ("sub_policies[0].operations[1]", "probability", "1.5", "0..1"):
         lambda data: operation(data).update(probability=1.5),
-    r"operations\[1\]: the probability is True": lambda data: operation(data).update(probability=True),
-    r"operations\[1\]: the magnitude is -0.1": lambda data: operation(data).update(magnitude=-0.1),
-    r"operations\[1\]: the magnitude is None": lambda data: operation(data).update(magnitude=None),
-    r"operations\[1\]: the spread is -1; it must be a number in 0..1000": lambda data: operation(data).update(spread=-1),
-    r"operations\[1\]: the spread is 1e\+40": lambda data: operation(data).update(spread=1e40),
-    r"operations\[1\]: magnitude is missing": lambda data: operation(data).pop("magnitude"),
-    r"operations\[1\]: 'spraed' is no known key; known are name, probability, magnitude, spread":
+    ("operations[1]", "probability", "True"): lambda data: operation(data).update(probability=True),
+    ("operations[1]", "magnitude", "-0.1"): lambda data: operation(data).update(magnitude=-0.1),
+    ("operations[1]", "magnitude", "None"): lambda data: operation(data).update(magnitude=None),
+    ("operations[1]", "spread", "-1", "0..1000"): lambda data: operation(data).update(spread=-1),
+    ("operations[1]", "spread", "1e+40"): lambda data: operation(data).update(spread=1e40),
+    ("operations[1]", "magnitude", "missing"): lambda data: operation(data).pop("magnitude"),
+    ("operations[1]", "'spraed'", "name, probability, magnitude, spread"):
         lambda data: operation(data).update(spraed=1),
 }
 
 
-@pytest.mark.parametrize("message", MISTAKES)
-def test_mistakes_are_named_with_file_and_entry(message, tmp_path):
+@pytest.mark.parametrize("names", MISTAKES)
+def test_mistakes_are_named_with_file_and_entry(names, tmp_path):
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps(changed(MISTAKES[message])))
-    with pytest.raises(UserError, match=f"mine.json: .*{message}") as caught:
+    path.write_text(json.dumps(changed(MISTAKES[names])))
+    with refused(path, *names):
         Policy.load(path)
-    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("{", "is no JSON that can be read"),
-    ("", "is no JSON that can be read"),
-    ('{"schema": 1, "schema": 1}', "the key 'schema' stands twice in one object"),
-    ('{"schema": NaN}', "NaN is no number"),
-    ('{"schema": -Infinity}', "-Infinity is no number"),
-    ("[" * 100_000, r"is no JSON that can be read \(nested deeper than 20 levels\)"),
-    ("[1]", r"a JSON object with schema, ranges, sub_policies is needed here, not \[1\]"),
-    ("9" * 5000, "is no JSON that can be read"),
-    (" " * 1_000_001, "is larger than 1 MB"),
+@pytest.mark.parametrize(("text", "names"), [
+    ("{", ("JSON",)),
+    ("", ("JSON",)),
+    ('{"schema": 1, "schema": 1}', ("'schema'", "twice")),
+    ('{"schema": NaN}', ("NaN",)),
+    ('{"schema": -Infinity}', ("-Infinity",)),
+    ("[" * 100_000, ("JSON", "20 levels")),
+    ("[1]", ("schema, ranges, sub_policies", "[1]")),
+    ("9" * 5000, ("JSON",)),
+    (" " * 1_000_001, ("1 MB",)),
 ])
-def test_files_that_are_no_policy(text, message, tmp_path):
+def test_files_that_are_no_policy(text, names, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(path, *names):
         Policy.load(path)
-    assert "mine.json" in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read the policy .*missing.json: No such file"):
+    with refused("missing.json", "No such file"):
         Policy.load(tmp_path / "missing.json")
-    with pytest.raises(UserError, match=r"cannot read the policy .*: Is a directory"):
+    with refused(tmp_path, "Is a directory"):
         Policy.load(tmp_path)
-    with pytest.raises(UserError, match=r"cannot read the policy a\?b: embedded null byte"):
+    with refused("a?b", "null byte"):
         Policy.load("a\0b")
     os.mkfifo(tmp_path / "pipe")  # nobody will ever write into it
     for path in (tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(UserError, match=f"cannot read the policy {path}: it is no regular file; give a policy.json"):
+        with refused(path, "regular file", "policy.json"):
             Policy.load(path)
 
 
@@ -267,11 +267,11 @@ def test_commands_end_with_exit_code_2_and_one_line(name, tmp_path, capsys):
 
 
 def test_policies_made_in_python_are_checked_too():
-    with pytest.raises(UserError, match="the probability is nan"):
+    with refused("probability", "nan"):
         Operation("Rotate", float("nan"), 0.5)
-    with pytest.raises(UserError, match="the weight is inf"):
+    with refused("weight", "inf"):
         SubPolicy(float("inf"), (Operation("Rotate", 1.0, 0.5),))
-    with pytest.raises(UserError, match="the weight is a whole number of more than 300 digits"):
+    with refused("weight", "300 digits"):
         SubPolicy(-10**5000, (Operation("Rotate", 1.0, 0.5),))
-    with pytest.raises(UserError, match=r"the magnitude is \[a whole number of"):
+    with refused("magnitude", re.compile(r"\[a whole number of")):
         Operation("Rotate", 1.0, [10**5000])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from dada_det.augment.named import resolve_policy, resolve_replayable
 from dada_det.augment.schedule import Schedule, ScheduleTransform
 from dada_det.augment.transform import slot_rows
 from dada_det.errors import UserError
+from tests.messages import refused
 
 GOOD = {"schema": 1, "ranges": "strength", "provenance": {"seed": 0},
         "atoms": [{"name": None, "magnitude": 0.0}, {"name": "Invert", "magnitude": 0.0},
@@ -39,31 +41,31 @@ def test_round_trip(tmp_path):
     assert Schedule.from_dict(changed(lambda data: data["schedule"][0].update(probability=0.3))).sha256 != schedule.sha256
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    (lambda data: data.pop("atoms"), "schedule: atoms is missing"),
-    (lambda data: data.update(stages=[]), "'stages' is no known key"),
-    (lambda data: data.update(schema=2), "the schema is 2; this version reads schema 1"),
-    (lambda data: data.update(ranges="strong"), "the ranges are 'strong'; they must be one of strength, autoaugment"),
-    (lambda data: data.update(provenance=[]), "provenance must be a JSON object"),
-    (lambda data: data.update(atoms=[]), "atoms must be a list of 1 to 200 entries"),
-    (lambda data: data.update(schedule=data["schedule"] * 101), "schedule must be a list of 1 to 200 entries"),
-    (lambda data: data["atoms"].__setitem__(1, {"name": "Blur", "magnitude": 0.0}), "atoms[1]: 'Blur' is no operation"),
-    (lambda data: data["atoms"][1].update(name=["x" * 9000]), "atoms[1]: ['xxxx"),
-    (lambda data: data["atoms"][2].update(magnitude=1.5), "atoms[2]: the magnitude is 1.5; it must be a number in 0..1"),
-    (lambda data: data["atoms"][2].pop("magnitude"), "atoms[2]: magnitude is missing"),
-    (lambda data: data["schedule"][1].update(probability=True), "schedule[1]: the probability is True"),
-    (lambda data: data["schedule"][0].update(until=-0.1), "schedule[0]: until is -0.1"),
-    (lambda data: data["schedule"][0].update(preferences=[0.5, 0.5]), "a stage has 2 preferences for 3 atoms"),
-    (lambda data: data["schedule"][0].update(preferences=[0, 0, 0]), "the preferences must have a positive sum"),
-    (lambda data: data["schedule"][0].update(preferences=["1", 0, 0]), "schedule[0]: a preference is '1'"),
-    (lambda data: data["schedule"][0].update(preferences=1), "schedule[0]: preferences must be a list of numbers"),
-    (lambda data: data["schedule"][1].update(until=0.9), "`until` must rise from stage to stage, and be 1 in the last"),
-    (lambda data: data["schedule"][0].update(until=1.0), "`until` must rise from stage to stage"),
+@pytest.mark.parametrize(("change", "names"), [
+    (lambda data: data.pop("atoms"), ("schedule", "atoms", "missing")),
+    (lambda data: data.update(stages=[]), ("'stages'", "key")),
+    (lambda data: data.update(schema=2), ("schema is 2", "schema 1")),
+    (lambda data: data.update(ranges="strong"), ("ranges", "'strong'", "strength, autoaugment")),
+    (lambda data: data.update(provenance=[]), ("provenance", "JSON object")),
+    (lambda data: data.update(atoms=[]), ("atoms", "1 to 200")),
+    (lambda data: data.update(schedule=data["schedule"] * 101), (": schedule", "1 to 200")),
+    (lambda data: data["atoms"].__setitem__(1, {"name": "Blur", "magnitude": 0.0}), ("atoms[1]", "'Blur'")),
+    (lambda data: data["atoms"][1].update(name=["x" * 9000]), ("atoms[1]", re.compile(r"\['xxxx"))),
+    (lambda data: data["atoms"][2].update(magnitude=1.5), ("atoms[2]", "magnitude", "1.5", "0..1")),
+    (lambda data: data["atoms"][2].pop("magnitude"), ("atoms[2]", "magnitude", "missing")),
+    (lambda data: data["schedule"][1].update(probability=True), ("schedule[1]", "probability", "True")),
+    (lambda data: data["schedule"][0].update(until=-0.1), ("schedule[0]", "until", "-0.1")),
+    (lambda data: data["schedule"][0].update(preferences=[0.5, 0.5]), ("2 preferences", "3 atoms")),
+    (lambda data: data["schedule"][0].update(preferences=[0, 0, 0]), ("preferences", "positive")),
+    (lambda data: data["schedule"][0].update(preferences=["1", 0, 0]), ("schedule[0]", "preference", "'1'")),
+    (lambda data: data["schedule"][0].update(preferences=1), ("schedule[0]", "preferences", "list of numbers")),
+    (lambda data: data["schedule"][1].update(until=0.9), ("`until`", "1")),
+    (lambda data: data["schedule"][0].update(until=1.0), ("`until`", "1")),
 ])
-def test_mistakes_get_one_sentence_that_names_the_entry(change, sentence):
-    with pytest.raises(UserError) as error:
+def test_mistakes_get_one_sentence_that_names_the_entry(change, names):
+    with refused(*names) as error:
         Schedule.from_dict(changed(change))
-    assert sentence in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schedule": ' + "[" * 100 + "]" * 100 + "}", "x" * 1_000_001,
@@ -79,11 +81,8 @@ def test_hostile_files_are_refused_in_one_sentence(text, tmp_path):
 def test_a_plain_policy_s_reader_names_the_average(tmp_path):
     Schedule.from_dict(GOOD).save(tmp_path / "schedule.json")
     for load in (Policy.load, resolve_policy):
-        with pytest.raises(UserError) as error:
+        with refused(tmp_path / "schedule.json", "pretraining", "policy.json"):
             load(str(tmp_path / "schedule.json"))
-        assert str(error.value) == (
-            f"{tmp_path}/schedule.json is a schedule over a training's progress, which pretraining alone replays; give the "
-            "policy.json that the search wrote beside it, its average")
 
 
 def test_names_and_plain_policies_mean_what_they_mean_elsewhere(tmp_path):
