@@ -13,6 +13,7 @@ import pytest
 
 from dada_det.commands import cli
 from tests.conftest import ROOT, write_noise
+from tests.messages import assert_names
 
 # A fresh environment takes the packages, but not the editable project, from the one that runs the tests.
 PACKAGES = next(path for path in sys.path if path.endswith("site-packages"))
@@ -84,7 +85,7 @@ def test_commands_run_without_the_repository(installed: Path, tmp_path: Path) ->
     call(installed, tmp_path, "dada-det", "show-policy", "dada-imagenet", "--out", "page.html")
     assert (tmp_path / "page.html").is_file()
     said = call(installed, tmp_path, "dada-det", "train-det", "configs/retinanet_r50_dada.py", code=2)
-    assert "dada-det train-det: error: the backbone work_dirs/pretrain_r50/r50.pth does not exist" in said
+    assert_names(said, "dada-det train-det: error:", "work_dirs/pretrain_r50/r50.pth")
 
 
 @pytest.mark.slow
@@ -113,6 +114,6 @@ def test_the_command_names_its_commands_and_refuses_others(capsys: pytest.Captur
     for name in ("search", "pretrain", "train-det", "test-det", "predict", "show-policy", "export-policy"):
         assert f"  {name} " in said
     assert cli.main(["serach"]) == 2
-    assert "there is no command 'serach'; give one of search, pretrain" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "'serach'", "search, pretrain")
     assert cli.main(["train-det", "no.py"]) == 2
-    assert "the config no.py does not exist" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "no.py")

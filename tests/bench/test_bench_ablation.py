@@ -11,6 +11,7 @@ import pytest
 from dada_det.engine.runtime.launch import read_config
 from dada_det.search.settings import dada_settings
 from tests.conftest import load_bench
+from tests.messages import assert_names
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_table(ablation: ModuleType, searches: list[Any], capsys: pytest.Cap
     assert cells[0] == ["2", "0.550", "±", "0.635", "-", "2/2", "2.0"]
     assert cells[1] == ["2", "0.570", "±", "0.635", "+0.020", "±", "0.000", "0/2", "2.0"]
     assert cells[2] == ["2", "0.690", "±", "0.635", "+0.140", "±", "0.000", "0/2", "2.0"]
-    assert last == "ablation  done: 6 rows (not kept: no --json)"
+    assert_names(last, "ablation", "6 rows", "--json")
 
 
 def test_what_the_file_holds_is_not_run_again(ablation: ModuleType, searches: list[Any], tmp_path: Path,

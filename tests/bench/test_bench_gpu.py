@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import ROOT, load_bench, write_noise
+from tests.messages import assert_names
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_a_check_that_hangs_costs_no_other(gpu: ModuleType, tmp_path: Path, monk
     assert found[2]["aim"] == "0..0.03" and float(found[0]["seconds"]) < 60
     assert "out of memory" in (tmp_path / "fails.log").read_text()
     assert (tmp_path / "passes.log").read_text() == f"{[str(tmp_path), 'cpu', '--toy']}\n"
-    assert f"3 of 3 checks did not pass: fails, hangs, passes; {tmp_path}/<check>.log says why" in output.err
+    assert_names(output.err, "3 of 3", "fails, hangs, passes", f"{tmp_path}/<check>.log")
     assert len([line for line in output.out.splitlines() if line.startswith(("hangs", "fails", "passes"))]) == 5
 
 
@@ -59,7 +60,7 @@ def test_what_the_time_does_not_allow_is_not_run(gpu: ModuleType, tmp_path: Path
 
 def test_an_unknown_check_is_refused(gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert gpu.main([str(tmp_path), "--only", "speed"]) == 2
-    assert "--only speed is no check; choose of images, parity, tests, search" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "--only", "speed", "images, parity, tests, search")
 
 
 def test_images_are_made_on_the_spot(gpu: ModuleType, tmp_path: Path) -> None:

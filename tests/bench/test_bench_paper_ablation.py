@@ -17,6 +17,7 @@ from dada_det.data.cifar import write_cifar10
 from dada_det.errors import UserError
 from measuring import run_search, side_by_side
 from tests.conftest import load_bench
+from tests.messages import assert_error
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_mistakes(ablation: ModuleType, cifar: Path, tmp_path: Path, capsys: pyt
     assert ablation.main(["--data", str(tmp_path / "nowhere")]) == 2
     assert "nowhere holds no CIFAR-10" in capsys.readouterr().err
     assert ablation.main(["--data", str(cifar), "--seeds", "1"]) == 2
-    assert capsys.readouterr().err.startswith("paper_ablation.py: error: a batch of 128 does not fit 100 training images")
+    assert_error(capsys.readouterr().err, "paper_ablation.py", "128", "100 training images")
     task = ablation.Task(ablation.CIFAR10, cifar, "full", "relax", 0)
     with pytest.raises(UserError, match="--batch-size 128 does not fit"):
         run_search(ablation.search_flags(task, ablation.full_set(cifar, 0)[0], tmp_path))

@@ -7,6 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from tests.messages import assert_error
+
 
 def test_a_table_and_its_json(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["--models", "convnet", "--rounds", "2", "--device", "cpu", "--json", str(tmp_path / "step.json")]
@@ -47,7 +49,7 @@ def test_a_device_that_is_not_there_and_a_file_that_cannot_be_written_are_said_f
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("it was measured"))
     assert bench.main(["--device", "cuda"]) == 2
-    assert capsys.readouterr().err == "search_step.py: error: --device cuda: torch sees no GPU here; give --device cpu\n"
+    assert_error(capsys.readouterr().err, "search_step.py", "--device cuda", "--device cpu")
     (tmp_path / "file").write_text("")
     assert bench.main(["--device", "cpu", "--json", str(tmp_path / "file/step.json")]) == 2
     assert "cannot write into" in capsys.readouterr().err
