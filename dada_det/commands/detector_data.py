@@ -186,7 +186,7 @@ def _place(leaf: Any, root: Any, split: str, part: str) -> Place:
         return find_coco(root, (split,)).part(split)
     annotations = _located(file, root, f"{what}.ann_file") if file else find_coco(root, (split,)).part(split)[0]
     if folder:
-        return annotations, _located(folder, root, f"{what}.data_prefix")
+        return annotations, _located(folder, root, f"{what}.data_prefix.img")
     try:
         return annotations, find_coco(root or "", (split,)).part(split)[1]
     except UserError:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from dada_det.commands import common, compare_backbones
 from dada_det.commands.compare_backbones import main
 from dada_det.data.checks import find_coco
 from dada_det.errors import UserError
+from tests.messages import assert_error, assert_names
 
 ROOT = Path(__file__).resolve().parents[2]
 RETINANET, MASK_RCNN = (str(ROOT / f"configs/debug/{name}.py") for name in ("retinanet", "mask_rcnn"))
@@ -148,8 +150,8 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(back
     assert compare(backbone, data, tmp_path, "--seeds", "1") == 0
     capsys.readouterr()
     assert compare(backbone, data, tmp_path, "--seeds", "1", "--image-size", "48") == 2
-    error = capsys.readouterr().err
-    assert "runs/retinanet-good-100-s0/identity.json is of another run (config." in error and error.count("\n") == 1
+    assert_error(capsys.readouterr().err, "compare_backbones.py", tmp_path / "runs/retinanet-good-100-s0/identity.json",
+                 "another run", re.compile(r"\(config\."))
     assert len(trained) == 2
 
 
@@ -161,14 +163,14 @@ def test_a_run_that_breaks_off_is_named_and_an_interrupt_says_how_to_go_on(backb
 
     monkeypatch.setattr(backbone_trials, "run_training", run_training)
     assert compare(backbone, data, tmp_path) == 2
-    assert "error: retinanet, good, 100 % of the images, seed 0: the loss became NaN" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "retinanet, good, 100 %", "seed 0", "the loss became NaN")
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(backbone_trials, "run_training", interrupt)
     assert compare(backbone, data, tmp_path) == 130
-    assert "the same command goes on where this one stopped" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "compare", "same command")
 
 
 def test_seed_in_a_name_is_the_seed_and_short_names_are_the_project_s_configs(backbone, data, tmp_path):
@@ -192,22 +194,24 @@ def test_what_the_rows_are_called(texts, expected):
     assert common.named(texts, "--backbones") == expected
 
 
-@pytest.mark.parametrize(("flags", "sentence"), [
-    (["--backbones", "a={r50}"], "--backbones needs at least two"),
-    (["--backbones", "a={r50}", "a={r50}"], "--backbones has two called a; give each a name of its own"),
-    (["--backbones", "a b={r50}", "c={r50}"], "a name is made of letters"),
-    (["--backbones", "a=no.pth", "b={r50}"], "--backbones no.pth does not exist"),
-    (["--backbones", "a={tmp}/s{{seed}}.pth", "b={r50}"], "s0.pth does not exist"),
-    (["--detectors", "no.py"], "the config no.py does not exist"),
-    (["--detectors", "{root}/configs/debug/search.py"], "is no detector's config"),
-    (["--data", "nowhere"], "--data nowhere does not exist"), (["--data", "{tmp}"], "has no train part"),
-    (["--image-size", "16"], "--image-size 16 is too small"),
-    (["--work-dir", "{data}/train/1.jpg"], "choose another place")])
-def test_mistakes_get_one_sentence_before_anything_runs(flags, sentence, backbone, data, tmp_path, capsys, trained):
-    flags = [flag.format(r50=backbone, tmp=tmp_path, data=data, root=ROOT) for flag in flags]
+@pytest.mark.parametrize(("flags", "names"), [
+    (["--backbones", "a={r50}"], ("--backbones", "two")),
+    (["--backbones", "a={r50}", "a={r50}"], ("--backbones", "called a", "NAME={r50}")),
+    (["--backbones", "a b={r50}", "c={r50}"], ("a b={r50}", "letters")),
+    (["--backbones", "a=no.pth", "b={r50}"], ("--backbones", "no.pth")),
+    (["--backbones", "a={tmp}/s{{seed}}.pth", "b={r50}"], ("--backbones", "{tmp}/s0.pth")),
+    (["--detectors", "no.py"], ("no.py",)),
+    (["--detectors", "{root}/configs/debug/search.py"], ("{root}/configs/debug/search.py", "detector")),
+    (["--data", "nowhere"], ("--data", "nowhere")), (["--data", "{tmp}"], ("{tmp}", "train part")),
+    (["--image-size", "16"], ("--image-size", "16")),
+    (["--work-dir", "{data}/train/1.jpg"], ("{data}/train/1.jpg", "another place"))])
+def test_mistakes_get_one_sentence_before_anything_runs(flags, names, backbone, data, tmp_path, capsys, trained):
+    flags, names = ([text.format(r50=backbone, tmp=tmp_path, data=data, root=ROOT) for text in texts]
+                    for texts in (flags, names))
     assert compare(backbone, data, tmp_path / "w", *flags) == 2
     captured = capsys.readouterr()
-    assert sentence in captured.err and captured.err.count("\n") == 1 and not trained
+    assert_error(captured.err, "compare_backbones.py", *names)
+    assert not trained
 
 
 @pytest.mark.parametrize("flags", [["--seeds", "0"], ["--fraction", "0"], ["--fraction", "1.5"], ["--epochs", "0"], []])
