@@ -25,6 +25,7 @@ from tests.data.standard_files import (
     write_svhn,
 )
 from tests.engine.pretrain.test_pretrain_data import curve
+from tests.messages import assert_error, assert_names
 
 WRITERS = {"cifar10": write_cifar10_binary, "cifar100": write_cifar100_binary, "svhn": write_svhn}
 # DADA's released confs/*.yaml: network, epochs, batch, lr, weight decay, Cutout. Where they warm up, it is from a quarter of
@@ -124,8 +125,8 @@ def test_a_tiny_run_of_every_recipe(name, roots, tmp_path, recorded, capsys):
     boxes = torch.cat([batch["cutout"] for batch in notes.batches])
     assert torch.equal(boxes[:, 2:] - boxes[:, :2], torch.full((len(boxes), 2), cutout))
     assert all(images.shape == (16, 3, 32, 32) for images in notes.images)
-    assert re.search(rf"done: metrics.json in {tmp_path}; top-1 [\d.]+ %, top-5 [\d.]+ % on 4 images of {roots[kind]} "
-                     rf"\(1 epochs, policy dada-{kind},", capsys.readouterr().out)
+    assert_names(capsys.readouterr().out.splitlines()[-1], "metrics.json", tmp_path, re.compile(r"top-1 [\d.]+ %"),
+                 re.compile(r"top-5 [\d.]+ %"), "4 images", roots[kind], "1 epochs", f"policy dada-{kind}")
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"top1", "top5"}
     classes = check_checkpoint(tmp_path / "epoch_1.pth")["state_dict"]["network.13.weight"].shape[0]
     assert classes == (100 if kind == "cifar100" else 10)
@@ -208,7 +209,7 @@ def test_fine_grained_data_sets_train_as_they_are_unpacked(name, tmp_path, capsy
                       options=["classifier.name=test_resnet"])
     arguments[arguments.index("16")] = "6"
     assert main(arguments) == 0
-    assert f"done: test_resnet.pth, test_resnet.json, metrics.json in {tmp_path}/w" in capsys.readouterr().out
+    assert_names(capsys.readouterr().out, "test_resnet.pth, test_resnet.json, metrics.json", tmp_path / "w")
     classes = json.loads((tmp_path / "w" / "test_resnet.json").read_text())["classes"]
     assert ("F/A-18" in classes) == (name == "fgvc-aircraft-2013b") and len(classes) == 3
 
@@ -221,27 +222,19 @@ def test_another_mean_goes_with_the_exported_weights(roots, tmp_path):
 
 
 def test_mistakes_are_told_in_one_sentence(roots, tmp_path, capsys):
-    def error_of(arguments):
+    def told(arguments, *names):
         assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
+        assert_error(capsys.readouterr().err, "pretrain_r50.sh", *names)
 
     cifar = roots["cifar10"]
-    assert "holds no CIFAR-100: looked for cifar-100-binary/train.bin and train.bin; unpack" in error_of(
-        flags("cifar100_wrn28_10", cifar, tmp_path))
-    assert f"{cifar} holds no train_32x32.mat; download SVHN's cropped digits there" in error_of(
-        flags("svhn_wrn28_10", cifar, tmp_path))
-    assert f"cifar10 is validated on its own test images; leave --val-data {cifar} out" in error_of(
-        flags("cifar10_wrn40_2", cifar, tmp_path, "--val-data", str(cifar)))
-    assert "the config's kind is 'mnist'; write imagenet (folders of images), or one of cifar10, cifar100, svhn" in error_of(
-        flags("cifar10_wrn40_2", cifar, tmp_path, options=["kind=mnist"]))
-    assert "an image of 32 x 32 px with padding = 4 is smaller than a crop of 48 px; give a smaller --image" in error_of(
-        flags("cifar10_wrn40_2", cifar, tmp_path, "--image-size", "48"))
-    assert "cutout is -1; write a number of pixels, or None" in error_of(
-        flags("cifar10_wrn40_2", cifar, tmp_path, options=["cutout=-1"]))
-    assert "padding is 'four'; write a number of pixels, or None" in error_of(
-        flags("cifar10_wrn40_2", cifar, tmp_path, options=["padding=four"]))
+    told(flags("cifar100_wrn28_10", cifar, tmp_path), cifar, "no CIFAR-100", "cifar-100-binary/train.bin", "unpack")
+    told(flags("svhn_wrn28_10", cifar, tmp_path), cifar, "train_32x32.mat", "download")
+    told(flags("cifar10_wrn40_2", cifar, tmp_path, "--val-data", str(cifar)), "cifar10", f"leave --val-data {cifar} out")
+    told(flags("cifar10_wrn40_2", cifar, tmp_path, options=["kind=mnist"]), "kind", "'mnist'", "imagenet",
+         "cifar10, cifar100, svhn")
+    told(flags("cifar10_wrn40_2", cifar, tmp_path, "--image-size", "48"), "32 x 32", "padding = 4", "48 px", "--image-size")
+    told(flags("cifar10_wrn40_2", cifar, tmp_path, options=["cutout=-1"]), "cutout", "-1", "pixels", "None")
+    told(flags("cifar10_wrn40_2", cifar, tmp_path, options=["padding=four"]), "padding", "'four'", "pixels", "None")
 
 
 @pytest.mark.slow

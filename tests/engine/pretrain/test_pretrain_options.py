@@ -1,7 +1,6 @@
 """What a pretraining config can ask for beside its recipe: precision, compilation, curves, networks; and its mistakes."""
 
 import json
-import re
 
 import pytest
 import timm
@@ -12,6 +11,7 @@ from dada_det.commands.pretrain import main
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.models.backbone import load_backbone
 from tests.engine.pretrain.recipe_runs import assert_close, flags, weights
+from tests.messages import assert_names
 
 pytestmark = pytest.mark.usefixtures("without_gpu")
 
@@ -59,8 +59,7 @@ def test_a_compiler_that_fails_is_told_in_one_sentence(images, tmp_path, capsys)
 
     torch._dynamo.register_backend(failing, name="failing")
     assert main(flags(images, tmp_path, epochs=1, options=["compile.backend=failing"])) == 2
-    assert re.search(r"error: torch.compile cannot compile convnet here \(.*no compiler.*\); write compile = False\n$",
-                     capsys.readouterr().err)
+    assert_names(capsys.readouterr().err, "torch.compile", "convnet", "no compiler", "compile = False")
 
 
 STAND_IN = """
@@ -130,4 +129,4 @@ def test_a_mistake_in_a_recipe_is_told_in_one_sentence(message, images, tmp_path
 
 def test_float16_is_refused_without_a_gpu(images, tmp_path, capsys):
     assert main(flags(images, tmp_path, options=["precision=float16"])) == 2
-    assert "precision = 'float16' needs a GPU, and there is none here; write precision" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "precision = 'float16'", "GPU")

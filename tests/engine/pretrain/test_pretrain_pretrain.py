@@ -18,6 +18,7 @@ from dada_det.engine.pretrain.classifier import TopK
 from dada_det.engine.pretrain.data import training_images
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.models.backbone import load_backbone
+from tests.messages import assert_error, assert_names
 
 CLASSES, PER_CLASS = 3, 8
 
@@ -74,8 +75,9 @@ def test_equal_seeds_give_equal_weights_with_any_number_of_workers(images, tmp_p
     assert not torch.equal(*(next(iter(weights(tmp_path / name).values())) for name in "ac"))
     output = capsys.readouterr().out
     assert re.search(r"^pretrain  epoch 2/2  step 3/3  loss [\d.]+  lr [\d.e-]+  ETA 0:00:00$", output, re.MULTILINE)
-    assert re.search(rf"^pretrain  done: metrics.json in {tmp_path}/a; top-1 [\d.]+ %, top-5 100.00 % on 12 images of "
-                     rf"{images}/val \(2 epochs, policy one-op, 0:00:\d\d\)$", output, re.MULTILINE)
+    (closing,) = re.findall("^pretrain  done: .*$", output, re.MULTILINE)[:1]
+    assert_names(closing, tmp_path / "a", "metrics.json", re.compile(r"top-1 [\d.]+ %"), "top-5 100.00 %", "12 images",
+                 images / "val", "2 epochs", "policy one-op", re.compile(r"0:00:\d\d"))
 
 
 @pytest.mark.parametrize(("policys", "option", "flag", "flips"), [
@@ -98,7 +100,7 @@ def test_a_policy_without_flips_trains_and_says_so(images, tmp_path, capsys):
     assert main(flags(images, tmp_path / "w", "--epochs", "1", policy=str(tmp_path / "policy.json"))) == 0
     assert "pretrain  no image is flipped" in capsys.readouterr().out
     assert main(flags(images, tmp_path / "w", "--epochs", "1", policy="none", options=["mirror=3"])) == 2
-    assert "mirror is 3; write mirror = True (flips), False (none) or None" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "mirror is 3", "True", "False", "None")
 
 
 DEVICE = ["policy_on=device"]
@@ -142,10 +144,9 @@ def test_the_policy_on_the_device_gives_the_weights_that_it_gives_in_the_workers
 def test_policies_that_the_device_cannot_apply_are_refused(images, tmp_path, capsys):
     for policy in ("trivial", "rand"):
         assert main(flags(images, tmp_path / "w", policy=policy, options=DEVICE)) == 2
-        assert (f"error: the policy {policy} is torchvision's code for one image at a time and cannot be applied on the "
-                "device; write policy_on = 'workers'\n") in capsys.readouterr().err
+        assert_error(capsys.readouterr().err, "pretrain_r50.sh", f"policy {policy}", "device", "policy_on = 'workers'")
     assert main(flags(images, tmp_path / "w", options=["policy_on=gpu"])) == 2
-    assert "error: policy_on is 'gpu'; write policy_on = 'workers' or policy_on = 'device'\n" in capsys.readouterr().err
+    assert_error(capsys.readouterr().err, "pretrain_r50.sh", "'gpu'", "policy_on = 'workers'", "policy_on = 'device'")
     assert main(flags(images, tmp_path / "w", "--epochs", "1", policy="rand")) == 0
 
 
@@ -163,8 +164,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp
     assert (tmp_path / "parts" / "metrics.json").read_text() == expected
 
     assert main(flags(images, tmp_path / "parts", "--resume", policy="none")) == 2
-    assert re.search(r"epoch_2.pth is of another run \(policy \w{12} instead of none\); resume with the settings",
-                     capsys.readouterr().err)
+    assert_names(capsys.readouterr().err, "epoch_2.pth", re.compile(r"policy \w{12} instead of none"), "--work-dir")
 
 
 def test_a_checkpoint_with_code_is_not_resumed(images, tmp_path, capsys):
@@ -172,12 +172,12 @@ def test_a_checkpoint_with_code_is_not_resumed(images, tmp_path, capsys):
     work_dir.mkdir()
     torch.save({"meta": {}, "state_dict": {}, "code": print}, work_dir / "epoch_1.pth")
     assert main(flags(images, work_dir, "--resume")) == 2
-    assert "epoch_1.pth carries code in its pickle and is not opened" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "epoch_1.pth", "pickle")
 
 
 def test_resuming_from_nothing_says_so_and_starts(images, tmp_path, capsys):
     assert main(flags(images, tmp_path / "w", "--resume", "--epochs", "1")) == 0
-    assert f"--resume: no checkpoint in {tmp_path}/w yet, starting afresh" in capsys.readouterr().out
+    assert_names(capsys.readouterr().out.splitlines()[0], "--resume", tmp_path / "w")
 
 
 def test_two_processes_share_the_images_and_measure_every_one_once(images, tmp_path, monkeypatch, capfd):
@@ -203,20 +203,18 @@ def test_a_loss_that_is_no_number_stops_two_processes_with_one_sentence(images, 
                             text=True, cwd=ROOT, timeout=300)
     assert result.returncode == 2
     errors = [line for line in result.stderr.splitlines() if "error:" in line]
-    assert len(errors) == 1 and re.search(r"the loss became NaN or infinite at step [12] \(epoch 1\); no checkpoint had",
-                                          errors[0])
+    (error,) = errors
+    assert_names(error, "NaN", re.compile(r"step [12] \(epoch 1\)"), "no checkpoint")
     assert not list((tmp_path / "w").glob("*.pth"))
 
 
 def test_broken_images_are_named_and_more_than_one_percent_stops(images, tmp_path, capsys):
     (images / "train" / "class0" / "2.png").write_bytes(b"no image")
     assert main(flags(images, tmp_path / "one", "--epochs", "1")) == 0
-    assert (f"pretrain  1 of 24 images in {images}/train did not decode and were replaced by the next of their class: "
-            "class0/2.png\n") in capsys.readouterr().out
+    assert_names(capsys.readouterr().out, "1 of 24", images / "train", "class0/2.png")
     (images / "train" / "class1" / "5.png").write_bytes(b"no image")
     assert main(flags(images, tmp_path / "two", "--epochs", "1")) == 2
-    assert re.search(r"error: 2 of 24 images in .*train do not decode, more than 1 %: class0/2.png, class1/5.png; repair "
-                     "or remove them", capsys.readouterr().err)
+    assert_names(capsys.readouterr().err, "2 of 24", images / "train", "1 %", "class0/2.png, class1/5.png", "repair")
     assert not list((tmp_path / "two").glob("*.pth")) and not (tmp_path / "two" / "metrics.json").exists()
 
 
@@ -224,8 +222,7 @@ def test_a_sentence_from_a_loader_process_stays_one_sentence(images, tmp_path, c
     for path in (images / "train" / "class0").iterdir():
         path.write_bytes(b"no image")
     assert main(flags(images, tmp_path / "w", options=["workers=1"])) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and re.search(r"error: no image of the class 'class0' in .*train decodes, such as", error)
+    assert_error(capsys.readouterr().err, "pretrain_r50.sh", "'class0'", images / "train", re.compile(r"class0/\d+\.png"))
 
 
 def test_mistakes_are_told_in_one_sentence(images, tmp_path, capsys):
@@ -233,25 +230,20 @@ def test_mistakes_are_told_in_one_sentence(images, tmp_path, capsys):
         assert main([str(argument) for argument in arguments]) == 2
         return capsys.readouterr().err
 
-    assert "the policy nonsense is neither a file nor a name; names are none, random" in error_of(
-        *flags(images, tmp_path / "w", policy="nonsense"))
-    assert f"the data folder {tmp_path}/gone does not exist; give the folder that holds the images with --data" in error_of(
-        "--policy", "none", "--data", tmp_path / "gone")
-    assert f"{images}/val has no folder train/<class>/ (nor the files of Stanford Cars or FGVC-Aircraft); give" in error_of(
-        *flags(images / "val", tmp_path / "w"))
-    assert "--batch-size 7 is the total over all processes; give a multiple of --gpus 2" in error_of(
-        "--policy", "none", "--data", images, "--batch-size", 7, "--gpus", 2, "--work-dir", tmp_path / "w")
-    assert "there is no classifier 'convent'; give one of timm.list_models()" in error_of(
-        *flags(images, tmp_path / "w", options=["classifier.name=convent"]))
+    assert_names(error_of(*flags(images, tmp_path / "w", policy="nonsense")), "nonsense", "none, random")
+    assert_names(error_of("--policy", "none", "--data", tmp_path / "gone"), tmp_path / "gone", "--data")
+    assert_names(error_of(*flags(images / "val", tmp_path / "w")), images / "val", "train/<class>/", "--data")
+    assert_names(error_of("--policy", "none", "--data", images, "--batch-size", 7, "--gpus", 2, "--work-dir", tmp_path / "w"),
+                 "--batch-size 7", "--gpus 2")
+    assert_names(error_of(*flags(images, tmp_path / "w", options=["classifier.name=convent"])), "'convent'",
+                 "timm.list_models()")
     (tmp_path / "file").write_text("")
-    assert f"cannot write into {tmp_path}/file/w: Not a directory; choose another place" in error_of(
-        *flags(images, tmp_path / "file" / "w"))
+    assert_names(error_of(*flags(images, tmp_path / "file" / "w")), tmp_path / "file/w", "Not a directory", "another place")
     (images / "val" / "class1").rename(images / "val" / "stranger")
-    assert "classes that the training images lack, such as 'stranger'" in error_of(*flags(images, tmp_path / "w"))
+    assert_names(error_of(*flags(images, tmp_path / "w")), images / "val", "1 classes", "'stranger'")
     assert error_of(*flags(images, tmp_path / "w", "--val-data", images / "train", options=["workers"])).count("\n") == 1
     (images / "val").rename(images / "test")
-    assert f"{images} has no folder val/<class>/ to validate on; add it or give another one with --val-data" in error_of(
-        *flags(images, tmp_path / "w"))
+    assert_names(error_of(*flags(images, tmp_path / "w")), images, "val/<class>/", "--val-data")
     assert not list(tmp_path.glob("w/*.pth"))
 
 

@@ -10,6 +10,7 @@ from dada_det.commands.pretrain import main
 from dada_det.engine.pretrain import run as pretrain
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from tests.conftest import write_noise, write_shard
+from tests.messages import assert_error
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,4 @@ def test_a_shard_without_a_label_ends_the_command_with_one_sentence(tmp_path: Pa
     for split in ("train", "val"):
         write_shard(tmp_path / "data" / split / "0.tar", {"dog.jpg": b"x"})
     assert main(flags(tmp_path / "data", tmp_path / "work")) == 2
-    (sentence,) = capsys.readouterr().err.splitlines()
-    assert sentence == (f"pretrain_r50.sh: error: 'dog.jpg' in {tmp_path}/data/train/0.tar has no label; pack 'dog.cls', "
-                        "which holds the number of its class")
+    assert_error(capsys.readouterr().err, "pretrain_r50.sh", "'dog.jpg'", tmp_path / "data/train/0.tar", "pack 'dog.cls'")

@@ -23,6 +23,7 @@ from dada_det.engine.search.detector_losses import DetectorLosses
 from dada_det.search import alignment
 from planted_coco import write_coco
 from tests.engine.search.test_search_detector_losses import batch, tiny
+from tests.messages import assert_error, assert_names
 
 CONFIG = "configs/debug/search_det.py"
 SIDE, IMAGES = 64, 12
@@ -59,7 +60,7 @@ def test_the_policy_is_written_and_a_resumed_search_ends_in_the_same_file(data, 
     assert search(data, tmp_path / "whole") == 0
     out = capsys.readouterr().out
     assert "ETA" in out
-    assert out.strip().splitlines()[-1].startswith(f"search  done: 25 of 105 sub-policies in {tmp_path}/whole/policy.json")
+    assert_names(out.strip().splitlines()[-1], "25 of 105 sub-policies", tmp_path / "whole/policy.json")
     policy = Policy.load(tmp_path / "whole/policy.json")
     assert (len(policy.sub_policies), policy.provenance["config"]) == (25, "search_det")
     preferences = [entry["preference"] for entry in json.loads((tmp_path / "whole/search.json").read_text())["sub_policies"]]
@@ -183,32 +184,28 @@ def test_one_sided_and_central_rewards_agree_through_the_core():
     torch.testing.assert_close(central.mean(), alignment.inner(gradient, gradient), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize(("flags", "options", "sentence"), [
-    ((), ["model=3"], "has 3 for `model`, which a search of the kind coco needs as dict"),
-    ((), ["model.data_preprocessor.bgr_to_rgb=False"], "set model.data_preprocessor.bgr_to_rgb=True"),
-    (("--val-data", "nowhere.json"), [], "--val-data nowhere.json does not exist"),
-    (("--val-data", "{tmp}/other/annotations/instances_val.json"), [], "list different categories"),
-    (("--batch-size", "7"), [], "--batch-size 7 does not fit: the training half holds 6 images"),
-    (("--data", "nowhere"), [], "the data folder nowhere does not exist"),
+@pytest.mark.parametrize(("flags", "options", "names"), [
+    ((), ["model=3"], ("3", "`model`", "coco", "dict")),
+    ((), ["model.data_preprocessor.bgr_to_rgb=False"], ("model.data_preprocessor.bgr_to_rgb=True",)),
+    (("--val-data", "nowhere.json"), [], ("--val-data", "nowhere.json")),
+    (("--val-data", "{tmp}/other/annotations/instances_val.json"), [], ("list different categories",)),
+    (("--batch-size", "7"), [], ("--batch-size", "7", "6 images")),
+    (("--data", "nowhere"), [], ("nowhere", "folder")),
 ])
-def test_mistakes_get_one_sentence(flags, options, sentence, data, tmp_path, capsys):
+def test_mistakes_get_one_sentence(flags, options, names, data, tmp_path, capsys):
     other = write_coco(tmp_path / "other", val=squares(2, 2)) / "annotations/instances_val.json"
     other.write_text(other.read_text().replace('"id": 1, "name": "object"', '"id": 1, "name": "cat"'))
     assert search(data, tmp_path / "w", *(flag.format(tmp=tmp_path) for flag in flags), options=options) == 2
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert error.count("\n") == 1
-    assert error.startswith("search_imagenet.sh: error: ")
+    assert_error(capsys.readouterr().err, "search_imagenet.sh", *names)
 
 
 @pytest.mark.parametrize("name", ["retinanet", "faster_rcnn", "mask_rcnn", "retinanet_ddas"])
 def test_the_configs_for_coco_ask_for_their_backbone(name, data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["--config", f"configs/search_det_{name}.py", "--data", str(data)]) == 2
-    assert capsys.readouterr().err == (
-        "search_imagenet.sh: error: the backbone work_dirs/pretrain_r50_none/r50.pth does not exist; make it with "
-        "`tools/pretrain_r50.sh --policy none --work-dir work_dirs/pretrain_r50_none`, or give another with --cfg-options "
-        "model.backbone.init_cfg.checkpoint=FILE\n")
+    assert_error(capsys.readouterr().err, "search_imagenet.sh", "work_dirs/pretrain_r50_none/r50.pth",
+                 "`tools/pretrain_r50.sh --policy none --work-dir work_dirs/pretrain_r50_none`",
+                 "--cfg-options model.backbone.init_cfg.checkpoint=FILE")
 
 
 @pytest.mark.slow

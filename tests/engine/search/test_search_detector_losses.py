@@ -12,7 +12,7 @@ from dada_det.data.detection import DetectionTargets
 from dada_det.data.random import generator_for
 from dada_det.engine.detect import guard as detection
 from dada_det.engine.search.detector_losses import DetectorLosses, data_sample
-from dada_det.errors import UserError
+from tests.messages import refused
 
 SIDE, CLASSES = 64, 3
 KINDS = ("retinanet", "faster-rcnn", "mask-rcnn")
@@ -186,8 +186,7 @@ def test_bfloat16_reaches_backbone_and_neck_alone():
 def test_another_detector_is_refused_with_a_sentence():
     detector = tiny("retinanet")
     detector.bbox_head = torch.nn.Identity()
-    with pytest.raises(UserError, match="a search reads the losses of RetinaNet, Faster R-CNN and Mask R-CNN image by "
-                                        "image, and knows no RetinaNet with other heads; give a config of one of the three"):
+    with refused("RetinaNet, Faster R-CNN and Mask R-CNN", "RetinaNet with other heads", "config"):
         DetectorLosses(detector)
 
 

@@ -1,11 +1,10 @@
 """How the images of a search become folds where the target's labelled images will train, too."""
 
-import pytest
 import torch
 
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search.problems import against_target
-from dada_det.errors import UserError
+from tests.messages import refused
 
 
 def numbered(labels: list[int], first: int) -> MemoryImages:
@@ -37,5 +36,5 @@ def test_one_fold_where_the_target_does_not_train_and_a_sentence_where_it_cannot
     images, target = numbered([0, 1], 0), numbered([0, 1], 100)
     (fold,) = against_target(images, target, None, 0, [7, 7])
     assert numbers(fold.train) == [0, 1] and numbers(fold.val) == [100, 101] and fold.groups_V.tolist() == [7, 7]
-    with pytest.raises(UserError, match=r"--target-trains .* no class there has two"):
+    with refused("--target-trains", "--val-data", "no class"):
         against_target(images, target, target, 0, [0, 1])
