@@ -11,10 +11,10 @@ from dada_det.commands.common import load_config
 from dada_det.commands.train_det import detector_config
 from dada_det.engine.detect.adopt import adopt, facts_beside, facts_of_checkpoint
 from dada_det.engine.detect.config import follow_preprocessing, use_backbone
-from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone
 from dada_det.models.classifiers import build_classifier
 from tests.engine.detect.test_detect_detection_commands import write_coco
+from tests.messages import assert_names, refused
 
 ATSS = "mmdet::atss/atss_r50_fpn_1x_coco.py"
 RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
@@ -53,7 +53,7 @@ def test_a_resnet_is_put_behind_the_guard_and_nothing_else_changes(config: str, 
     assert after.model.backbone.type == "DADAResNet" and after.model.backbone.init_cfg.checkpoint == files["resnet50"]
     assert {"type": "BackboneGuardHook"} in after.custom_hooks
     assert "dada_det.engine.detection" in after.custom_imports["imports"]
-    assert after.adopted == "the config's ResNet is behind the guard as DADAResNet, all else is as it was"
+    assert_names(after.adopted, "ResNet", "DADAResNet")
 
 
 def test_timms_networks_take_the_place_of_a_resnet_and_of_others(files: dict[str, str]) -> None:
@@ -65,7 +65,7 @@ def test_timms_networks_take_the_place_of_a_resnet_and_of_others(files: dict[str
     adopt(rtmdet, files["resnet18"], "rtmdet")
     use_backbone(rtmdet)
     assert rtmdet.model.backbone.type == "DADATimm" and rtmdet.model.neck.in_channels == [128, 256, 512]
-    assert rtmdet.adopted == "the config's CSPNeXt made place for timm's resnet18, all else is as it was"
+    assert_names(rtmdet.adopted, "CSPNeXt", "resnet18")
 
 
 def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(files: dict[str, str], tmp_path: Path) -> None:
@@ -83,14 +83,14 @@ def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(files: dict
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence(files: dict[str, str]) -> None:
-    cases = [(RTMDET, files["resnet50"], {}, "is a CSPNeXt, and .* cannot take its place"),
-             (RTMDET, None, {}, "is a CSPNeXt, and no file cannot take its place"),
-             (ATSS, files["resnet50"], {"depth": 101}, "is a ResNet-101 of style='pytorch', which .* does not fill"),
-             (ATSS, files["resnet50"], {"style": "caffe"}, "is a ResNet-50 of style='caffe'")]
-    for path, file, changes, sentence in cases:
+    cases = [(RTMDET, files["resnet50"], {}, ("CSPNeXt", files["resnet50"])),
+             (RTMDET, None, {}, ("CSPNeXt", "no file")),
+             (ATSS, files["resnet50"], {"depth": 101}, ("ResNet-101", "ResNet-50 of style='pytorch'")),
+             (ATSS, files["resnet50"], {"style": "caffe"}, ("ResNet-50", "style='caffe'"))]
+    for path, file, changes, names in cases:
         config = load_config(path)
         config.model.backbone.update(changes)
-        with pytest.raises(UserError, match=sentence):
+        with refused(*names):
             adopt(config, file, path)
     guarded = load_config("configs/retinanet_r50_dada.py")
     before = guarded.to_dict()
@@ -98,14 +98,16 @@ def test_what_does_not_fit_is_refused_in_one_sentence(files: dict[str, str]) -> 
     assert guarded.to_dict() == before
 
 
-@pytest.mark.parametrize(("facts", "sentence"), [
-    ("dada", "epoch_1.pth describes neither a ResNet-50 .* nor another network of timm's"),
-    ({"architecture": "hf-hub:somebody/something", "library": "timm"}, "describes neither a ResNet-50"),
-    ({"architecture": "resnet50", "mean": [0.0], "std": [1.0] * 3, "channel_order": "RGB"}, "has no mean of three numbers"),
-    ({"architecture": "resnet50", "mean": [0.0] * 3, "std": [1.0] * 3}, "has the channel order None")])
-def test_what_a_checkpoint_says_of_its_backbone_is_not_believed_unseen(facts: object, sentence: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("facts", "names"), [
+    ("dada", ("epoch_1.pth", "ResNet-50", "timm")),
+    ({"architecture": "hf-hub:somebody/something", "library": "timm"}, ("epoch_1.pth", "ResNet-50", "timm")),
+    ({"architecture": "resnet50", "mean": [0.0], "std": [1.0] * 3, "channel_order": "RGB"}, ("epoch_1.pth", "mean",
+                                                                                             "three numbers")),
+    ({"architecture": "resnet50", "mean": [0.0] * 3, "std": [1.0] * 3}, ("epoch_1.pth", "channel order None"))])
+def test_what_a_checkpoint_says_of_its_backbone_is_not_believed_unseen(facts: object, names: tuple[str, ...],
+                                                                       tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "meta": {"backbone": facts}}, tmp_path / "epoch_1.pth")
-    with pytest.raises(UserError, match=sentence):
+    with refused(*names):
         facts_of_checkpoint(str(tmp_path / "epoch_1.pth"), None)
 
 
@@ -125,8 +127,7 @@ def test_one_of_mmdetections_configs_trains_and_evaluates_by_its_name(files: dic
     where = ["--data", str(data), "--work-dir", str(tmp_path / "w")]
     assert train_det.main([ATSS, "--backbone", files["resnet50"], *where, *options]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith(f"atss_r50_fpn_1x_coco  done: wrote {tmp_path}/w/epoch_1.pth")
-    assert last.endswith("; the config's ResNet is behind the guard as DADAResNet, all else is as it was")
+    assert_names(last, "atss_r50_fpn_1x_coco", tmp_path / "w/epoch_1.pth", "ResNet", "DADAResNet")
     trained = torch.load(tmp_path / "w/epoch_1.pth", weights_only=False)["state_dict"]  # of this test's own making
     file = torch.load(files["resnet50"], weights_only=True)
     assert torch.equal(trained["backbone.conv1.weight"], file["conv1.weight"])  # frozen_stages=1
@@ -139,4 +140,4 @@ def test_one_of_mmdetections_configs_trains_and_evaluates_by_its_name(files: dic
     assert test_det.main([ATSS, checkpoint, *where, *options]) == 0
     assert predict.main([ATSS, checkpoint, str(data / "val2017"), "--out", str(tmp_path / "found"), *options]) == 0
     assert test_det.main([ATSS, checkpoint, "--backbone", files["resnet18"], *where, *options]) == 2
-    assert "began with a backbone whose architecture is resnet50" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "resnet50")

@@ -17,6 +17,7 @@ from tests.engine.detect.test_detect_detection_commands import (
     run,
     says,
 )
+from tests.messages import assert_names
 
 
 def turn(path):
@@ -85,22 +86,21 @@ def test_the_only_image_with_a_box_does_not_decode(backbone, one_class, tmp_path
     (data / "train2017/0.jpg").write_bytes(b"no image")
     argv = ["--data", data, "--work-dir", tmp_path / "w"]
     says(capsys, train_det.main, [RETINANET, "--backbone", backbone, *argv],
-         "has no box to train on: left out 5 images without annotations; 1 images do not decode: 0.jpg; give")
-    says(capsys, search.main, ["--config", ROOT / "configs/debug/search_det.py", *argv], "does not decode; put a whole file")
+         "5 images without annotations", "0.jpg")
+    says(capsys, search.main, ["--config", ROOT / "configs/debug/search_det.py", *argv], "0.jpg", "whole file")
 
 
 def test_masks_are_demanded_of_what_validates_too(backbone, one_class, tmp_path, capsys, no_detector):  # noqa: F811
     data = edited(one_class, tmp_path / "data", lambda content: content["annotations"][0].update(segmentation=[]), "val2017")
     for main, argv in ((train_det.main, [MASK_RCNN]), (test_det.main, [MASK_RCNN, "none"])):
         says(capsys, main, [*argv, "--backbone", backbone, "--data", data, "--work-dir", tmp_path / "w"],
-             "instances_val2017.json has 1 annotations without a segmentation, which mask_rcnn needs")
+             "instances_val2017.json", "1 annotations", "segmentation", "mask_rcnn")
 
 
 def test_an_evaluation_says_what_it_counts_and_training_would_not(backbone, one_class, tmp_path, capsys):  # noqa: F811
     data = edited(one_class, tmp_path / "data", lambda content: content["annotations"][0].update(ignore=1), "val2017")
     run(test_det.main, [RETINANET, "none", "--backbone", backbone, "--data", data, "--work-dir", tmp_path / "w", *TINY])
-    assert ("COCO's figures count as objects what training would leave out, 1 of 4 boxes: 1 marked ignore (images 1)"
-            in capsys.readouterr().out)
+    assert_names(capsys.readouterr().out, "1 of 4 boxes", "1 marked ignore", "images 1")
 
 
 def test_huge_and_negative_ids_train_and_test(backbone, one_class, tmp_path):  # noqa: F811

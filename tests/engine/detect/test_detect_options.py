@@ -1,6 +1,7 @@
 """--cfg-options of a detector: what MMDetection's users write works, a slip is named with the nearest key."""
 
 import copy
+import re
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from mmengine.config import Config
 
 from dada_det.engine.detect.options import check_options
 from dada_det.engine.runtime.launch import parse_options, read_config
-from dada_det.errors import UserError
+from tests.messages import refused
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -52,43 +53,40 @@ def test_what_users_write_works(options: list[str]) -> None:
     check(*options)
 
 
-@pytest.mark.parametrize(("option", "sentence"), [
-    ("optim_wraper.optimizer.lr=0.1", "gives optim_wraper, which nothing reads; the nearest entry is optim_wrapper"),
-    ("optim_wrapper.optimiser.lr=0.1", "gives optim_wrapper.optimiser, which nothing reads; the nearest entry is "
-                                       "optim_wrapper.optimizer"),
-    ("optim_wrapper.optimizer.Lr=0.1", "gives optim_wrapper.optimizer.Lr, which nothing reads; the nearest entry is "
-                                       "optim_wrapper.optimizer.lr"),
-    ("optim_wrapper.clip_grad.maxnorm=1", "the nearest entry is optim_wrapper.clip_grad.max_norm"),
-    ("optim_wrapper.paramwise_cfg.norm_decay=0", "the nearest entry is optim_wrapper.paramwise_cfg.norm_decay_mult"),
-    ("lr=0.1", "gives lr, which nothing reads"), ("label_smoothing=0.1", "gives label_smoothing, which nothing reads"),
-    ("model.backbone.frozen_stage=1", "the nearest entry is model.backbone.frozen_stages"),
-    ("model.roi_head.bbox_head.numclasses=3", "the nearest entry is model.roi_head.bbox_head.num_classes"),
-    ("model.test_cfg.rpn.nms_pree=9", "the nearest entry is model.test_cfg.rpn.nms_pre"),
-    ("model.rpn_head.loss_bbox.weight=2", "gives model.rpn_head.loss_bbox.weight, which nothing reads"),
-    ("randomness.sed=1", "the nearest entry is randomness.seed"),
-    ("default_hooks.checkpoints.interval=1", "the nearest entry is default_hooks.checkpoint"),
-    ("default_hooks.checkpoint.intervall=1", "the nearest entry is default_hooks.checkpoint.interval"),
-    ("train_dataloader.batchsize=1", "the nearest entry is train_dataloader.batch_size"),
-    ("train_dataloader.dataset.annfile=a.json", "the nearest entry is train_dataloader.dataset.ann_file"),
-    ("train_dataloader.dataset.pipeline.2.scales=(64,64)", "the nearest entry is train_dataloader.dataset.pipeline.2.scale"),
-    ("train_dataloader.dataset.filter_cfg.filter_empty=1", "the nearest entry is train_dataloader.dataset.filter_cfg."),
-    ("val_evaluator.class_wise=True", "the nearest entry is val_evaluator.classwise"),
-    ("train_cfg.max_iter=3", "the nearest entry is train_cfg.max_iters"),
-    ("param_scheduler.0.start_factors=0.5", "the nearest entry is param_scheduler.0.start_factor"),
-    ("size=(64,64)", "gives size, and size is a variable of "), ("iterations=3", "give the entries that were made of it"),
-    ("optim_wrapper=SGD", "gives 'SGD' for optim_wrapper, which is a dict; give its entries, as in optim_wrapper."),
-    ("model.neck=FPN", "gives 'FPN' for model.neck, which is a dict"),
-    ("train_dataloader.batch_size=two", "gives 'two' for train_dataloader.batch_size, which is 4; give a number"),
-    ("model.backbone.norm_eval=maybe", "gives 'maybe' for model.backbone.norm_eval, which is False; give True or False")])
-def test_a_slip_is_named(option: str, sentence: str) -> None:
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize(("option", "names"), [
+    ("optim_wraper.optimizer.lr=0.1", ("optim_wraper", "optim_wrapper")),
+    ("optim_wrapper.optimiser.lr=0.1", ("optim_wrapper.optimiser", "optim_wrapper.optimizer")),
+    ("optim_wrapper.optimizer.Lr=0.1", ("optim_wrapper.optimizer.Lr", "optim_wrapper.optimizer.lr")),
+    ("optim_wrapper.clip_grad.maxnorm=1", ("optim_wrapper.clip_grad.max_norm",)),
+    ("optim_wrapper.paramwise_cfg.norm_decay=0", ("optim_wrapper.paramwise_cfg.norm_decay_mult",)),
+    ("lr=0.1", ("lr",)), ("label_smoothing=0.1", ("label_smoothing",)),
+    ("model.backbone.frozen_stage=1", ("model.backbone.frozen_stages",)),
+    ("model.roi_head.bbox_head.numclasses=3", ("model.roi_head.bbox_head.num_classes",)),
+    ("model.test_cfg.rpn.nms_pree=9", ("model.test_cfg.rpn.nms_pre",)),
+    ("model.rpn_head.loss_bbox.weight=2", ("model.rpn_head.loss_bbox.weight",)),
+    ("randomness.sed=1", ("randomness.seed",)),
+    ("default_hooks.checkpoints.interval=1", ("default_hooks.checkpoints", "default_hooks.checkpoint")),
+    ("default_hooks.checkpoint.intervall=1", ("default_hooks.checkpoint.interval",)),
+    ("train_dataloader.batchsize=1", ("train_dataloader.batch_size",)),
+    ("train_dataloader.dataset.annfile=a.json", ("train_dataloader.dataset.ann_file",)),
+    ("train_dataloader.dataset.pipeline.2.scales=(64,64)", ("train_dataloader.dataset.pipeline.2.scale",)),
+    ("train_dataloader.dataset.filter_cfg.filter_empty=1", (re.compile(r"is train_dataloader\.dataset\.filter_cfg\."),)),
+    ("val_evaluator.class_wise=True", ("val_evaluator.classwise",)),
+    ("train_cfg.max_iter=3", ("train_cfg.max_iters",)),
+    ("param_scheduler.0.start_factors=0.5", ("param_scheduler.0.start_factor",)),
+    ("size=(64,64)", ("gives size", "faster_rcnn.py")), ("iterations=3", ("gives iterations", "faster_rcnn.py")),
+    ("optim_wrapper=SGD", ("'SGD'", "optim_wrapper.type=value")),
+    ("model.neck=FPN", ("'FPN'", "model.neck.type=value")),
+    ("train_dataloader.batch_size=two", ("'two'", "train_dataloader.batch_size", "4", "number")),
+    ("model.backbone.norm_eval=maybe", ("'maybe'", "model.backbone.norm_eval", "True or False"))])
+def test_a_slip_is_named(option: str, names: tuple[object, ...]) -> None:
+    with refused("--cfg-options", *names):
         check(option)
-    assert str(caught.value).startswith("--cfg-options gives ") and sentence in str(caught.value)
 
 
 @pytest.mark.parametrize("option", ["train_dataloader.dataset.pipeline.9.scale=3", "custom_hooks.first=3"])
 def test_a_place_that_a_list_does_not_have(option: str) -> None:
-    with pytest.raises(UserError, match=r"is a list of \d, whose first entry is 0; give the number of one"):
+    with refused(f"gives {option.partition('=')[0]},", "first entry is 0"):
         read_config(str(CONFIGS / "debug/faster_rcnn.py"), [option])
 
 

@@ -18,6 +18,7 @@ from dada_det.commands.train_det import detector_config
 from dada_det.data.checks import coco_categories
 from dada_det.errors import UserError
 from tests.engine.detect.test_detect_detection_commands import FEW, MASK_RCNN, TINY, write_coco
+from tests.messages import assert_names
 
 OPTIONS = [*TINY, *FEW]
 NAMES = ("cup", "saucer")
@@ -60,7 +61,7 @@ def test_what_it_finds_is_what_the_evaluation_finds(coco: Path, checkpoint: Path
     out = tmp_path / "out"
     assert run(MASK_RCNN, checkpoint, coco / "val2017", "--out", out, "--score", 0, *OPTIONS) == 0
     said = capsys.readouterr().out
-    assert f"predict  done: 4 pictures and predictions.json in {out}; 20 objects of score 0 and more" in said
+    assert_names(said, "4 pictures", "predictions.json", out, "20 objects", "score 0")
     found = json.loads((out / "predictions.json").read_text())
     assert found["categories"] == [{"id": 1, "name": "cup"}, {"id": 2, "name": "saucer"}]
     for image, expected in zip(found["images"], load(tmp_path / "all.pkl"), strict=True):
@@ -88,7 +89,7 @@ def test_a_broken_image_is_named_and_a_high_score_shows_nothing(coco: Path, chec
     (photos / "broken.jpg").write_bytes(b"no image")
     assert run(MASK_RCNN, checkpoint, photos, "--out", tmp_path / "out", "--score", 1, *OPTIONS) == 0
     said = capsys.readouterr().out
-    assert f"predict  {photos}/broken.jpg does not decode and is passed over" in said
+    assert_names(said, f"{photos}/broken.jpg")
     assert "2 pictures" in said and "; 1 did not decode and were passed over" in said
     found = json.loads((tmp_path / "out/predictions.json").read_text())
     assert found["annotations"] == [] and [image["width"] for image in found["images"]] == [64, 40]

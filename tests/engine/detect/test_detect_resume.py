@@ -18,6 +18,7 @@ from dada_det.engine.detect.identity import identity_of
 from dada_det.engine.detect.policy_transform import use_policy
 from dada_det.engine.runtime.identity import demand_same
 from dada_det.errors import UserError
+from tests.messages import assert_names, refused
 
 ROOT = Path(__file__).resolve().parents[3]
 FASTER_RCNN = str(ROOT / "configs/debug/faster_rcnn.py")
@@ -105,7 +106,7 @@ def test_a_checkpoint_that_would_replace_the_checked_backbone_is_refused(meta: d
     """Under MMDetection's own tools too, where a hook is all that looks."""
     hook, runner = BackboneGuardHook(), runner_with(Loaded({"type": "Pretrained", "checkpoint": "r50.pth"}))
     checkpoint: dict[str, Any] = {"state_dict": {"module.backbone.conv1.weight": torch.zeros(1)}, "meta": meta}
-    with pytest.raises(UserError, match=r"detector.pth would replace the weights of the backbone r50.pth"):
+    with refused("detector.pth", "r50.pth"):
         hook.after_load_checkpoint(runner, checkpoint)
     hook.before_save_checkpoint(runner, checkpoint)
     hook.after_load_checkpoint(runner, checkpoint)  # of a detector that began with r50.pth
@@ -120,4 +121,4 @@ def test_the_rate_in_the_first_line_is_the_optimisers(steps: int, stated: str, c
     runner: Any = SimpleNamespace(auto_scale_lr={"enable": True, "base_batch_size": 4}, world_size=1, cfg=cfg, iter=steps,
                                   optim_wrapper=SimpleNamespace(param_groups=[{"lr": 0.003, "initial_lr": 0.02}]))
     LearningRateNote("faster_rcnn").before_train(runner)
-    assert capsys.readouterr().out.startswith(f"faster_rcnn  learning rate {stated}: the config's 0.04 is for 4 images")
+    assert_names(capsys.readouterr().out, "faster_rcnn", f"learning rate {stated}", "0.04", "4 images")

@@ -16,8 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from dada_det.data.coco_numbers import numbered
 from dada_det.engine.evaluate.figures import FIGURES, evaluate_results
-from dada_det.errors import UserError
 from tests.data.coco_strategies import Case, cases, examples
+from tests.messages import refused
 
 KINDS = ("bbox", "segm")
 
@@ -126,7 +126,7 @@ def test_validation_during_training(examples, kind):
 def test_detections_of_other_images_and_categories_are_a_user_s_mistake():
     truth = numbered({"images": [{"id": 0}], "categories": [{"id": 5, "name": "a"}], "annotations": []})
     for entry in ({"image_id": 1, "category_id": 5}, {"image_id": 0, "category_id": 1}):
-        with pytest.raises(UserError, match=r"a detection belongs to image \d and category \d, which the annotations"):
+        with refused(f"image {entry['image_id']}", f"category {entry['category_id']}", "annotations"):
             list(truth.results([entry]))
 
 

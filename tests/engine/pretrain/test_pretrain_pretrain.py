@@ -233,7 +233,7 @@ def test_mistakes_are_told_in_one_sentence(images, tmp_path, capsys):
     assert_names(error_of(*flags(images, tmp_path / "w", policy="nonsense")), "nonsense", "none, random")
     assert_names(error_of("--policy", "none", "--data", tmp_path / "gone"), tmp_path / "gone", "--data")
     assert_names(error_of(*flags(images / "val", tmp_path / "w")), images / "val", "train/<class>/", "--data")
-    assert_names(error_of("--policy", "none", "--data", images, "--batch-size", 7, "--gpus", 2, "--work-dir", tmp_path / "w"),
+    assert_names(error_of("--policy", "none", "--data", images, "--batch-size", 7, "--gpus", 2, "--work-dir", tmp_path),
                  "--batch-size 7", "--gpus 2")
     assert_names(error_of(*flags(images, tmp_path / "w", options=["classifier.name=convent"])), "'convent'",
                  "timm.list_models()")

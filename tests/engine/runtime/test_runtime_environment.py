@@ -5,7 +5,7 @@ import torch
 
 from dada_det.commands import common, search
 from dada_det.engine.runtime import environment, launch
-from dada_det.errors import UserError
+from tests.messages import assert_names, refused
 
 # The fourth of five tasks on two machines, as srun tells it: three on the first one, two on the second.
 STEP = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "5", "SLURM_LOCALID": "0", "SLURM_NODEID": "1", "SLURM_JOB_ID": "70123",
@@ -45,7 +45,7 @@ def test_torchrun_within_a_step_of_slurm_counts():
                                              ("gpu[3,7-9],x", "gpu3"), ("r[1-2]n", "r1n")])
 def test_the_first_machine_of_a_list(nodes, host):
     assert environment.first_host(nodes) == host
-    with pytest.raises(UserError, match="SLURM_STEP_NODELIST is '', which names no machine; set MASTER_ADDR"):
+    with refused("SLURM_STEP_NODELIST is ''", "MASTER_ADDR"):
         environment.first_host("")
 
 
@@ -56,7 +56,7 @@ def test_the_tasks_of_each_machine():
 def test_other_processes_than_gpus_says_are_refused(capsys):
     environment.os.environ.update(STEP)
     assert search.main(["--gpus", "8"]) == 2
-    assert "has started 5 processes and --gpus says 8; leave --gpus out" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "5 processes", "--gpus says 8", "leave --gpus out")
     environment.check_processes(5, 5)
     environment.check_processes(1, 5)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,8 +23,8 @@ from dada_det.commands.common import ROOT
 from dada_det.engine.runtime import faults
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint
 from dada_det.engine.runtime.runner import QuietRunner
-from dada_det.errors import UserError
 from dada_det.files import make_folder
+from tests.messages import assert_names, refused
 
 
 class Numbers(Dataset):
@@ -75,12 +76,11 @@ def runner_for(folder, data, then=lambda: None, workers=0, **options):
     return runner
 
 
-def says(runner, message):
-    """The sentence, whole; that of the checkpoint follows it, and the first epoch's is there and loads."""
-    with pytest.raises(UserError) as caught:
-        runner.train()
+def says(runner, *names):
+    """It ends with one sentence that names `names` and the first epoch's checkpoint, which is there and loads."""
     last = Path(runner.work_dir) / "epoch_1.pth"
-    assert str(caught.value) == f"{message}; the last checkpoint is {last}; mend that and go on with --resume"
+    with refused(*names, last, "--resume"):
+        runner.train()
     assert find_checkpoint(runner.work_dir) == last
     assert check_checkpoint(last)["meta"]["epoch"] == 1
     assert not list(last.parent.glob(".*.tmp"))
@@ -93,7 +93,7 @@ def test_a_disk_that_takes_no_more(number, tmp_path, monkeypatch):
         raise OSError(number, os.strerror(number), str(path))
 
     runner = runner_for(tmp_path, Numbers(), lambda: monkeypatch.setattr(LocalBackend, "put", put))
-    says(runner, f"cannot write {tmp_path}/epoch_2.pth: {os.strerror(number)}")
+    says(runner, tmp_path / "epoch_2.pth", os.strerror(number))
 
 
 def test_a_write_that_the_kernel_cuts_short(tmp_path):
@@ -101,7 +101,7 @@ def test_a_write_that_the_kernel_cuts_short(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         runner = runner_for(tmp_path, Numbers(), lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1])))
-        says(runner, f"cannot write {tmp_path}/epoch_2.pth: File too large")
+        says(runner, tmp_path / "epoch_2.pth", "File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -111,8 +111,7 @@ def test_a_disk_that_is_full_before_the_first_step(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-        with pytest.raises(UserError, match=rf"^cannot write .*{tmp_path}.*: File too large; make room or choose another "
-                           "--work-dir$"):
+        with refused(tmp_path, "File too large", "--work-dir"):
             runner_for(tmp_path, Numbers(), cfg=Config({"epochs": 3}))  # which is the first that is written
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -124,7 +123,7 @@ def test_a_work_dir_that_cannot_be_written_is_refused_before_anything_runs(call,
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(*((Path, "mkdir") if call == "mkdir" else ("tempfile.TemporaryFile",)), refuse)
-    with pytest.raises(UserError, match=f"^cannot write into {tmp_path}/w: Read-only file system; choose another place$"):
+    with refused(tmp_path / "w", "Read-only file system", "another place"):
         make_folder(tmp_path / "w")
 
 
@@ -139,12 +138,10 @@ def test_data_that_vanishes(workers, tmp_path):
 
     data = Numbers(folder, read)
     says(runner_for(tmp_path / "file", data, (folder / "1.png").unlink, workers),
-         f"a file of the data has vanished ([Errno 2] No such file or directory: '{folder}/1.png')"
-         if workers == 0 else f"a file of the data has vanished (FileNotFoundError: [Errno 2] No such file or directory: "
-         f"'{folder}/1.png')")
+         "a file of the data", "No such file", f"'{folder}/1.png'")
     (folder / "1.png").touch()
     says(runner_for(tmp_path / "folder", data, lambda: shutil.rmtree(folder), workers),
-         f"the data folder {folder} has vanished")
+         f"data folder {folder}")
 
 
 def test_a_loader_process_that_is_killed(tmp_path):
@@ -155,8 +152,8 @@ def test_a_loader_process_that_is_killed(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     runner = runner_for(tmp_path, Numbers(fault=die), flag.touch, workers=1)
-    with pytest.raises(UserError, match=r"^a process that loads images was killed, mostly for want of memory \(DataLoader "
-                       rf"worker \(pid.*\); the last checkpoint is {tmp_path}/epoch_1.pth; mend that and go on with"):
+    with refused("a process that loads images", "killed", "memory", re.compile(r"worker \(pid"), tmp_path / "epoch_1.pth",
+                 "--resume"):
         runner.train()
 
 
@@ -164,7 +161,7 @@ def test_a_loader_process_that_hangs(tmp_path, monkeypatch):
     flag = tmp_path / "now"
     monkeypatch.setattr(faults, "LOADER_SECONDS", 2)
     runner = runner_for(tmp_path, Numbers(fault=lambda: time.sleep(60 * flag.exists())), flag.touch, workers=1)
-    says(runner, "a process that loads images has given nothing for 2 seconds")
+    says(runner, "a process that loads images", "2 seconds")
 
 
 def test_other_errors_pass_through(tmp_path):
@@ -233,9 +230,8 @@ def test_a_process_of_the_run_that_is_killed(start):
     process, work_dir = start("SIGKILL")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
-    assert [line for line in said.splitlines() if "warning: 2 processes" not in line and line] == [
-        "dying: error: process 1 of 2 was killed by SIGKILL, mostly for want of memory, and the others were stopped; its "
-        "checkpoints are whole, and --resume goes on from the last"]
+    (line,) = [line for line in said.splitlines() if "warning: 2 processes" not in line and line]
+    assert_names(line, "dying: error:", "process 1 of 2", "SIGKILL", "memory", "--resume")
     assert find_checkpoint(work_dir) == work_dir / "epoch_1.pth"
 
 

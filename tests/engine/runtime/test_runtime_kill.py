@@ -22,6 +22,7 @@ from PIL import Image
 from dada_det.commands.common import ROOT
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint
 from dada_det.engine.runtime.hooks import ProgressLine
+from tests.messages import assert_names
 
 SIDE = 48  # px
 
@@ -217,8 +218,8 @@ def test_a_stage_whose_images_vanish(stage: Stage, tmp_path: Path, capsys: pytes
     errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     last = find_checkpoint(tmp_path / "w")
     assert last is not None and check_checkpoint(last)
-    assert len(errors) == 1 and errors[0].endswith(f"error: the data folder {folder} has vanished; the last checkpoint is "
-                                                   f"{last}; mend that and go on with --resume")
+    (error,) = errors
+    assert_names(error, f"data folder {folder}", last, "--resume")
 
 
 @pytest.mark.parametrize("stage", ["search", "pretrain", pytest.param("train_det", marks=pytest.mark.slow)], indirect=True)
