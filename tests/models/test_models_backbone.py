@@ -15,6 +15,7 @@ from torchvision.models import resnet18, resnet50
 from dada_det.devices import float32_arithmetic
 from dada_det.errors import UserError
 from dada_det.models.backbone import IMAGENET, export_backbone, load_backbone, verify_export
+from tests.messages import assert_names, refused
 
 META = {**IMAGENET, "classes": ["n01440764", "n02102040"], "policy_sha256": None}
 
@@ -52,7 +53,7 @@ def test_a_safetensors_file_is_read(exported, tmp_path):
     assert tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert meta["mean"] == IMAGENET["mean"]  # no JSON beside it: torchvision's own
     (tmp_path / "r50.safetensors").write_bytes(b"\x08\x00\x00")
-    with pytest.raises(UserError, match=r"the backbone \S+ is damaged or no safetensors file; give the r50.pth"):
+    with refused(tmp_path / "r50.safetensors", "damaged", "r50.pth"):
         load_backbone(tmp_path / "r50.safetensors")
 
 
@@ -116,7 +117,7 @@ def test_half_precision_and_channels_last_models_are_exported_as_plain_float32(t
 def test_what_is_no_resnet50_is_not_exported(trained, tmp_path):
     with pytest.raises(ValueError, match="cannot be exported: it is no ResNet-50"):
         export_backbone(resnet18().state_dict(), tmp_path / "r50.pth", META)
-    with pytest.raises(ValueError, match="meta lacks channel_order, classes, policy_sha256"):
+    with refused("channel_order, classes, policy_sha256", error=ValueError):
         export_backbone(trained.state_dict(), tmp_path / "r50.pth", {name: META[name] for name in ("mean", "std")})
     assert not list(tmp_path.iterdir())
 
@@ -131,7 +132,7 @@ def test_torchvision_file_without_json_is_taken_as_imagenet_with_one_warning_lin
     assert len(weights) == 318
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1
-    assert "taken as trained on RGB images with ImageNet's mean and std" in warning
+    assert_names(warning, path, "RGB", "ImageNet's mean and std")
 
 
 class Payload:
@@ -190,7 +191,7 @@ def test_missing_truncated_and_foreign_files(exported, tmp_path):
     ({"mean": [1, 2]}, "has no mean of three numbers"),
     ({"std": None}, "has no std of three numbers"),
     ({"channel_order": "GBR"}, "has the channel order 'GBR'"),
-    ({"architecture": "resnet101"}, r"describes neither a ResNet-50 \(architecture: 'resnet50'\) nor another network"),
+    ({"architecture": "resnet101"}, "architecture: 'resnet50'"),
     ({"architecture": None}, "describes neither a ResNet-50"),
     ({"architecture": "hf-hub:someone/network", "library": "timm"}, "describes neither a ResNet-50"),
     ({"architecture": "local-dir:somewhere", "library": "timm"}, "describes neither a ResNet-50"),
@@ -258,7 +259,7 @@ def test_each_bad_file_of_another_network_gets_its_sentence(message, convnext, c
 
 def test_files_of_other_networks_that_do_not_fit_are_refused(convnext, trained, tmp_path):
     path = convnext[1]
-    with pytest.raises(ValueError, match=r"cannot be exported: it is no test_convnext"):
+    with refused("test_convnext", error=ValueError):
         export_backbone(trained.state_dict(), tmp_path / "other.pth", META, "test_convnext")
     meta = json.loads(path.with_suffix(".json").read_text())
     for change, message in (({"sha256": "0" * 64}, "do not belong together"), ({"mean": None}, "has no mean"),

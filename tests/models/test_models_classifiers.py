@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dada_det.errors import UserError
 from dada_det.models.classifiers import build_classifier, has_fixed_size
+from tests.messages import refused
 
 
 def test_wide_resnet_40_2_has_the_size_of_the_paper():
@@ -25,8 +25,7 @@ def test_every_source_of_networks_gives_logits_of_all_classes(name, size):
 
 
 def test_an_unknown_name_says_what_there_is():
-    with pytest.raises(UserError, match=r"there is no classifier 'resnet5O'; .*such as resnet50, or one of "
-                                        r"wide_resnet40_2, wide_resnet28_10, shake_shake26_2x32d, .*, convnet"):
+    with refused("'resnet5O'", "resnet50", "wide_resnet40_2, wide_resnet28_10, shake_shake26_2x32d", "convnet"):
         build_classifier("resnet5O", num_classes=10, image_size=32)
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dada_det.augment.space import SearchSpace
 from dada_det.devices import float32_arithmetic
-from dada_det.errors import UserError
 from dada_det.search import alignment, estimators
 from dada_det.search.curvature import RunningDirection, precondition
 from dada_det.search.dada import Dada
 from dada_det.search.distribution import PolicyGradient, Sample
 from dada_det.search.settings import ENTRIES, MODES, dada_settings
 from dada_det.search.step import Batch, Step, augment, validation_gradient
+from tests.messages import refused
 
 B, SIZE, CLASSES, ZETA = 8, 10, 3, 0.1
 OPERATIONS = ("Rotate", "Solarize", "Brightness")
@@ -208,5 +208,5 @@ def test_each_mode_has_its_entries_and_at_most_eight() -> None:
         assert len(entries) < 8  # beside the mode itself
         assert dada_settings(mode, **{name: getattr(MODES[mode], name) for name in entries}) == MODES[mode]
     for mode, entry in (("default", "estimator"), ("default", "temperature"), ("paper", "spread"), ("paper", "unaugmented")):
-        with pytest.raises(UserError, match=f"search has no entry {entry} in the mode {mode}; entries: ranges, "):
+        with refused(f"entry {entry}", f"mode {mode}", "ranges"):
             dada_settings(mode, **{entry: None})
