@@ -7,7 +7,7 @@ Upper problem: minimise L_val(w'), w' = w - zeta grad_w L_train(w, policy), one 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, NotRequired, Protocol, Self, TypedDict, TypeVar
+from typing import Generic, NotRequired, Protocol, Self, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from dada_det.search.alignment import Targets, Weights
 from dada_det.search.curvature import RunningDirection
 from dada_det.search.ranks import mean_weights
 
-Apply = Callable[[Tensor, Any, Draws, str], tuple[Tensor, Any]]  # the targets that come out are of the kind that go in
+# Targets come out as the kind that goes in.
+Apply = Callable[[Tensor, Targets, Draws, str], tuple[Tensor, Targets]]
 Provenance = dict[str, str | int]
 Results = dict[str, dict[str, object]]  # name of a file in the work folder -> its JSON object
 

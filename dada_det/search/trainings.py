@@ -6,7 +6,6 @@ B images of a batch, V validation images, K classes.
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from dada_det.search import alignment
 
 State = dict[str, Tensor]
-Batches = Callable[[int], tuple[Tensor, Any]]  # step from 0 -> (images as the network takes them [B,3,H,W], targets)
+Batches = Callable[[int], tuple[Tensor, alignment.Targets]]  # step from 0 -> (images for the network [B,3,H,W], targets)
 SGD, ADAMW = "SGD", "AdamW"
 HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an infinite one
 

@@ -39,7 +39,7 @@ SEARCHED = {"imagenet": 120, "cifar10": 10}  # classes of a search, by kind
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """step: of a batch of so many images; samples: makes one as a loader's process does, or None; source: their images."""
 
     name: str
@@ -98,7 +98,7 @@ def detection_demand(config: Config, devices: int, images: int | None) -> Demand
     return Demand((images or COCO_IMAGES) * times * loop.max_epochs, batch, "--images" if images else "COCO train2017")
 
 
-def build_stage(config: Config, data: str | None) -> Stage:
+def build_stage(config: Config, data: str | None) -> PlannedStage:
     """The step of a config on this machine, as its stage runs it.
 
     Args:
@@ -114,7 +114,7 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def pretraining_stage(config: Config, data: str | None) -> Stage:
+def pretraining_stage(config: Config, data: str | None) -> PlannedStage:
     kind, size = config.get("kind", "imagenet"), config.image_size
 
     def step(batch: int) -> TrainingStep:
@@ -137,10 +137,10 @@ def pretraining_stage(config: Config, data: str | None) -> Stage:
         source = f"{count} images of {kilobytes:.0f} kB, policy {POLICY}"
     elif data:
         raise UserError(f"{data} has no folder train/; give the folder that holds it with --data")
-    return Stage("pretraining", config.classifier.name, precision_of(config), step, samples, count, source)
+    return PlannedStage("pretraining", config.classifier.name, precision_of(config), step, samples, count, source)
 
 
-def search_stage(config: Config, data: str | None) -> Stage:
+def search_stage(config: Config, data: str | None) -> PlannedStage:
     """On random images, few of them: a search decodes its images once, and those on the device come to the step's memory."""
     classes, padded = SEARCHED[config.kind], config.get("padding", 0)
     side = config.image_size if padded else round(config.image_size * MARGIN)
@@ -165,10 +165,10 @@ def search_stage(config: Config, data: str | None) -> Stage:
 
         return TrainingStep(run, searcher, [wrapper.optimizer for wrapper in wrappers.values()], period)
 
-    return Stage("search", config.classifier.name, "bfloat16" if low else "float32", step, None, 0, "")
+    return PlannedStage("search", config.classifier.name, "bfloat16" if low else "float32", step, None, 0, "")
 
 
-def detection_stage(config: Config, data: str | None) -> Stage:
+def detection_stage(config: Config, data: str | None) -> PlannedStage:
     """On real images, as a detector's step depends on their boxes; the backbone starts from random weights."""
     from dada_det.engine.detect import config as detector_config
     from dada_det.engine.detect.whole_images import what_trains
@@ -199,11 +199,11 @@ def detection_stage(config: Config, data: str | None) -> Stage:
 
         return TrainingStep(run, model, [optimizer])
 
-    return Stage("detection", config.model.type, "float32", step, dataset.__getitem__, len(dataset),
+    return PlannedStage("detection", config.model.type, "float32", step, dataset.__getitem__, len(dataset),
                  f"{len(dataset)} images of {Path(data or config.data_root).name}")
 
 
-def batches_for(stage: Stage, per_device: int) -> Sequence[int]:
+def batches_for(stage: PlannedStage, per_device: int) -> Sequence[int]:
     """Two batch sizes to measure: half of what a device will hold and all of it; few images on a CPU, as time is linear."""
     most = per_device if device().type == "cuda" else min(per_device, 2 if stage.name == "detection" else 4)
     return (max(1, most // 2), most) if most > 1 else (1, 2)

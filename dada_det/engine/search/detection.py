@@ -7,7 +7,7 @@ policy (dada_det.data.detection).
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -32,7 +32,7 @@ from dada_det.engine.search.trainings import Fold
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
 from dada_det.search.ranks import world
-from dada_det.search.step import Algorithm, Batch
+from dada_det.search.step import Algorithm, Apply, Batch
 
 
 def load_detection(config: Config) -> Problem:
@@ -71,7 +71,8 @@ def load_detection(config: Config) -> Problem:
                              "mirror": config.mirror, "target_trains": config.data.get("target_trains")}, groups=rule,
                    trainings=lambda normalise: DetectionTrainings(folds, whole=whole, mirror=config.mirror, seed=config.seed,
                                                           batch_size=config.batch_size, normalise=normalise),
-                   data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std, apply=apply_with_instances)
+                   data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std,
+                   apply=cast(Apply, apply_with_instances))
 
 
 def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
