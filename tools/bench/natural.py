@@ -187,9 +187,16 @@ def body(args: argparse.Namespace) -> None:
     measure("natural", run, [task for task in tasks if task.key not in known], args.processes, rows, path, settings,
             lambda task, new: f"{task.problem} {task.arm}, seed {task.training_seed}: {new[0]['score']:.1f}")
     own = [row for row in rows if (row["problem"], row["arm"], row["seed"], row["training_seed"]) in asked]
-    truth = [] if args.truth else rows_in(Path(TRUTH), settings) if Path(TRUTH).exists() else []
-    print("\n".join(truth_lines(own) if args.truth else noise_lines(own) if args.noise else table(own, truth)))
+    print("\n".join(truth_lines(own) if args.truth else noise_lines(own) if args.noise else table(own, truth_of(settings))))
     print(f"natural  done: {len(rows)} rows " + (f"in {path}" if path else "(not kept: no --json)"))
+
+
+def truth_of(settings: dict[str, Any]) -> Rows:
+    """The rows of TRUTH; none where there is no such file, or one of other recipes, with which no search is compared."""
+    try:
+        return rows_in(Path(TRUTH), settings)
+    except UserError:
+        return []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
