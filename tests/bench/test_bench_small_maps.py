@@ -21,3 +21,9 @@ def test_outputs_and_gradients_are_those_of_a_convolution(size: tuple[int, int],
 def test_a_dense_convolution_is_left_alone() -> None:
     conv, images = nn.Conv2d(2, 4, 3, bias=False), torch.randn(1, 2, 3, 3)
     assert torch.equal(small_maps.forward(conv, images, conv.weight, None), conv(images))
+
+
+def test_convolutions_are_torchs_own_again_outside() -> None:
+    with small_maps.small_maps():
+        assert nn.Conv2d._conv_forward is small_maps.forward
+    assert nn.Conv2d._conv_forward is small_maps._conv_forward

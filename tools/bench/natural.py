@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_maps import use_small_maps
+from small_maps import small_maps
 
 from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
@@ -76,15 +76,15 @@ class Task:
 
 def run(task: Task) -> Rows:
     """The task's row."""
-    use_small_maps()
     torch.set_flush_denormal(True)  # a training that has fitted its images slows down by half otherwise
     problem = PROBLEMS[task.problem]
     folder = make_folder(task.work_dir / f"{task.problem}-s{task.seed}")
     began = time.process_time()
-    policy, facts = searched(task, folder) if task.arm.startswith(LEARNED) else (policy_for(task, folder), {})
-    searching = time.process_time() - began
-    score = problem.score(policy, task.seed, task.training_seed, task.arm.endswith(WITH_TARGET),
-                          folder / f"{task.arm}-{task.training_seed}")
+    with small_maps():
+        policy, facts = searched(task, folder) if task.arm.startswith(LEARNED) else (policy_for(task, folder), {})
+        searching = time.process_time() - began
+        score = problem.score(policy, task.seed, task.training_seed, task.arm.endswith(WITH_TARGET),
+                              folder / f"{task.arm}-{task.training_seed}")
     return [{"problem": task.problem, "arm": task.arm, "seed": task.seed, "training_seed": task.training_seed,
              "score": score, **facts, **({"search_seconds": round(searching)} if facts else {}),
              "seconds": round(time.process_time() - began - searching)}]

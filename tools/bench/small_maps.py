@@ -4,6 +4,8 @@ EfficientNet-Lite0 ends with maps of 2 x 2 at 40 px, where these layers take hal
 take a tenth of that. B images, C channels, I positions of the input, O of the output.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -13,9 +15,14 @@ LARGEST = 9  # positions of a map
 _conv_forward = nn.Conv2d._conv_forward
 
 
-def use_small_maps() -> None:
-    """From now on each nn.Conv2d of this process that is depthwise computes maps of at most LARGEST positions this way."""
+@contextmanager
+def small_maps() -> Iterator[None]:
+    """Inside, each nn.Conv2d of this process that is depthwise computes maps of at most LARGEST positions this way."""
     nn.Conv2d._conv_forward = forward  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Conv2d._conv_forward = _conv_forward  # type: ignore[method-assign]
 
 
 def forward(conv: nn.Conv2d, images_BCHW: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
