@@ -21,6 +21,7 @@ import planted
 import planted_alone
 import planted_daas
 import planted_detection
+import verdicts
 
 import natural_table  # these stand beside this file
 from dada_det.augment.operations import OPERATION_NAMES
@@ -28,6 +29,7 @@ from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import write_text
 from dada_det.report import comparison
+from dada_det.report.statistics import paired_difference
 from dada_det.search.settings import ESTIMATORS
 from natural_table import FIXED
 from paper_ablation import CONTROLS, SETS
@@ -249,6 +251,24 @@ def reward_error() -> list[str]:
         for row in rows_of("reward_error")])
 
 
+def verdict_rules() -> list[str]:
+    """A line for each rule of the verdict: the mean score of what it hands over, by problem, and the difference to ours."""
+    found = rows_of("verdicts")
+    problems = list(dict.fromkeys(row["problem"] for row in found))
+    of = {(row["problem"], row["rule"], row["seed"]): row["score"] for row in found}
+
+    def figure(problem: str, rule: str) -> str:
+        seeds = [seed for name, other, seed in of if (name, other) == (problem, rule)]
+        ours, reference = ([of[problem, which, seed] for seed in seeds] for which in (rule, verdicts.SHIPPED))
+        difference = natural_table.interval(*paired_difference(ours, reference), "+")
+        return f"{statistics.fmean(ours):.1f}" + (f", {difference}" if rule != verdicts.SHIPPED else "")
+
+    counts = [len({row["seed"] for row in found if row["problem"] == problem}) for problem in problems]
+    return markdown(("rule", *(f"{problem} (n = {n})" for problem, n in zip(problems, counts, strict=True))),
+                    [[rule, *(figure(problem, rule) for problem in problems)]
+                     for rule in dict.fromkeys(row["rule"] for row in found)])
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "natural": natural, "natural_lines": natural_lines,
     "planted": lambda: planted_rows("planted", ("paper", "default"), ("default",)),
@@ -261,7 +281,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "paper_ablation": paper_ablation, "search_step": search_step, "pretrain": pretrain, "pretrain_decode": pretrain_decode,
     "plan": plan, "train_det": train_det, "evaluation": evaluation,
     "compare_imagenette": lambda: policies_side_by_side("compare_imagenette", lambda row: row["policy"]),
-    "reward_error": reward_error,
+    "reward_error": reward_error, "verdicts": verdict_rules,
     "compare_nuclei": compare_nuclei, "augment": augment, "detectors": detectors,
 }
 

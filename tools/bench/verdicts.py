@@ -63,8 +63,9 @@ def two_errors(scores: Scores, groups: Sequence[Tensor]) -> str:
     return found.winner if gain.mean > 2 * gain.error else found.best_fixed
 
 
+SHIPPED = "as shipped"
 RULES: Mapping[str, Judge] = {
-    "as shipped": lambda scores, groups: shipped(scores, groups).winner,
+    SHIPPED: lambda scores, groups: shipped(scores, groups).winner,
     "no verdict: what alignment proposed": lambda scores, groups: "aligned",
     "no families: alignment's proposal and the fixed policies": lambda scores, groups:
         shipped(only(scores, (*FIXED, "aligned")), groups).winner,
@@ -121,7 +122,7 @@ def lines_of(rows: Rows) -> list[str]:
         for row in rows:
             if row["problem"] == problem:
                 by_rule.setdefault(row["rule"], []).append(row["score"])
-        reference = by_rule["as shipped"]
+        reference = by_rule[SHIPPED]
         for rule, scores in by_rule.items():
             difference = interval(*paired_difference(scores, reference), "+")
             lines.append(f"{problem:14}  {rule:58}  {sum(scores) / len(scores):5.1f}  {difference:12}  (n = {len(scores)})")
