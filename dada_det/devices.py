@@ -59,3 +59,15 @@ def _arithmetic(tf32: bool) -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextmanager
+def safe_convolutions() -> Iterator[None]:
+    """Leaves oneDNN out inside, on CPUs whose widest instructions are AVX2: there torch 2.11's oneDNN corrupts memory in the
+    backward pass of some small convolutions of stride 2 (those of DARTS's cells), and the process aborts."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and torch.backends.cpu.get_cpu_capability() != "AVX2"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dada_det.devices import float32_arithmetic, move, move_all, tf32_arithmetic
+from dada_det.devices import float32_arithmetic, move, move_all, safe_convolutions, tf32_arithmetic
 from tests.conftest import ROOT
 
 
@@ -72,3 +72,11 @@ def test_arithmetic_is_lent(arithmetic, tf32, monkeypatch):
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
         raise KeyError
     assert torch.backends.cudnn.allow_tf32 != tf32
+
+
+@pytest.mark.parametrize(("capability", "onednn"), [("AVX2", False), ("AVX512", True)])
+def test_onednn_is_left_out_where_it_is_not_safe(capability, onednn, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with safe_convolutions():
+        assert torch.backends.mkldnn.enabled == onednn
+    assert torch.backends.mkldnn.enabled

@@ -83,6 +83,7 @@ def body(args: Namespace) -> None:
 
     import torch
 
+    from dada_det.devices import safe_convolutions
     from dada_det.engine.compare.trial import METRICS, Recipe, run_trial
 
     recipe = Recipe(model=name_of(genotype, args.channels, args.layers, args.drop_path, not args.no_auxiliary),
@@ -92,7 +93,8 @@ def body(args: Namespace) -> None:
                     precision="bfloat16" if torch.cuda.is_available() else "float32", weights=args.weights)
     print(f"train  {args.layers} cells of {args.channels} channels, {args.epochs} epochs, on {len(train)} + {len(test)} "
           f"images of {size} px", flush=True)
-    figures = run_trial(train, test, policy=policy, recipe=recipe, seed=args.seed, work_dir=work_dir, resume=args.resume)
+    with safe_convolutions():
+        figures = run_trial(train, test, policy=policy, recipe=recipe, seed=args.seed, work_dir=work_dir, resume=args.resume)
     print(f"train  done: top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %, in {work_dir / METRICS}")
 
 
