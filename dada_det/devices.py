@@ -66,7 +66,7 @@ def safe_convolutions() -> Iterator[None]:
     """Leaves oneDNN out inside, on CPUs whose widest instructions are AVX2: there torch 2.11's oneDNN corrupts memory in the
     backward pass of some small convolutions of stride 2 (those of DARTS's cells), and the process aborts."""
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = before and torch.backends.cpu.get_cpu_capability() != "AVX2"
+    torch.backends.mkldnn.enabled = before and torch.backends.cpu.get_cpu_capability() != "AVX2"  # type: ignore[assignment]
     try:
         yield
     finally:

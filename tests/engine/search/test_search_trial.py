@@ -87,11 +87,11 @@ def test_a_trial_cut_short_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch
     monkeypatch.setattr(trial, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "cut").run({})
-    assert len(list((tmp_path / "cut").glob("*.pth"))) == 5
+    assert len(list((tmp_path / "cut").glob("*_fold*.pth"))) == 5
     counted = []
     monkeypatch.setattr(trial, "train", lambda *args, **options: (counted.append(1), plain(*args, **options)))
     assert scores_of(make(tmp_path / "cut")) == whole
-    assert len(counted) == len(list((tmp_path / "whole").glob("*.pth"))) - 5
+    assert len(counted) == len(list((tmp_path / "whole").glob("*_fold*.pth"))) - 5
 
 
 def test_trainings_are_shared_out_over_processes_and_everyone_knows_all(tmp_path: Path,
