@@ -63,8 +63,8 @@ def _arithmetic(tf32: bool) -> Iterator[None]:
 
 @contextmanager
 def safe_convolutions() -> Iterator[None]:
-    """Leaves oneDNN out inside, on CPUs whose widest instructions are AVX2: there torch 2.11's oneDNN corrupts memory in the
-    backward pass of some small convolutions of stride 2 (those of DARTS's cells), and the process aborts."""
+    """Leaves oneDNN out inside, on CPUs whose widest instructions are AVX2: there torch 2.11's oneDNN corrupts memory when
+    DARTS's cells train (seen with 4 and 8 channels), and the process aborts; without oneDNN it does not."""
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = before and torch.backends.cpu.get_cpu_capability() != "AVX2"  # type: ignore[assignment]
     try:

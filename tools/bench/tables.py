@@ -76,9 +76,6 @@ PROBLEMS = {  # of natural.py: what a reader has to know of each
 }
 
 
-WAYS = {"central": "difference of two passes", "forward": "one pass in forward mode"}
-
-
 def natural() -> list[str]:
     """A line for each problem and way of training that has a search: the mean of each arm over its seeds."""
     found, lines = rows_of("natural"), []
@@ -244,6 +241,9 @@ def outcome_of(outcome: str) -> str:
     return f"needs mmcv's compiled `{missing[1] or missing[2]}`" if missing else f"does not run here: {outcome}"
 
 
+WAYS = {"central": "difference of two passes", "forward": "one pass in forward mode"}
+
+
 def reward_error() -> list[str]:
     """A line for each way and precision: how far the rewards are from float64's."""
     return markdown(("how a reward is computed", "precision", "error", "cosine"), [
@@ -254,19 +254,15 @@ def reward_error() -> list[str]:
 def verdict_rules() -> list[str]:
     """A line for each rule of the verdict: the mean score of what it hands over, by problem, and the difference to ours."""
     found = rows_of("verdicts")
-    problems = list(dict.fromkeys(row["problem"] for row in found))
-    of = {(row["problem"], row["rule"], row["seed"]): row["score"] for row in found}
+    problems = {name: verdicts.by_rule(found, name) for name in dict.fromkeys(row["problem"] for row in found)}
 
-    def figure(problem: str, rule: str) -> str:
-        seeds = [seed for name, other, seed in of if (name, other) == (problem, rule)]
-        ours, reference = ([of[problem, which, seed] for seed in seeds] for which in (rule, verdicts.SHIPPED))
-        difference = natural_table.interval(*paired_difference(ours, reference), "+")
-        return f"{statistics.fmean(ours):.1f}" + (f", {difference}" if rule != verdicts.SHIPPED else "")
+    def figure(scores: dict[str, list[float]], rule: str) -> str:
+        difference = natural_table.interval(*paired_difference(scores[rule], scores[verdicts.SHIPPED]), "+")
+        return f"{statistics.fmean(scores[rule]):.1f}" + (f", {difference}" if rule != verdicts.SHIPPED else "")
 
-    counts = [len({row["seed"] for row in found if row["problem"] == problem}) for problem in problems]
-    return markdown(("rule", *(f"{problem} (n = {n})" for problem, n in zip(problems, counts, strict=True))),
-                    [[rule, *(figure(problem, rule) for problem in problems)]
-                     for rule in dict.fromkeys(row["rule"] for row in found)])
+    heads = [f"{name} (n = {len(scores[verdicts.SHIPPED])})" for name, scores in problems.items()]
+    return markdown(("rule", *heads), [[rule, *(figure(scores, rule) for scores in problems.values())]
+                                       for rule in dict.fromkeys(row["rule"] for row in found)])
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {

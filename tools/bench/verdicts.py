@@ -114,17 +114,22 @@ def body(args: argparse.Namespace) -> None:
     print(f"verdicts  done: {len(found)} rows " + (f"in {args.json}" if args.json else "(not kept: no --json)"))
 
 
+def by_rule(rows: Rows, problem: str) -> dict[str, list[float]]:
+    """The scores of each rule on a problem, in the order of its searches."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["problem"] == problem:
+            found.setdefault(row["rule"], []).append(row["score"])
+    return found
+
+
 def lines_of(rows: Rows) -> list[str]:
     """A line a rule of each problem: the mean score, and the paired difference to the shipped rule."""
     lines = []
     for problem in dict.fromkeys(row["problem"] for row in rows):
-        by_rule: dict[str, list[float]] = {}
-        for row in rows:
-            if row["problem"] == problem:
-                by_rule.setdefault(row["rule"], []).append(row["score"])
-        reference = by_rule[SHIPPED]
-        for rule, scores in by_rule.items():
-            difference = interval(*paired_difference(scores, reference), "+")
+        found = by_rule(rows, problem)
+        for rule, scores in found.items():
+            difference = interval(*paired_difference(scores, found[SHIPPED]), "+")
             lines.append(f"{problem:14}  {rule:58}  {sum(scores) / len(scores):5.1f}  {difference:12}  (n = {len(scores)})")
     return lines
 
