@@ -24,7 +24,7 @@ from dada_det.engine.search.curves import NoteCurves, pictures_of
 from dada_det.engine.search.handover import TRAININGS, decide
 from dada_det.engine.search.leaks import LookForLeaks
 from dada_det.engine.search.problems import LOADERS, Problem, search_device
-from dada_det.engine.search.searcher import Searcher, build_searcher
+from dada_det.engine.search.searcher import Searcher, WritePolicy, build_searcher
 from dada_det.errors import UserError
 from dada_det.models.darts import SuperNet
 from dada_det.report.search_page import search_page
@@ -74,24 +74,8 @@ def run_search(config: Config, resume: bool) -> None:
         demand_own(Path(config.work_dir, TRAININGS))
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
-    wrappers = optimizers(searcher, config)
-    runner = SearchRunner(
-        model=searcher, work_dir=config.work_dir, train_dataloader=batches,
-        train_cfg={"type": "SearchLoop", "max_epochs": config.epochs},
-        optim_wrapper=wrappers,
-        param_scheduler={**{name: [] for name in wrappers.keys()},  # noqa: SIM118 (it is no dict)
-                         "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
-        default_hooks={"logger": None, "sampler_seed": None, "runtime_info": {"type": "LateRuntimeInfo"},
-                       "checkpoint": {**(config.get("checkpoint") or {}), "type": "AtomicCheckpoint"}},
-        custom_hooks=[{"type": "StopAtNaN"},
-                      {"type": "WritePolicy", "provenance": provenance, "mirror": config.mirror,
-                       "proposal": trainings is not None},
-                      {"type": "StampIdentity", "identity": own},
-                      {"type": NoteCurves}, {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
-        launcher="pytorch" if distributed else "none",
-        randomness={"seed": config.seed, "deterministic": search_device().type == "cpu"}, log_level="WARNING",
-        load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None, visualizer=visualizer(config),
-        experiment_name="search", cfg=config)
+    runner = search_runner(config, searcher, batches, own, checkpoint, distributed,
+                           WritePolicy(provenance, config.mirror, proposal=trainings is not None))
     with float32_arithmetic():  # not TF32, but where a pass asks for it
         runner.train()
         closing = algorithm.closing(config.work_dir)
@@ -106,6 +90,32 @@ def run_search(config: Config, resume: bool) -> None:
     if world()[0] == 0:
         search_page(config.work_dir, pictures_of(batches))
         print(f"search  done: {closing}; search.html shows it")
+
+
+def search_runner(config: Config, searcher: Searcher, batches: Any, own: Identity, checkpoint: Path | None,
+                  distributed: bool, policy_hook: WritePolicy) -> "SearchRunner":
+    """The Runner of a search's first part, which goes on from `checkpoint` where there is one.
+
+    Args:
+        batches: of problem.batches.
+        own: what checkpoints say that they are of.
+        distributed: whether this process has joined others.
+    """
+    wrappers = optimizers(searcher, config)
+    return SearchRunner(
+        model=searcher, work_dir=config.work_dir, train_dataloader=batches,
+        train_cfg={"type": "SearchLoop", "max_epochs": config.epochs},
+        optim_wrapper=wrappers,
+        param_scheduler={**{name: [] for name in wrappers.keys()},  # noqa: SIM118 (it is no dict)
+                         "weights": {"type": "CosineAnnealingLR", "T_max": config.epochs, "by_epoch": True}},
+        default_hooks={"logger": None, "sampler_seed": None, "runtime_info": {"type": "LateRuntimeInfo"},
+                       "checkpoint": {**(config.get("checkpoint") or {}), "type": "AtomicCheckpoint"}},
+        custom_hooks=[{"type": "StopAtNaN"}, policy_hook, {"type": "StampIdentity", "identity": own},
+                      {"type": NoteCurves}, {"type": "ProgressLine", "stage": "search"}, {"type": LookForLeaks}],
+        launcher="pytorch" if distributed else "none",
+        randomness={"seed": config.seed, "deterministic": search_device().type == "cpu"}, log_level="WARNING",
+        load_from=str(checkpoint) if checkpoint else None, resume=checkpoint is not None, visualizer=visualizer(config),
+        experiment_name="search", cfg=config)
 
 
 def why_no_trial(config: Config, method: str, algorithm: Algorithm, problem: Problem) -> str | None:
