@@ -236,3 +236,19 @@ def test_the_bench_runs_and_goes_on_row_by_row(bench, tmp_path, capsys, monkeypa
     said = capsys.readouterr()
     assert "natural  1/1  digits-few one-op, seed 0:" in said.err
     assert said.out.strip().splitlines()[-1] == f"natural  done: 2 rows in {tmp_path / 'rows.json'}"
+
+
+def test_arms_of_one_policy_share_a_training_and_other_recipes_do_not(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(Problem, "parts", lambda self, seed: Parts(images(6), images(3)))
+    small = replace(PROBLEMS["digits-few"].recipe, classes=2, epochs=1, batch_size=4, image_size=16)
+    monkeypatch.setitem(bench.PROBLEMS, "digits-few", replace(PROBLEMS["digits-few"], recipe=small))
+    tone = bench.families()["tone"]
+
+    def trained(policy, arm="learned"):
+        bench.score_of(policy, bench.Task("digits-few", arm, 0, 0, tmp_path), tmp_path)
+        return len(list(tmp_path.glob("*.json")))
+
+    assert [trained(tone), trained(replace(tone, mirror=True, provenance={"winner": "tone"}), "tone")] == [1, 1]
+    assert [trained(None), trained(tone, "tone+t")] == [2, 3]
+    monkeypatch.setitem(bench.PROBLEMS, "digits-few", replace(PROBLEMS["digits-few"], recipe=replace(small, epochs=2)))
+    assert trained(tone) == 4

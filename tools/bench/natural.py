@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from small_maps import small_maps
 
 from dada_det.augment.named import AnyPolicy, resolve_policy
 from dada_det.augment.operations import OPERATION_NAMES
-from dada_det.augment.policy import Operation, Policy, SubPolicy
+from dada_det.augment.policy import Operation, Policy, SubPolicy, canonical_sha256
 from dada_det.commands import common
 from dada_det.errors import UserError
-from dada_det.files import make_folder, read_json
+from dada_det.files import make_folder, read_json, write_json
 from dada_det.report.measurements import Rows
 from dada_det.search.candidates import FAMILIES, families
 from dada_det.search.settings import dada_settings
@@ -77,17 +77,34 @@ class Task:
 def run(task: Task) -> Rows:
     """The task's row."""
     torch.set_flush_denormal(True)  # a training that has fitted its images slows down by half otherwise
-    problem = PROBLEMS[task.problem]
     folder = make_folder(task.work_dir / f"{task.problem}-s{task.seed}")
     began = time.process_time()
     with small_maps():
         policy, facts = searched(task, folder) if task.arm.startswith(LEARNED) else (policy_for(task, folder), {})
         searching = time.process_time() - began
-        score = problem.score(policy, task.seed, task.training_seed, task.arm.endswith(WITH_TARGET),
-                              folder / f"{task.arm}-{task.training_seed}")
+        score = score_of(policy, task, folder)
     return [{"problem": task.problem, "arm": task.arm, "seed": task.seed, "training_seed": task.training_seed,
              "score": score, **facts, **({"search_seconds": round(searching)} if facts else {}),
              "seconds": round(time.process_time() - began - searching)}]
+
+
+def score_of(policy: AnyPolicy, task: Task, folder: Path) -> float:
+    """The score of a training; two arms with the same policy (what is handed over is a candidate too) share one."""
+    ending = WITH_TARGET if task.arm.endswith(WITH_TARGET) else ""
+    problem = PROBLEMS[task.problem]
+    own = canonical_sha256({"policy": what_it_does(policy), "recipe": asdict(problem.recipe), "arm": ending})[:16]
+    result = folder / f"{own}-{task.training_seed}.json"
+    if not result.exists():
+        score = problem.score(policy, task.seed, task.training_seed, bool(ending), result.with_suffix(""))
+        write_json(result, {"score": score})
+    return float(read_json(result, "score")["score"])
+
+
+def what_it_does(policy: AnyPolicy) -> str:
+    """The same for policies that differ in their provenance alone, or in what their file says of flips."""
+    if isinstance(policy, Policy):
+        return replace(policy, mirror=None).sha256
+    return "none" if policy is None else policy.name
 
 
 def policy_for(task: Task, folder: Path) -> AnyPolicy:
