@@ -16,7 +16,7 @@ Scores = Mapping[tuple[str, int], Tensor]  # (candidate, fold) -> trainings.imag
 # What a difference in points that was measured on part of the images becomes in a training on all of them: its factor is
 # 1 on all and 0.4 on half of them, with a standard deviation of 0.25. Rough, from few trainings (docs/method.md, step 4).
 FACTOR_LOST, FACTOR_ERROR = 1.2, 0.25
-# Variance from training to training over that from image to image; a candidate has one training a fold. As rough.
+# The variance between trainings over that between images. It is assumed: one training a fold cannot show it.
 TRAINING_NOISE = 0.5
 
 
@@ -32,9 +32,9 @@ class Estimate:
 class Standing:
     """A candidate's place.
 
-    accuracy: in percent, the mean over the folds; points: accuracy less the reference's, in percent, as measured; expected:
-    the same in a training of each on all images; score: minus the calibrated cross-entropy, less the mean candidate's, in
-    nats; shrunken: that, shrunken to the mean of its kind.
+    accuracy: in percent, the mean over the folds (of a detector AP); points: accuracy less the reference's, in percent, as
+    measured; expected: the same in a training of each on all images; score: minus the calibrated cross-entropy in nats (of a
+    detector AP, 0..1), less the mean candidate's; shrunken: that, shrunken to the mean of its kind.
     """
 
     name: str
@@ -84,10 +84,11 @@ def clustered_variance(values_V: Tensor, groups_V: Tensor) -> float:
 
 def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
               part: float = 1.0) -> list[Standing]:
-    """All candidates, the largest shrunken score first; kinds: name -> kind; part: of the images that train in a fold.
+    """All candidates, the largest shrunken score first; where these are equal (nothing told apart), the largest score.
 
-    Shrinkage is an empirical Bayes estimate within a kind: true effects come from a normal, whose mean and variance are
-    estimated (DerSimonian and Laird, 1986). It takes out of the best of many what luck has put in.
+    kinds: name -> kind; part: of the images that train in a fold. Shrinkage is an empirical Bayes estimate within a kind:
+    true effects come from a normal, whose mean and variance are estimated (DerSimonian and Laird, 1986). It takes out of the
+    best of many what luck has put in.
     """
     score, correct = Comparison(scores, groups, SCORE), Comparison(scores, groups, CORRECT)
     raw = {name: score.contrast({name: 1.0}) for name in score.names}
@@ -100,7 +101,7 @@ def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str]
         points = Estimate(100 * points.mean, 100 * points.error)
         table.append(Standing(name, kinds[name], 100 * sum(right) / len(right), points, on_all_images(points, part),
                               raw[name], shrunken(raw[name], *priors[kinds[name]])))
-    return sorted(table, key=lambda standing: -standing.shrunken.mean)
+    return sorted(table, key=lambda standing: (-standing.shrunken.mean, -standing.score.mean))
 
 
 def on_all_images(measured: Estimate, part: float) -> Estimate:

@@ -123,6 +123,18 @@ def test_equal_policies_are_seldom_told_apart() -> None:
     assert told < 40
 
 
+def test_fixed_policies_that_are_not_told_apart_are_ranked_by_their_scores() -> None:
+    generator, tied = torch.Generator().manual_seed(4), 0
+    kinds = {**dict.fromkeys(("none", "trivial", "rand"), "fixed"), "found": "found"}
+    for _ in range(20):
+        scores = simulated(generator, dict.fromkeys(kinds, 0.0))
+        table = [each for each in standings(scores, [GROUP_V] * 2, kinds, "trivial") if each.kind == "fixed"]
+        if len({each.shrunken.mean for each in table}) == 1:  # as much difference as noise makes: no variance is left
+            tied += 1
+            assert table[0].score.mean == max(each.score.mean for each in table)
+    assert tied >= 5
+
+
 def test_a_found_policy_is_held_against_the_best_fixed_one_itself_not_against_its_shrunken_score() -> None:
     """A poor fixed policy shrinks a good one towards it; that is no lead of a found one that is as good."""
     generator = torch.Generator().manual_seed(6)
