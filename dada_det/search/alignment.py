@@ -6,8 +6,9 @@
 name. But for `training_gradient`, which updates BatchNorm's running buffers, no pass here changes the network.
 B images, C channels, H height, W width.
 
-`low` (torch.bfloat16) is for the two passes with a gradient alone. Rewards are differences of nearly equal losses, of which
-bfloat16 keeps eight bits: never difference against a bfloat16 loss, not even at one end (tested).
+`low` (torch.bfloat16) is for the passes with a gradient, and for DAAS's comparison of whole networks. Rewards are
+differences of nearly equal losses, of which bfloat16 keeps eight bits: never difference against a bfloat16 loss, not even at
+one end (tested).
 
 Every function takes a classifier, whose logits [B,K] and labels [B] give cross-entropies, or a LossNetwork. Parameters that
 are frozen (requires_grad is False) are no weights; a weight that a pass does not use has a gradient of zeros.
@@ -203,7 +204,7 @@ def rewards_between(network: nn.Module, ends: Ends, images_BCHW: Tensor, targets
 @torch.no_grad()
 def rewards(network: nn.Module, weights: Weights, direction: Weights, images_BCHW: Tensor, targets_B: Targets,
             relative_step: float | None = None, losses_B: Tensor | None = None) -> Tensor:
-    """Returns R_i of each image [B] along `direction`: by a central difference, two forward passes.
+    """Returns R_i of each image [B] along `direction`: by a central difference (two passes), with `losses_B` one-sided.
 
     Args:
         relative_step: eps times ||direction||; default RELATIVE_STEP, or ONE_SIDED_STEP with losses_B.

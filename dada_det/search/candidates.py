@@ -13,7 +13,7 @@ from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.search.verdict import Estimate
 
 RANGES = "strength"
-# A few large questions are answered by few images, fifteen small ones are not: do values change, or places?
+# Few images can tell two families apart, but not fifteen operations (docs/method.md).
 FAMILIES = {"tone": ("lookup", "color", "sharpness"), "geometry": ("affine", "box")}  # kinds of operations
 
 
@@ -30,7 +30,7 @@ def families(operations: Iterable[str] = OPERATION_NAMES) -> dict[str, Policy]:
 
 @dataclass(frozen=True)
 class Effect:
-    """What an operation is worth, in nats of the score for each time that it acts on an image."""
+    """What an operation is worth each time that it acts on an image, in the score's unit (nats; of a detector AP, 0..1)."""
 
     name: str
     value: Estimate
@@ -39,8 +39,8 @@ class Effect:
 def operation_effects(policies: Mapping[str, Policy | None], scores: Mapping[str, Estimate]) -> list[Effect]:
     """The effect of each operation on the score of the policies that hold it, the best first.
 
-    Bayesian linear regression of the policies' scores on how often each operation acts. An effect is before that a normal
-    around 0 with the scores' own standard deviation. Operations that no policy tells apart have the same effect.
+    Bayesian linear regression of the policies' scores on how often each operation acts. The prior of an effect is a normal
+    with mean 0 and the variance of the scores. Operations that no policy tells apart have the same effect.
     """
     names = list(policies)
     use_CO = torch.stack([use_of(policies[name]) for name in names])

@@ -5,8 +5,9 @@ At the end of training w*(d), where grad_w L_train = 0, the implicit function th
     grad_d L_val(w*) = -v^T H^-1 grad_d grad_w L_train,      H the Hessian of L_train      (Lorraine et al., AISTATS 2020)
 
 One virtual step (DARTS, DADA) replaces H^-1 by zeta times the identity. In steep directions it credits an operation with
-what later steps would undo; in flat directions it overlooks what later steps would add. We replace H by the diagonal of the
-Fisher matrix, from the squares of the gradients that a step computes anyway.
+what later steps would undo; in flat directions it overlooks what later steps would add. We replace H by a running
+mean of squared batch gradients (a diagonal Fisher matrix), which a step computes anyway, plus a term that removes the
+training gradient itself.
 """
 
 import torch
@@ -76,7 +77,7 @@ def precondition(direction: Weights, squares: Weights, gradient: Weights) -> Wei
         gradient: g, that of L_train.
 
     By Sherman and Morrison's formula the second term takes out of the direction what agrees with g. Every step of the
-    training goes along g, whatever the policy. Without this part the mean reward of g's own batch is 0.
+    training goes along g, whatever the policy. With this part removed, the mean reward of g's own batch is 0.
     """
     own, along, power = list(gradient.values()), [direction[name] for name in gradient], [squares[name] for name in gradient]
     mean = torch.stack(torch._foreach_norm(power, 1)).sum() / sum(square.numel() for square in power)  # none is negative

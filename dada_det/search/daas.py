@@ -7,10 +7,10 @@ on the augmented training batch, the policy by score function with the mean of t
 and the architecture on the validation batch.
 
 B images of a training batch, E edges of a cell, O operations of an edge, N sub-policies, P paths; 2 the cells, normal and
-reduction. All passes of a step for weights and policy use one path: the two gradients of a reward are of the same weights,
-and both ends of a difference are of one network. That path is drawn uniformly (Guo et al., ECCV 2020): a path that is drawn
-more often is trained more, and would be preferred for that alone. For the same reason the paths that the architecture
-learns from are drawn independently of it.
+reduction. All passes of a step for weights and policy use one path: both gradients of a reward are for the same
+parameters, one before and one after their update, and both ends of a difference are of one network. That path is drawn
+uniformly (Guo et al., ECCV 2020): a path that is drawn more often is trained more, and would be preferred for that alone.
+For the same reason the paths that the architecture learns from are drawn independently of it.
 """
 
 from dataclasses import asdict, dataclass

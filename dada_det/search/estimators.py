@@ -1,8 +1,10 @@
 """Estimates of the gradient of E_q[R] for the logits of a policy distribution, one image at a time.
 
 B images, N sub-policies, 2 slots. q = (c, b): a sub-policy and its two flags. p(q) = p(c) p(b | c), so an estimator scores
-only the flags of the chosen sub-policy, as only they acted on the image. Every estimator is a function of tensors, and its
-noise is an argument. But for `marginal_score` it returns (logits_BN, flag_logits_BN2), whose mean over B is the estimate.
+only the flags of the chosen sub-policy, as only they acted on the image; `marginal_score` scores every sub-policy that could
+have given the image. Every estimator is a function of tensors, and its noise is an argument. Those of flags return
+(logits_BN, flag_logits_BN2), whose mean over B is the estimate; `marginal_score` and `straight_through_magnitude` say what
+they return.
 """
 
 from collections.abc import Callable

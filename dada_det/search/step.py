@@ -2,7 +2,8 @@
 
 B images of a training batch, D draws of each, V validation images, C channels, H height, W width. Targets are a
 classifier's labels, long [B], or a detector's (dada_det.search.alignment.Targets).
-Upper problem: minimise L_val(w'), w' = w - zeta grad_w L_train(w, policy), one virtual step ahead.
+Upper problem: minimise L_val(w'), w' = w - zeta grad_w L_train(w, policy). Where its gradient is taken, at w or after the
+step to w', is each algorithm's choice.
 """
 
 from collections.abc import Callable, Iterable
@@ -70,7 +71,7 @@ class Batch(Generic[N]):
 
 
 class StepSettings(Protocol):
-    """The settings that all algorithms have; the rooms that they share read these alone."""
+    """The settings that all algorithms have; shared code reads only these."""
 
     @property
     def ranges(self) -> str: ...  # the table of the magnitudes' ranges: "strength" | "autoaugment"
@@ -106,7 +107,7 @@ class Step:
     update_weights: Callable[[Weights], None]  # takes the gradient of L_train
     update: Callable[[str], None]  # a step of the optimiser of that name; the gradients are in the parameters' .grad
     apply: Apply = apply_to_images  # (uint8 images, targets, draws, ranges) -> (uint8 images, targets)
-    low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient; rewards stay in float32
+    low: torch.dtype | None = None  # torch.bfloat16: of the training and validation gradient, never of rewards
     running: RunningDirection | None = None  # where settings.running_v
 
 

@@ -104,7 +104,8 @@ def temperature_of(logits_VK: Tensor, labels_V: Tensor) -> float:
 def image_scores(logits_VK: Tensor, labels_V: Tensor) -> Tensor:
     """What each validation image says of a network, float64 [2,V]: its score, and 1 where its label comes first, else 0.
 
-    The score is minus the cross-entropy at the temperature that fits these images best, so that doubt cannot buy it.
+    The score is minus the cross-entropy at the temperature that fits these images best, so that a policy gains nothing by
+    making the network less confident.
     """
     losses_V = F.cross_entropy(logits_VK.double() / temperature_of(logits_VK, labels_V), labels_V, reduction="none")
     return torch.stack([-losses_V, (logits_VK.argmax(1) == labels_V).double()])

@@ -31,8 +31,8 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     """Holds what alignment has proposed, and families of `operations`, against the fixed policies; returns the closing line.
 
     The trainings have the search's optimizer, rate, batch, momentum (Nesterov's) and weight decay, and a cosine by steps.
-    Their results stay in the work folder's TRAININGS, for a search of this `identity` that goes on; without `resume`, and of
-    another search, they go.
+    Their results stay in the work folder's TRAININGS. A resumed search of the same `identity` takes them from there; without
+    `resume`, or if they are another search's, they are deleted first.
     """
     torch.manual_seed(config.seed)
     weights = config.weights_optimizer
@@ -94,7 +94,7 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
 
 
 def row_of(standing: Standing) -> dict[str, Any]:
-    """A candidate's row: accuracy in percent, differences to the reference in points, score in nats."""
+    """A candidate's row: accuracy (or AP) in percent, differences to the reference in points, score in Trainings.unit."""
     return {"name": standing.name, "kind": standing.kind, "accuracy": round(standing.accuracy, 2),
             "difference": round(standing.points.mean, 2), "standard_error": round(standing.points.error, 2),
             "expected": round(standing.expected.mean, 2), "expected_error": round(standing.expected.error, 2),

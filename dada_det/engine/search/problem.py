@@ -23,7 +23,7 @@ class Problem:
             `dataset` and `metainfo`.
         mean, std: of the RGB channels in 0..255, by which the Searcher normalises.
         identity: what a search that --resume goes on with must share.
-        data_hash: of all images and labels.
+        data_hash: identifies the data: by pixels and labels of arrays, by names, sizes and labels of a folder's files.
         groups: the rule by which the images were halved, None where the user gives what validates.
         trainings: makes what a trial trains on, given what normalises uint8 images; None: no trial.
     """

@@ -29,7 +29,7 @@ class Searcher(BaseModel):
     Args:
         network: takes normalised images [B,3,H,W] and gives logits [B,K], or is a LossNetwork.
         mean, std: of the RGB channels, in 0..255.
-        low: torch.bfloat16 runs the training and the validation pass under autocast; rewards stay in float32.
+        low: torch.bfloat16 runs the training and the validation pass under autocast, never the rewards.
         apply: how a policy acts on images and their targets.
     """
 
@@ -55,7 +55,8 @@ class Searcher(BaseModel):
     def search_step(self, batch: Batch, optimizers: OptimWrapperDict, epoch: int) -> dict[str, Tensor]:
         """One step of the search; returns what is logged.
 
-        It computes in float32 where it is not `low`: TF32 keeps too few bits for the difference of two nearly equal losses.
+        It computes in float32 where it is not `low`; on a GPU an algorithm may ask for TF32 in a pass, as DADA does for a
+        classifier's rewards.
         """
         weights = optimizers["weights"]
         batch = replace(batch, noise=batch.noise.to(self.mean_C11), common_noise=batch.common_noise.to(self.mean_C11))

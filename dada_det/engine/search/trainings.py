@@ -126,7 +126,7 @@ class ImageTrainings(Trainings):
 
 
 class Results:
-    """A folder of tensors by name, each written whole; every process sees all of them after `share`."""
+    """A folder of tensors by name, each written whole; every process sees all of them after shared_out."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(folder)

@@ -29,8 +29,8 @@ GROUPS = "groups"  # the result that holds the groups of each fold's validation 
 class Trial:
     """Runs the trainings of a search's trial.
 
-    network: one that may be trained, whose first weights `first` are; recipe: of a whole training, steps aside; epochs: of a
-    whole training; low: dtype of autocast.
+    network: trained in place; `first` keeps its first weights. recipe: of a whole training, but for its steps, which follow
+    from `epochs`. low: dtype of autocast.
     """
 
     data: Trainings
