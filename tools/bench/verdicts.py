@@ -93,7 +93,7 @@ def judged(row: dict, rows: Rows, folder: Path) -> dict[str, float] | None:
         return None
     found = {rule: kept[judge(scores, groups)] for rule, judge in RULES.items()}
     return {**found, "the best candidate, known afterwards": max(kept.values()),
-            "any candidate": sum(kept.values()) / len(kept)}
+            "the mean of all candidates": sum(kept.values()) / len(kept)}
 
 
 def body(args: argparse.Namespace) -> None:
