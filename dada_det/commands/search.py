@@ -82,7 +82,7 @@ def body(args: Namespace) -> None:
 
         given = {name: value for name, value in parse_options(args.cfg_options).items() if name.startswith("model.")}
         check_options(common.load_config(args.config), config, given)
-    from dada_det.search.trainings import ADAMW, SGD
+    from dada_det.search.training import ADAMW, SGD
 
     for name in ("weights_optimizer", "policy_optimizer", "architecture_optimizer"):
         if name in config:

@@ -28,7 +28,16 @@ from dada_det.search import alignment, estimators
 from dada_det.search.distribution import Noise, PolicyDistribution, PolicyGradient, draw_noise
 from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
-from dada_det.search.step import Algorithm, Batch, ParameterGroup, Provenance, Results, Step, augment, validation_gradient
+from dada_det.search.step import (
+    Algorithm,
+    Batch,
+    ParameterGroup,
+    Provenance,
+    ResultFiles,
+    Step,
+    augment,
+    validation_gradient,
+)
 
 PATHS = 2  # a step compares the validation losses of so many paths; each is the other's baseline
 
@@ -160,7 +169,7 @@ class Daas(Algorithm[JointNoise]):
         """Returns the cells found so far."""
         return discretise(self.architecture_2EO.double().softmax(2), self.operations, dict(provenance))
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> ResultFiles:
         """genotype.json; policy.json, the 25 sub-policies with the largest preference; search.json, all probabilities."""
         strengths = self.architecture_2EO.detach().double().softmax(2).tolist()
         return {"genotype.json": self.genotype(provenance).to_dict(),

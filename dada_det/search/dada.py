@@ -22,7 +22,16 @@ from dada_det.search.estimators import ControlVariate
 from dada_det.search.ranks import mean_over_ranks, mean_weights, world
 from dada_det.search.results import POLICY_SIZE, most_used, search_result, usage
 from dada_det.search.settings import DadaSettings
-from dada_det.search.step import Algorithm, Batch, ParameterGroup, Provenance, Results, Step, augment, validation_gradient
+from dada_det.search.step import (
+    Algorithm,
+    Batch,
+    ParameterGroup,
+    Provenance,
+    ResultFiles,
+    Step,
+    augment,
+    validation_gradient,
+)
 
 CONTROL_VARIATE_LR = 5e-3  # the paper's rate for everything it gives to Adam
 # Each operation occurs in 14 sub-policies, so what they share is learned this much faster than a sub-policy's own part. How
@@ -68,7 +77,7 @@ class Dada(Algorithm[Noise]):
             return self.paper_step(parts, batch, zeta)
         return self.default_step(parts, batch, learn=epoch >= self.settings.warmup_epochs)
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> ResultFiles:
         """policy.json, the 25 sub-policies with the largest preference, and search.json, all of them."""
         return {"policy.json": self.distribution.policy(POLICY_SIZE, provenance).to_dict(),
                 "search.json": search_result(self.distribution, optimizers["policy"], provenance)}

@@ -30,7 +30,16 @@ from dada_det.search import alignment
 from dada_det.search.curvature import precondition
 from dada_det.search.ranks import mean_over_ranks, mean_weights
 from dada_det.search.results import most_used
-from dada_det.search.step import Algorithm, Batch, ParameterGroup, Provenance, Results, Step, augment, validation_gradient
+from dada_det.search.step import (
+    Algorithm,
+    Batch,
+    ParameterGroup,
+    Provenance,
+    ResultFiles,
+    Step,
+    augment,
+    validation_gradient,
+)
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ class Ddas(Algorithm[PairNoise]):
                 use[atom.name] += 2 * now.probability * preference
         return dict(sorted(use.items(), key=lambda item: -item[1]))
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> ResultFiles:
         """policy.json, which is the schedule's average, and schedule.json."""
         schedule = self.schedule(provenance)
         return {"policy.json": schedule.average().to_dict(), "schedule.json": schedule.to_dict()}

@@ -22,7 +22,7 @@ from dada_det.search.ranks import mean_weights
 # Targets come out as the kind that goes in.
 Apply = Callable[[Tensor, Targets, Draws, str], tuple[Tensor, Targets]]
 Provenance = dict[str, str | int]
-Results = dict[str, dict[str, object]]  # name of a file in the work folder -> its JSON object
+ResultFiles = dict[str, dict[str, object]]  # name of a file in the work folder -> its JSON object
 
 
 class ParameterGroup(TypedDict):
@@ -147,7 +147,7 @@ class Algorithm(nn.Module, Generic[N]):
     def after_epoch(self, epoch: int) -> None:
         """Called on every process after epoch `epoch` (from 0), before its results and its checkpoint are written."""
 
-    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> Results:
+    def results(self, provenance: Provenance, optimizers: dict[str, torch.optim.Optimizer]) -> ResultFiles:
         """What has been found so far, as JSON values by the name of the file in the work folder."""
         raise NotImplementedError
 

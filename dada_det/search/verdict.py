@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCORE, CORRECT = 0, 1  # rows of trainings.image_scores
-Scores = Mapping[tuple[str, int], Tensor]  # (candidate, fold) -> trainings.image_scores, float64 [2,V]
+SCORE, CORRECT = 0, 1  # rows of training.image_scores
+Scores = Mapping[tuple[str, int], Tensor]  # (candidate, fold) -> training.image_scores, float64 [2,V]
 # What a difference in points that was measured on part of the images becomes in a training on all of them: its factor is
 # 1 on all and 0.4 on half of them, with a standard deviation of 0.25. Rough, from few trainings (docs/method.md, step 4).
 FACTOR_LOST, FACTOR_ERROR = 1.2, 0.25

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from dada_det.engine.search.trainings import Results
+from dada_det.engine.search.trainings import StoredTensors
 from tests.conftest import load_bench
 
 IMAGES = 40
@@ -20,7 +20,7 @@ def bench() -> ModuleType:
 
 def stored(bench: ModuleType, folder: Path, better: dict[str, tuple[float, float]]) -> None:
     """Trainings of all candidates on two folds: `better` says by how many nats in each, all images with the same noise."""
-    results, noise = Results(folder), torch.randn(IMAGES, generator=torch.Generator().manual_seed(0))
+    results, noise = StoredTensors(folder), torch.randn(IMAGES, generator=torch.Generator().manual_seed(0))
     results.put("groups", [torch.arange(IMAGES)] * 2)
     for number, name in enumerate(bench.KINDS):
         for fold in range(2):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dada_det.commands import common
 from dada_det.engine.search.handover import TRAININGS
-from dada_det.engine.search.trainings import Results
+from dada_det.engine.search.trainings import StoredTensors
 from dada_det.engine.search.trial import GROUPS, result_name
 from dada_det.errors import UserError
 from dada_det.files import read_json
@@ -82,7 +82,7 @@ def judged(row: dict, rows: Rows, folder: Path) -> dict[str, float] | None:
     the file does not hold whole trainings of all candidates."""
     arms = by_arm(rows, row["problem"])
     whole = {name: arms.get(name, {}).get(row["seed"]) for name in KINDS}
-    results = Results(folder)
+    results = StoredTensors(folder)
     groups = results.get(GROUPS)
     if groups is None:
         raise UserError(f"{folder} has no {GROUPS}.pth; run natural.py in the same --work-dir first")

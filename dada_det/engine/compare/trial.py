@@ -1,4 +1,4 @@
-"""One trial: a classifier trained from scratch under a recipe, with one policy, and its accuracy on unseen images.
+"""One trial: a classifier trained under a recipe, with one policy, and its accuracy on unseen images.
 
 Trials with equal seeds share their first weights, their batches and their crops, whatever the policy, so that their
 difference is the policy's. Shapes: B images of a batch, C = 3 channels, H x W pixels.

@@ -20,7 +20,7 @@ from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
 from dada_det.search.candidates import Effect
 from dada_det.search.ranks import world
-from dada_det.search.trainings import SGD, TrainingRecipe
+from dada_det.search.training import SGD, TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
 TRAININGS = "trainings"

@@ -36,7 +36,7 @@ from dada_det.search.ranks import world
 from dada_det.search.results import POLICY_SIZE
 from dada_det.search.settings import dada_settings
 from dada_det.search.step import Algorithm
-from dada_det.search.trainings import ADAMW, SGD
+from dada_det.search.training import ADAMW, SGD
 
 POLICY_LR = {"default": 0.02, "paper": 5e-3}  # Adam's, by the search's mode (the paper's Section 4.1)
 
@@ -185,7 +185,7 @@ def dada(config: Config) -> Callable[[nn.Module], Dada]:
     return lambda network: Dada(space, settings)
 
 
-def joint(config: Config) -> Callable[[nn.Module], Daas]:
+def daas(config: Config) -> Callable[[nn.Module], Daas]:
     settings = daas_settings(**config.search)
     if settings.warmup_epochs >= config.epochs:
         settings = replace(settings, warmup_epochs=config.epochs - 1)
@@ -207,4 +207,4 @@ def ddas(config: Config) -> Callable[[nn.Module], Ddas]:
 
 
 # By the config's `method`: checks the config before any image is read, and gives what makes the algorithm for a network.
-METHODS: dict[str, Callable[[Config], Callable[[nn.Module], Algorithm]]] = {"dada": dada, "ddas": ddas, "daas": joint}
+METHODS: dict[str, Callable[[Config], Callable[[nn.Module], Algorithm]]] = {"dada": dada, "ddas": ddas, "daas": daas}

@@ -19,7 +19,7 @@ from dada_det.data.memory import center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.files import make_folder, whole_file
 from dada_det.search.ranks import world
-from dada_det.search.trainings import Batches, image_scores
+from dada_det.search.training import Batches, image_scores
 
 TRAINING, CROPS, DRAWS = 1, 11, 12  # random streams of a training and of its steps
 JUDGED_AT_ONCE = 256  # validation images of a pass
@@ -125,7 +125,7 @@ class ImageTrainings(Trainings):
         return image_scores(torch.cat(logits), val.labels_N.cpu())
 
 
-class Results:
+class StoredTensors:
     """A folder of tensors by name, each written whole; every process sees all of them after shared_out."""
 
     def __init__(self, folder: Path) -> None:
@@ -148,7 +148,7 @@ class Results:
         return self.folder / f"{name}.pth"
 
 
-def shared_out(tasks: Sequence[str], results: Results, work: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+def shared_out(tasks: Sequence[str], results: StoredTensors, work: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
     """(name, result) of every task in their order; those without a result are shared out over the processes.
 
     A generator, so that one process alone can say how far it is; several give their results when all are there.

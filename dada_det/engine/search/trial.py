@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from dada_det.augment.named import AnyPolicy, fixed_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
-from dada_det.engine.search.trainings import Results, Trainings, shared_out
+from dada_det.engine.search.trainings import StoredTensors, Trainings, shared_out
 from dada_det.search.candidates import Effect, families, operation_effects, ours
 from dada_det.search.ranks import world
-from dada_det.search.trainings import TrainingRecipe, train
+from dada_det.search.training import TrainingRecipe, train
 from dada_det.search.verdict import Verdict, verdict
 
 GROUPS = "groups"  # the result that holds the groups of each fold's validation images
@@ -45,7 +45,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         self.first = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self.results = Results(self.folder)
+        self.results = StoredTensors(self.folder)
         self.folds = range(len(self.data.folds))
         self.groups = [fold.groups_V for fold in self.data.folds]
         if world()[0] == 0:

@@ -15,10 +15,10 @@ from dada_det.augment.operations import OPERATIONS
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search import trainings, trial
 from dada_det.engine.search.handover import hand_over, table_of
-from dada_det.engine.search.trainings import Fold, ImageTrainings, Results, shared_out
+from dada_det.engine.search.trainings import Fold, ImageTrainings, StoredTensors, shared_out
 from dada_det.engine.search.trial import Trial
 from dada_det.models.classifiers import build_classifier
-from dada_det.search.trainings import TrainingRecipe
+from dada_det.search.training import TrainingRecipe
 
 SIDE, CLASSES = 12, 3
 
@@ -97,7 +97,7 @@ def test_a_trial_cut_short_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch
 def test_trainings_are_shared_out_over_processes_and_everyone_knows_all(tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[list[str]] = [[], []]
-    stores = [Results(tmp_path / str(rank)) for rank in range(2)]
+    stores = [StoredTensors(tmp_path / str(rank)) for rank in range(2)]
     stores[1].put("b", 2)  # from a run that was cut short
     gathered: list[list[Any]] = []
 

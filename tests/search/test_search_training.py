@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dada_det.search.trainings import ADAMW, SGD, TrainingRecipe, image_scores, temperature_of, train
+from dada_det.search.training import ADAMW, SGD, TrainingRecipe, image_scores, temperature_of, train
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
