@@ -128,7 +128,7 @@ def load_arrays(config: Config) -> Problem:
                           hash_of(*hashes), rule)
 
 
-def load_coco(config: Config) -> Problem:
+def load_detector_search(config: Config) -> Problem:
     """COCO's layout, and a detector whose own loss is the reward."""
     from dada_det.engine.search import detection  # imports mmdet
 
@@ -136,5 +136,5 @@ def load_coco(config: Config) -> Problem:
 
 
 # By the config's `kind`; a row whose module is slow to import imports it when it is called.
-LOADERS: dict[str, Callable[[Config], Problem]] = {"imagenet": load_imagenet, "coco": load_coco,
+LOADERS: dict[str, Callable[[Config], Problem]] = {"imagenet": load_imagenet, "coco": load_detector_search,
                                                    **dict.fromkeys(READERS, load_arrays)}
