@@ -24,6 +24,7 @@ QUANTITIES = {"preference": "the share of images whose sub-policy holds the oper
               "probability": "how often it then acts, weighted by preference",
               "strength": "its magnitude in 0..1, weighted by preference"}
 GRID_ROWS = 6
+UNIT = "nats of calibrated cross-entropy less"  # where a file does not say it
 MOST_ROWS = 60  # of a table, whatever the file holds
 MORE_STYLE = """
 .curves { width: 100%; table-layout: fixed; }
@@ -130,11 +131,12 @@ def _verdict(content: Mapping[str, Any]) -> str:
                     f"<td class=number>{_with_error(candidate, 'difference', 'standard_error', '+.1f')}</td>"
                     f"<td class=number>{_with_error(candidate, 'score', 'score_error', '+.3f')}</td></tr>")
     reference = escape(str(content.get("reference", "the reference")))
+    figure, unit = escape(str(content.get("figure", "top-1 %"))), escape(str(content.get("unit", UNIT)))
     return (f"<section class=verdict>\n<h2>Verdict</h2>\n<p>{_sentence(content['sentence'])}</p>\n<div class=wide>"
-            "<table class=plain>\n<thead><tr><th scope=col>policy</th><th scope=col class=number>top-1 %</th>"
+            f"<table class=plain>\n<thead><tr><th scope=col>policy</th><th scope=col class=number>{figure}</th>"
             f"<th scope=col class=number>points to {reference}</th><th scope=col class=number>score</th></tr></thead>\n"
-            "<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table></div>\n<p class=note>± is the standard error; score "
-            "is minus the calibrated cross-entropy, less the mean candidate's.</p>\n</section>")
+            "<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table></div>\n<p class=note>± is the standard error. "
+            f"Score: {unit}, compared with the mean candidate.</p>\n</section>")
 
 
 def _effects(content: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ import torch
 
 from dada_det.search.verdict import (
     CORRECT,
+    MARGIN,
+    MARGIN_ON_TARGET,
     SCORE,
     Comparison,
     Estimate,
@@ -114,6 +116,20 @@ def test_a_found_policy_wins_where_it_is_told_apart_and_else_the_best_fixed_one(
                     "trivial")
     assert not worse.told_apart and worse.winner == worse.best_fixed == "none"
     assert worse.of("few").points.mean < 0
+
+
+def test_against_a_target_the_better_score_is_enough() -> None:
+    generator, unclear = torch.Generator().manual_seed(5), 0
+    for _ in range(30):
+        scores = simulated(generator, {"none": -0.5, "trivial": 0.0, "few": 0.05, "tilted": -0.5})
+        careful, bold = (verdict(scores, [GROUP_V] * 2, KINDS, "trivial", margin=margin)
+                         for margin in (MARGIN, MARGIN_ON_TARGET))
+        gain = Comparison(scores, [GROUP_V] * 2, SCORE).difference("few", bold.best_fixed)
+        assert (bold.winner == "few") == (gain.mean > 0)
+        assert careful.told_apart == bold.told_apart == (gain.mean > gain.error)
+        assert careful.winner == ("few" if careful.told_apart else careful.best_fixed)
+        unclear += careful.winner != bold.winner
+    assert unclear >= 3
 
 
 def test_equal_policies_are_seldom_told_apart() -> None:

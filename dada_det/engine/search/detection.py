@@ -69,8 +69,9 @@ def load_detection(config: Config) -> Problem:
                    batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
                    identity={"model": model_identity(config), "image_size": config.image_size, "masks": config.masks,
                              "mirror": config.mirror, "target_trains": config.data.get("target_trains")}, groups=rule,
-                   trainings=lambda normalise: DetectionTrainings(folds, whole=whole, mirror=config.mirror, seed=config.seed,
-                                                          batch_size=config.batch_size, normalise=normalise),
+                   trainings=lambda normalise: DetectionTrainings(
+                       folds, whole=whole, target=target is not None, mirror=config.mirror, seed=config.seed,
+                       batch_size=config.batch_size, normalise=normalise),
                    data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std,
                    apply=cast(Apply, apply_with_instances))
 

@@ -75,7 +75,8 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
                 "operations": [row_of_effect(effect) for effect in effects]})
     write_json(Path(work_dir, "verdict.json"), {
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
-        "reference": trial.data.reference, "sentence": said, "validation_images": images,
+        "reference": trial.data.reference, "figure": trial.data.figure, "unit": trial.data.unit, "sentence": said,
+        "validation_images": images,
         "trainings": len(trial.scores), "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
     write_json(Path(work_dir, "policy.json"), chosen.to_dict())
     return said
@@ -89,6 +90,9 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
     if found.told_apart:
         return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {found.best_fixed}, on your "
                 f"{images} validation images; {points}")
+    if winner.kind == "found":
+        return (f"`{winner.name}`, found by the search, has the best score on your {images} validation images, but is not "
+                f"clearly better than the best fixed policy, {found.best_fixed}; {points}")
     return (f"nothing that the search found is clearly better than the best fixed policy on your {images} validation "
             f"images; `{winner.name}` is handed over; {points}")
 

@@ -26,13 +26,14 @@ TARGET_HALVES = 4  # the random stream of the target's halves
 
 
 def classification(config: Config, folds: Sequence[Fold], whole: int, classes: int, data_hash: str,
-                   groups: str | None = None) -> Problem:
+                   groups: str | None = None, target: bool = False) -> Problem:
     """Images in one or two folds, which move to the device whole, and config.classifier.
 
     The search by alignment trains and validates on the first fold, the trial on each in turn.
 
     Args:
         whole: images of a training with the policy, by which the costs are counted.
+        target: the user has given the images that validate.
     """
     folds = [Fold(on_device(fold.train), on_device(fold.val), fold.groups_V) for fold in folds]
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
@@ -41,7 +42,7 @@ def classification(config: Config, folds: Sequence[Fold], whole: int, classes: i
                                                     image_size=config.image_size, weights=config.get("weights")),
                    batches=partial(classification_batches, config, folds[0].train, folds[0].val),
                    trainings=lambda normalise: ImageTrainings(
-                       folds, whole=whole, image_size=config.image_size, padding=config.get("padding", 0),
+                       folds, whole=whole, target=target, image_size=config.image_size, padding=config.get("padding", 0),
                        mirror=config.mirror, batch_size=config.batch_size, seed=config.seed, normalise=normalise),
                    data_hash=data_hash, groups=groups, mean=prepared.mean, std=prepared.std,
                    identity={"classifier": config.classifier, "image_size": config.image_size,
@@ -104,7 +105,7 @@ def load_imagenet(config: Config) -> Problem:
             say_groups(groups.said)
         folds = against_target(memory, target, training, config.seed, groups.ids)
         return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
-                              hash_of(images.hash(), val_images.hash()), rule if trains else None)
+                              hash_of(images.hash(), val_images.hash()), rule if trains else None, target=True)
     train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)
     say_groups(groups.said)
     return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(images.classes),

@@ -40,7 +40,8 @@ class Fold:
 class Trainings:
     """Batches and scores of trainings on one or two folds; a class for each kind of images.
 
-    whole: images of a whole training, by which costs are counted; normalise: uint8 images -> what the network takes.
+    whole: images of a whole training, by which costs are counted; target: the user has given the images that validate;
+    normalise: uint8 images -> what the network takes.
     fixed: the policies that a user would otherwise take; reference: that of them to which differences are given; figure:
     what `judge` gives beside the score, for the head of a table; unit: of the score.
     """
@@ -50,9 +51,9 @@ class Trainings:
     figure: str
     unit: str
 
-    def __init__(self, folds: Sequence[Fold], *, whole: int, mirror: bool, batch_size: int, seed: int,
+    def __init__(self, folds: Sequence[Fold], *, whole: int, target: bool, mirror: bool, batch_size: int, seed: int,
                  normalise: Callable[[Tensor], Tensor]) -> None:
-        self.folds, self.whole, self.normalise = folds, whole, normalise
+        self.folds, self.whole, self.target, self.normalise = folds, whole, target, normalise
         self.mirror, self.batch_size, self.seed = mirror, batch_size, seed
 
     def steps(self, epochs: float) -> int:

@@ -20,7 +20,7 @@ from dada_det.engine.search.trainings import StoredTensors, Trainings, shared_ou
 from dada_det.search.candidates import Effect, families, operation_effects, ours
 from dada_det.search.ranks import world
 from dada_det.search.training import TrainingRecipe, train
-from dada_det.search.verdict import Verdict, verdict
+from dada_det.search.verdict import MARGIN, MARGIN_ON_TARGET, Verdict, verdict
 
 GROUPS = "groups"  # the result that holds the groups of each fold's validation images
 
@@ -58,7 +58,8 @@ class Trial:
         policies: dict[str, AnyPolicy] = {**fixed, **found}
         self.scores = self.train(policies)
         kinds = {**dict.fromkeys(fixed, "fixed"), **dict.fromkeys(found, "found")}
-        outcome = verdict(self.scores, self.groups, kinds, self.data.reference, self.data.part)
+        margin = MARGIN_ON_TARGET if self.data.target else MARGIN
+        outcome = verdict(self.scores, self.groups, kinds, self.data.reference, self.data.part, margin)
         return outcome, policies, operation_effects(ours(policies), {each.name: each.score for each in outcome.table})
 
     @property

@@ -41,7 +41,7 @@ def test_the_ap_of_an_image(found: list[dict], expected: float | None) -> None:
 
 
 def trainings(folds: list[Fold]) -> DetectionTrainings:
-    return DetectionTrainings(folds, whole=12, mirror=True, batch_size=4, seed=0,
+    return DetectionTrainings(folds, whole=12, target=True, mirror=True, batch_size=4, seed=0,
                           normalise=lambda images: (images.float() - 120) / 60)
 
 

@@ -14,11 +14,13 @@ from dada_det.augment.named import resolve
 from dada_det.augment.operations import OPERATIONS
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search import trainings, trial
-from dada_det.engine.search.handover import hand_over, table_of
+from dada_det.engine.search.handover import hand_over, sentence, table_of
 from dada_det.engine.search.trainings import Fold, ImageTrainings, StoredTensors, shared_out
 from dada_det.engine.search.trial import Trial
 from dada_det.models.classifiers import build_classifier
 from dada_det.search.training import TrainingRecipe
+from dada_det.search.verdict import Estimate, Standing, Verdict
+from tests.messages import assert_names
 
 SIDE, CLASSES = 12, 3
 
@@ -41,8 +43,8 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 def make(folder: Path, folds: list[Fold] | None = None, seed: int = 0) -> Trial:
     folds = folds or [Fold(pictures(60, 1), pictures(60, 2, inverted=True), torch.arange(60))]
-    images = ImageTrainings(folds, whole=60, image_size=SIDE, padding=0, mirror=False, batch_size=12, seed=seed,
-                        normalise=normalise)
+    images = ImageTrainings(folds, whole=60, target=True, image_size=SIDE, padding=0, mirror=False, batch_size=12, seed=seed,
+                            normalise=normalise)
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d((12, 1)),
                             nn.Flatten(), nn.Linear(96, CLASSES))
@@ -68,6 +70,17 @@ def test_what_the_target_asks_for_is_found_and_beats_the_fixed_policies(tmp_path
         [effect.name for effect in effects]
     assert "search  trial  8/8" in capsys.readouterr().out
     assert 0 < ours.cost < 12
+
+
+def test_the_sentence_says_how_clear_the_winner_is() -> None:
+    same = Estimate(0.0, 1.0)
+    kinds = {"tone": "found", "rand": "fixed"}
+    table = tuple(Standing(name, kind, 50.0, same, same, same, same) for name, kind in kinds.items())
+    clear, unclear, fixed = (sentence(Verdict(winner, "rand", told, table), "trivial", 20)
+                             for winner, told in (("tone", True), ("tone", False), ("rand", False)))
+    assert_names(clear, "`tone`", "is better than", "rand", "20 validation images")
+    assert_names(unclear, "`tone`", "is not clearly better", "rand", "20 validation images")
+    assert_names(fixed, "nothing", "`rand` is handed over")
 
 
 def scores_of(ours: Trial) -> dict[Any, list[float]]:
@@ -116,7 +129,7 @@ def test_trainings_are_shared_out_over_processes_and_everyone_knows_all(tmp_path
 
 def test_candidates_of_a_block_see_the_same_crops(tmp_path: Path) -> None:
     fold = Fold(pictures(24, 1), pictures(12, 2), torch.arange(12))
-    images = ImageTrainings([fold, fold], whole=24, image_size=8, padding=0, mirror=True, batch_size=8, seed=3,
+    images = ImageTrainings([fold, fold], whole=24, target=True, image_size=8, padding=0, mirror=True, batch_size=8, seed=3,
                         normalise=normalise)
     first, same, other_step, other_fold = (images.batches(fold, None)(step)
                                            for fold, step in ((0, 5), (0, 5), (0, 4), (1, 5)))
@@ -129,6 +142,6 @@ def test_candidates_of_a_block_see_the_same_crops(tmp_path: Path) -> None:
 def test_the_network_may_be_any_classifier_of_the_table() -> None:
     network = build_classifier("convnet", num_classes=CLASSES, image_size=SIDE)
     fold = Fold(pictures(24, 1), pictures(12, 2), torch.arange(12))
-    images = ImageTrainings([fold], whole=24, image_size=SIDE, padding=0, mirror=False, batch_size=8, seed=0,
+    images = ImageTrainings([fold], whole=24, target=True, image_size=SIDE, padding=0, mirror=False, batch_size=8, seed=0,
                         normalise=normalise)
     assert images.judge(network, 0).shape == (2, 12)
