@@ -25,17 +25,16 @@ from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.measurements import Rows, write_rows
 from dada_det.report.statistics import paired_difference
-from dada_det.search.verdict import CORRECT, SCORE, Comparison, Scores, Verdict, verdict
-from natural import CANDIDATES, WORK_DIR, search_folder
-from natural_problems import PROBLEMS
+from dada_det.search.verdict import CORRECT, MARGIN, MARGIN_ON_TARGET, SCORE, Comparison, Scores, verdict
+from natural import CANDIDATES, PROBLEMS, WORK_DIR, search_folder
 from natural_table import FIXED, LEARNED, REFERENCE, by_arm, interval
 
-Judge = Callable[[Scores, Sequence[Tensor]], str]  # (scores, groups) -> the name of what is handed over
+Judge = Callable[[Scores, Sequence[Tensor], float], str]  # (scores, groups, the shipped margin) -> what is handed over
 KINDS = {**dict.fromkeys(FIXED, "fixed"), **dict.fromkeys(CANDIDATES, "found")}
 
 
-def shipped(scores: Scores, groups: Sequence[Tensor]) -> Verdict:
-    return verdict(scores, groups, KINDS, REFERENCE)
+def winner(scores: Scores, groups: Sequence[Tensor], margin: float) -> str:
+    return verdict(scores, groups, KINDS, REFERENCE, margin=margin).winner
 
 
 def only(scores: Scores, names: Sequence[str] = tuple(KINDS), folds: int = 2) -> Scores:
@@ -48,32 +47,25 @@ def by_accuracy(scores: Scores) -> Scores:
     return {key: torch.stack([value[CORRECT], value[CORRECT]]) for key, value in scores.items()}
 
 
-def best_mean(scores: Scores, groups: Sequence[Tensor]) -> str:
+def best_mean(scores: Scores, groups: Sequence[Tensor], margin: float) -> str:
     """The largest mean score: no shrinkage, and no margin for what was found."""
     comparison = Comparison(scores, groups, SCORE)
     return max(comparison.names, key=lambda name: comparison.contrast({name: 1.0}).mean)
 
 
-def two_errors(scores: Scores, groups: Sequence[Tensor]) -> str:
-    """What was found must be two standard errors better than the best fixed policy."""
-    found = shipped(scores, groups)
-    if found.winner in FIXED:
-        return found.winner
-    gain = Comparison(scores, groups, SCORE).difference(found.winner, found.best_fixed)
-    return found.winner if gain.mean > 2 * gain.error else found.best_fixed
-
-
 SHIPPED = "as shipped"
 RULES: Mapping[str, Judge] = {
-    SHIPPED: lambda scores, groups: shipped(scores, groups).winner,
-    "no verdict: what alignment proposed": lambda scores, groups: "aligned",
-    "no families: alignment's proposal and the fixed policies": lambda scores, groups:
-        shipped(only(scores, (*FIXED, "aligned")), groups).winner,
-    "fixed policies alone": lambda scores, groups: shipped(only(scores, FIXED), groups).winner,
-    "the first fold alone": lambda scores, groups: shipped(only(scores, folds=1), groups[:1]).winner,
-    "accuracy for the calibrated cross-entropy": lambda scores, groups: shipped(by_accuracy(scores), groups).winner,
+    SHIPPED: winner,
+    "no verdict: what alignment proposed": lambda scores, groups, margin: "aligned",
+    "no families: alignment's proposal and the fixed policies": lambda scores, groups, margin:
+        winner(only(scores, (*FIXED, "aligned")), groups, margin),
+    "fixed policies alone": lambda scores, groups, margin: winner(only(scores, FIXED), groups, margin),
+    "the first fold alone": lambda scores, groups, margin: winner(only(scores, folds=1), groups[:1], margin),
+    "accuracy for the calibrated cross-entropy": lambda scores, groups, margin: winner(by_accuracy(scores), groups, margin),
     "the largest mean: no shrinkage, no margin": best_mean,
-    "a margin of two standard errors": two_errors,
+    "no margin": lambda scores, groups, margin: winner(scores, groups, 0.0),
+    "a margin of one standard error": lambda scores, groups, margin: winner(scores, groups, 1.0),
+    "a margin of two standard errors": lambda scores, groups, margin: winner(scores, groups, 2.0),
 }
 
 
@@ -91,7 +83,8 @@ def judged(row: dict, rows: Rows, folder: Path) -> dict[str, float] | None:
     kept = {name: score for name, score in whole.items() if score is not None and (name, 0) in scores}
     if any(name not in kept for name, _ in scores):
         return None
-    found = {rule: kept[judge(scores, groups)] for rule, judge in RULES.items()}
+    margin = MARGIN_ON_TARGET if PROBLEMS[row["problem"]].shift else MARGIN
+    found = {rule: kept[judge(scores, groups, margin)] for rule, judge in RULES.items()}
     return {**found, "the best candidate, known afterwards": max(kept.values()),
             "the mean of all candidates": sum(kept.values()) / len(kept)}
 
