@@ -268,6 +268,7 @@ def verdict_rules() -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "natural": natural, "natural_lines": natural_lines,
     "planted": lambda: planted_rows("planted", ("paper", "default"), ("default",)),
+    "planted_whole": lambda: indented(planted.summary(rows_of("planted_whole"))),
     "planted_alone": lambda: planted_alone_lines("planted_alone"),
     "planted_imagenette": lambda: planted_rows("planted_imagenette", ("default",), ("default",)),
     "planted_alone_imagenette": lambda: planted_alone_lines("planted_alone_imagenette"),
