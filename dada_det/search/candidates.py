@@ -13,6 +13,7 @@ from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.search.verdict import Estimate
 
 RANGES = "strength"
+LEAST = 1e-12  # variance, where all scores are equal
 # Few images can tell two families apart, but not fifteen operations (docs/method.md).
 FAMILIES = {"tone": ("lookup", "color", "sharpness"), "geometry": ("affine", "box")}  # kinds of operations
 
@@ -46,8 +47,8 @@ def operation_effects(policies: Mapping[str, Policy | None], scores: Mapping[str
     use_CO = torch.stack([use_of(policies[name]) for name in names])
     use_CO = use_CO - use_CO.mean(0)
     score_C = torch.tensor([scores[name].mean for name in names], dtype=torch.float64)
-    noise = statistics.fmean(scores[name].error ** 2 for name in names) or 1e-12
-    prior = float(score_C.var()) or 1e-12
+    noise = max(statistics.fmean(scores[name].error ** 2 for name in names), LEAST)
+    prior = max(float(score_C.var()), LEAST)
     eye_OO = torch.eye(len(OPERATION_NAMES), dtype=torch.float64)
     covariance_OO = torch.linalg.inv(use_CO.T @ use_CO / noise + eye_OO / prior)
     mean_O = covariance_OO @ use_CO.T @ (score_C - score_C.mean()) / noise

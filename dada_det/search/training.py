@@ -4,8 +4,9 @@ B images of a batch, V validation images, K classes.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class TrainingRecipe:
 
     Args:
         momentum: of SGD.
+        options: further arguments of torch's optimizer, such as AdamW's betas.
         averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise
             away (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
     """
@@ -36,13 +38,14 @@ class TrainingRecipe:
     clip_grad: float | None = 5.0
     averaged: float = 0.3
     optimizer: str = SGD
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns the optimizer of these parameters."""
         if self.optimizer == ADAMW:
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, **self.options)
         return torch.optim.SGD(parameters, self.lr, self.momentum, nesterov=self.momentum > 0,
-                               weight_decay=self.weight_decay)
+                               weight_decay=self.weight_decay, **self.options)
 
 
 def train(network: nn.Module, batches: Batches, recipe: TrainingRecipe, seed: int, low: torch.dtype | None = None) -> None:

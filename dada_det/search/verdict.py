@@ -77,10 +77,13 @@ class Comparison:
 
 
 def clustered_variance(values_V: Tensor, groups_V: Tensor) -> float:
-    """The variance of the mean of V values that are independent between groups alone (Liang and Zeger, 1986)."""
+    """The variance of the mean of V values that are independent between groups alone (Liang and Zeger, 1986).
+
+    One group cannot show its variance; that of one image stands for it, which is too little rather than too much.
+    """
     names_G, index_V = groups_V.unique(return_inverse=True)
     if len(names_G) < 2:
-        return 0.0
+        return float(values_V.var()) if len(values_V) > 1 else 0.0
     sums_G = torch.zeros(len(names_G), dtype=torch.float64).index_add_(0, index_V, (values_V - values_V.mean()).double())
     return float(sums_G.square().sum()) * len(names_G) / (len(names_G) - 1) / len(values_V) ** 2
 

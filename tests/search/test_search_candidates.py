@@ -51,3 +51,9 @@ def test_effects_are_the_exact_posterior_of_a_linear_model() -> None:
         assert 0 < effect.value.error <= float(prior) ** 0.5
     by_name = {effect.name: effect.value.mean for effect in found}
     assert min(by_name[name] for name in ("Invert", "Color")) > max(by_name[name] for name in ("Rotate", "ShearX"))
+
+
+def test_candidates_of_equal_scores_give_operations_no_effect() -> None:
+    policies = ours({name: fixed_policy(name) for name in ("none", "uniform", "one-op", "random")})
+    found = operation_effects(policies, {name: Estimate(0.0, 1e-18) for name in policies})
+    assert [effect.value.mean for effect in found] == pytest.approx([0.0] * len(OPERATION_NAMES), abs=1e-9)

@@ -72,3 +72,8 @@ def test_equal_seeds_give_equal_trainings_with_dropout() -> None:
         return torch.cat([tensor.flatten().double() for tensor in network.state_dict().values()])
 
     assert torch.equal(trained(1), trained(1)) and not torch.equal(trained(1), trained(2))
+
+
+def test_the_optimizer_has_the_configs_further_arguments() -> None:
+    built = TrainingRecipe(1, 0.1, optimizer=ADAMW, options={"betas": (0.9, 0.95)}).build([nn.Parameter(torch.zeros(1))])
+    assert built.param_groups[0]["betas"] == (0.9, 0.95)

@@ -160,3 +160,9 @@ def test_a_found_policy_is_held_against_the_best_fixed_one_itself_not_against_it
     assert not verdict(scores, [GROUP_V] * 2, KINDS, "trivial").told_apart
     sure = {key: (0.001 * noise[key[0]] + level[key[0]]).expand(2, IMAGES) for key in scores}
     assert verdict(sure, [GROUP_V] * 2, KINDS, "trivial").winner == "few"
+
+
+def test_a_fold_of_one_group_has_the_error_of_an_image() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    assert clustered_variance(values, torch.zeros(50, dtype=torch.long)) == pytest.approx(float(values.var()))
+    assert clustered_variance(values[:1], torch.zeros(1, dtype=torch.long)) == 0

@@ -18,7 +18,9 @@ from dada_det.augment.policy import Policy
 from dada_det.augment.transform import PolicyTransform
 from dada_det.data.detection import MemoryDetection, apply_with_instances
 from dada_det.data.random import generator_for
+from dada_det.devices import move
 from dada_det.engine.search.detector_losses import data_sample
+from dada_det.engine.search.problem import search_device
 from dada_det.engine.search.trainings import CROPS, DRAWS, Trainings
 
 JUDGED_AT_ONCE = 16  # validation images of a pass
@@ -43,8 +45,9 @@ class DetectionTrainings(Trainings):
         def some(rows_B: Tensor, keys: tuple[int, ...]) -> tuple[Tensor, Any]:
             flips_B = (torch.rand(len(rows_B), generator=generator_for(*keys, CROPS)) < 0.5) & self.mirror
             images_BCHW, targets = train.batch(rows_B, flips_B)
+            images_BCHW = move(images_BCHW, search_device())
             if transform is not None:
-                draws = transform.draw(len(rows_B), generator_for(*keys, DRAWS))
+                draws = transform.draw(len(rows_B), generator_for(*keys, DRAWS)).to(images_BCHW.device)
                 images_BCHW, targets = apply_with_instances(images_BCHW, targets, draws, transform.policy.ranges)
             return images_BCHW, targets
 
@@ -57,7 +60,7 @@ class DetectionTrainings(Trainings):
         found: list[list[dict[str, Any]]] = []
         for rows in torch.arange(len(val)).split(JUDGED_AT_ONCE):
             images_BCHW, targets = val.batch(rows)
-            images_BCHW = self.for_network(images_BCHW)
+            images_BCHW = self.for_network(move(images_BCHW, search_device()))
             samples = [data_sample(targets, row, images_BCHW) for row in range(len(rows))]
             for result in detector.predict(images_BCHW, samples, rescale=False):
                 predicted = result.pred_instances

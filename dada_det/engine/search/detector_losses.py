@@ -114,7 +114,8 @@ def data_sample(targets: DetectionTargets, row: int, images_BCHW: Tensor) -> Any
     if targets.masks_MSS is not None:
         instances.masks = BitmapMasks(targets.masks_MSS[row].numpy(), *square)
     return DetDataSample(gt_instances=instances,
-                         metainfo={"img_shape": size, "pad_shape": padded, "batch_input_shape": square})
+                         metainfo={"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0), "pad_shape": padded,
+                                   "batch_input_shape": square})
 
 
 @contextmanager

@@ -20,10 +20,11 @@ from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
 from dada_det.search.candidates import Effect
 from dada_det.search.ranks import world
-from dada_det.search.training import SGD, TrainingRecipe
+from dada_det.search.training import ADAMW, SGD, TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
 TRAININGS = "trainings"
+RECIPE = ("type", "lr", "momentum", "nesterov", "weight_decay")  # entries that are in TrainingRecipe by name
 
 
 def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], proposed: Policy, operations: Sequence[str],
@@ -36,9 +37,12 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     """
     torch.manual_seed(config.seed)
     weights = config.weights_optimizer
+    kind = weights.get("type", SGD)
     recipe = TrainingRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
-                            momentum=weights.get("momentum", 0.0), weight_decay=weights.get("weight_decay", 0.0),
-                            clip_grad=config.clip_grad, optimizer=weights.get("type", SGD))
+                            momentum=weights.get("momentum", 0.0),
+                            weight_decay=weights.get("weight_decay", 0.01 if kind == ADAMW else 0.0),  # torch's own
+                            clip_grad=config.clip_grad, optimizer=kind,
+                            options={name: value for name, value in weights.items() if name not in RECIPE})
     folder = Path(config.work_dir, TRAININGS)
     if world()[0] == 0:
         own_folder(folder, identity, keep=resume, written="*.pth")
@@ -50,7 +54,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})
         print(table_of(found, data.reference, data.figure))
-        print(f"search  {said}; {len(trial.scores)} trainings, {trial.cost:.1f} times the images of one whole training")
+        print(f"search  {said}; {trial.trained} trainings, {trial.cost:.1f} times the images of one whole training")
     return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and effects.json of the trial, and "
             "proposal.json and search.json of the alignment")
 
@@ -77,7 +81,7 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
         "reference": trial.data.reference, "figure": trial.data.figure, "unit": trial.data.unit, "sentence": said,
         "validation_images": images,
-        "trainings": len(trial.scores), "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
+        "trainings": trial.trained, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
     write_json(Path(work_dir, "policy.json"), chosen.to_dict())
     return said
 

@@ -35,7 +35,8 @@ def classification(config: Config, folds: Sequence[Fold], whole: int, classes: i
         whole: images of a training with the policy, by which the costs are counted.
         target: the user has given the images that validate.
     """
-    folds = [Fold(on_device(fold.train), on_device(fold.val), fold.groups_V) for fold in folds]
+    moved = {id(part): on_device(part) for fold in folds for part in (fold.train, fold.val)}  # each once: halves are in both
+    folds = [Fold(moved[id(fold.train)], moved[id(fold.val)], fold.groups_V) for fold in folds]
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
     started = identity_of(config.get("weights"), config.classifier.name)
     return Problem(network=lambda: build_classifier(**config.classifier, num_classes=classes,
@@ -62,8 +63,8 @@ def on_device(images: MemoryImages) -> MemoryImages:
 
 def halves_in_turn(images: MemoryImages, train: Sequence[int], val: Sequence[int], group_ids: Sequence[int]) -> list[Fold]:
     """Two folds: what trains in the one validates in the other."""
-    groups_N = torch.tensor(group_ids)
-    return [Fold(images[ours], images[theirs], groups_N[list(theirs)]) for ours, theirs in ((train, val), (val, train))]
+    groups_N, first, second = torch.tensor(group_ids), images[train], images[val]
+    return [Fold(first, second, groups_N[list(val)]), Fold(second, first, groups_N[list(train)])]
 
 
 def against_target(images: MemoryImages, target: MemoryImages, training: MemoryImages | None, seed: int,

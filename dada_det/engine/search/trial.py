@@ -17,6 +17,7 @@ from dada_det.augment.named import AnyPolicy, fixed_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.engine.search.trainings import StoredTensors, Trainings, shared_out
+from dada_det.errors import UserError
 from dada_det.search.candidates import Effect, families, operation_effects, ours
 from dada_det.search.ranks import world
 from dada_det.search.training import TrainingRecipe, train
@@ -42,6 +43,7 @@ class Trial:
     low: torch.dtype | None = None
     operations: Sequence[str] = OPERATION_NAMES  # that may be handed over
     scores: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    trained: int = 0  # trainings
 
     def __post_init__(self) -> None:
         self.first = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -57,15 +59,33 @@ class Trial:
         found = {**proposed, **families(self.operations)}
         policies: dict[str, AnyPolicy] = {**fixed, **found}
         self.scores = self.train(policies)
-        kinds = {**dict.fromkeys(fixed, "fixed"), **dict.fromkeys(found, "found")}
+        self.trained = len(self.scores)
+        policies = self.without_diverged(policies)
+        kinds = {name: "fixed" if name in fixed else "found" for name in policies}
         margin = MARGIN_ON_TARGET if self.data.target else MARGIN
         outcome = verdict(self.scores, self.groups, kinds, self.data.reference, self.data.part, margin)
         return outcome, policies, operation_effects(ours(policies), {each.name: each.score for each in outcome.table})
 
+    def without_diverged(self, policies: dict[str, AnyPolicy]) -> dict[str, AnyPolicy]:
+        """The policies whose trainings ended with a finite score; the others' scores go, and a line names them.
+
+        Raises:
+            UserError: no fixed policy is left.
+        """
+        diverged = {name for (name, _), scores in self.scores.items() if not bool(scores.isfinite().all())}
+        left = {name: policy for name, policy in policies.items() if name not in diverged}
+        if not any(name in left for name in self.data.fixed):
+            raise UserError("the loss of every fixed policy's training became infinite in the trial; lower "
+                            "weights_optimizer.lr, or skip the trial with --no-trial")
+        if diverged and world()[0] == 0:
+            print(f"search  trial  left out, as their loss became infinite: {', '.join(sorted(diverged))}", flush=True)
+        self.scores = {key: scores for key, scores in self.scores.items() if key[0] in left}
+        return left
+
     @property
     def cost(self) -> float:
         """Images that the trainings have seen over those of one whole training on all images of the search."""
-        return len(self.scores) * self.data.steps(self.epochs) * self.data.batch_size / (self.epochs * self.data.whole)
+        return self.trained * self.data.steps(self.epochs) * self.data.batch_size / (self.epochs * self.data.whole)
 
     def train(self, policies: Mapping[str, AnyPolicy]) -> dict[tuple[str, int], Tensor]:
         """The scores of a training with each policy on each fold."""

@@ -11,6 +11,7 @@ import torch
 from dada_det.augment.named import fixed_policy, resolve
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands.search import main
+from dada_det.engine.search import detection_trainings
 from dada_det.engine.search.detection import halves
 from dada_det.engine.search.detection_trainings import DetectionTrainings, image_ap
 from dada_det.engine.search.detector_losses import DetectorLosses
@@ -86,3 +87,17 @@ def test_the_command_hands_over_what_won(tmp_path: Path, capsys: pytest.CaptureF
             {*DetectionTrainings.fixed, "aligned", "tone", "geometry"}
         assert "handed over" in capsys.readouterr().out
         resolve(str(tmp_path / name / "policy.json"))
+
+
+def test_images_go_to_the_searchs_device_before_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detection_trainings, "search_device", lambda: torch.device("meta"))
+    ours = DetectionTrainings([Fold(squares(4, 0), squares(4, 1), torch.arange(4))], whole=4, target=True, mirror=True,
+                              batch_size=2, seed=0, normalise=torch.Tensor.float)
+    assert ours.batches(0, None)(0)[0].device.type == "meta"
+
+
+def test_a_detector_of_masks_is_judged_by_its_boxes() -> None:
+    network = DetectorLosses(tiny("mask-rcnn").float())
+    network.detector.roi_head.test_cfg.score_thr = 0.0  # so that something is found, whose mask is then wanted
+    scores = trainings([Fold(squares(4, 0), squares(5, 1), torch.arange(5))]).judge(network, 0)
+    assert scores.shape == (2, 5) and bool((scores >= 0).all() and (scores <= 1).all())

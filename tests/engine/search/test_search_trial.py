@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from dada_det.augment.operations import OPERATIONS
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search import trainings, trial
 from dada_det.engine.search.handover import hand_over, sentence, table_of
+from dada_det.engine.search.problems import halves_in_turn
 from dada_det.engine.search.trainings import Fold, ImageTrainings, StoredTensors, shared_out
 from dada_det.engine.search.trial import Trial
 from dada_det.models.classifiers import build_classifier
 from dada_det.search.training import TrainingRecipe
 from dada_det.search.verdict import Estimate, Standing, Verdict
-from tests.messages import assert_names
+from tests.messages import assert_names, refused
 
 SIDE, CLASSES = 12, 3
 
@@ -81,6 +83,42 @@ def test_the_sentence_says_how_clear_the_winner_is() -> None:
     assert_names(clear, "`tone`", "is better than", "rand", "20 validation images")
     assert_names(unclear, "`tone`", "is not clearly better", "rand", "20 validation images")
     assert_names(fixed, "nothing", "`rand` is handed over")
+
+
+@pytest.mark.parametrize("bad", ["geometry", "none"])
+def test_a_candidate_that_diverges_is_left_out_and_named(bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    ours, plain = make(tmp_path), trial.train
+    ours.epochs = 1
+    names = iter([*ours.data.fixed, "tone", "geometry"])
+
+    def diverging(network: nn.Module, *args: Any, **options: Any) -> None:
+        plain(network, *args, **options)
+        if next(names) == bad:
+            for parameter in network.parameters():
+                parameter.detach().fill_(float("nan"))
+
+    monkeypatch.setattr(trial, "train", diverging)
+    found, policies, effects = ours.run({})
+    assert bad not in policies and bad not in [each.name for each in found.table] and len(found.table) == 7
+    hand_over(ours, found, policies, effects, tmp_path, mirror=False, provenance={})
+    assert json.loads((tmp_path / "verdict.json").read_text())["trainings"] == ours.trained == 8
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert_names(line, bad, "infinite")
+
+
+def test_a_trial_whose_fixed_policies_all_diverge_says_so(tmp_path: Path) -> None:
+    ours = make(tmp_path)
+    ours.recipe, ours.epochs = replace(ours.recipe, lr=float("inf"), clip_grad=None), 1
+    with refused("infinite", "weights_optimizer.lr", "--no-trial"):
+        ours.run({})
+
+
+def test_a_part_of_the_images_is_on_the_device_once() -> None:
+    images = pictures(8, 1)
+    first, second = halves_in_turn(images, [0, 1, 2, 3], [4, 5, 6, 7], list(range(8)))
+    assert first.train is second.val and first.val is second.train
+    assert first.groups_V.tolist() == [4, 5, 6, 7] and second.groups_V.tolist() == [0, 1, 2, 3]
 
 
 def scores_of(ours: Trial) -> dict[Any, list[float]]:
