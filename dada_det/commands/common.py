@@ -1,7 +1,9 @@
 """What every command shares: its flags, its exit codes, and the start of several processes."""
 
 import argparse
+import atexit
 import io
+import logging
 import os
 import re
 import sys
@@ -53,9 +55,11 @@ def run(body: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
                 args.gpus = started
         body(args)
         leave_group()
+        end_before_destructors(module, 0)
     except UserError as error:
         say(f"{parser.prog}: error: {error}")
         leave_group(failed=True)
+        end_before_destructors(module, 2)
         return 2
     except ImportError as error:
         if not any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
@@ -76,6 +80,25 @@ def leave_group(failed: bool = False) -> None:
         from dada_det.engine.runtime.launch import leave_processes
 
         leave_processes(failed)
+
+
+def end_before_destructors(module: str | None, code: int) -> None:
+    """Lets a process that torchrun has started as `module` end with `code` before torch's threads are destroyed.
+
+    Those of a group that has ended can still abort the process, seldom and after all work is done ("terminate called
+    without an active exception").
+    """
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and "LOCAL_RANK" in os.environ and main is not None and main.name == module:
+        atexit.register(end_now, code)
+
+
+def end_now(code: int) -> None:
+    """Ends this process with `code`; what it has printed and logged is written first."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def named(texts: Sequence[str], flag: str) -> dict[str, str]:

@@ -100,8 +100,9 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
     if (leak := leak_found_in_pixels(images.images_NCHW, parts[0], parts[1], torch.zeros(len(images)))) and world()[0] == 0:
         print(f"search  {leak}", flush=True)
     ids_N = torch.tensor(groups.ids)
-    return [Fold(images[ours] if beside is None else beside + images[ours], images[theirs], ids_N[theirs])
-            for ours, theirs in (parts, parts[::-1])]
+    first, second = (images[part] for part in parts)
+    return [Fold(ours if beside is None else beside + ours, theirs, ids_N[rows])
+            for ours, theirs, rows in ((first, second, parts[1]), (second, first, parts[0]))]
 
 
 def grouped(images: MemoryDetection, rule: str) -> Tensor:

@@ -83,7 +83,10 @@ def against_target(images: MemoryImages, target: MemoryImages, training: MemoryI
     if not theirs:
         raise UserError("--target-trains parts the images of --val-data in two, and no class there has two; add images, or "
                         "leave it out")
-    parts = sorted(ours + [rows[0] for rows in by_class if len(rows) == 1]), theirs
+    validate = {group_ids[row] for row in theirs}
+    lone = [rows[0] for rows in by_class if len(rows) == 1]  # on the side of its group, if that has one
+    parts = (sorted(ours + [row for row in lone if group_ids[row] not in validate]),
+             sorted(theirs + [row for row in lone if group_ids[row] in validate]))
     return [Fold(joined(images, training[train]), target[val], groups_N[val]) for train, val in (parts, parts[::-1])]
 
 

@@ -72,6 +72,9 @@ def run_search(config: Config, resume: bool) -> None:
     trainings = None if untried or problem.trainings is None else problem.trainings(searcher.normalise)
     if trainings is not None:
         demand_own(Path(config.work_dir, TRAININGS))
+    if checkpoint is None and world()[0] == 0:  # an earlier search's, which would pass as this one's until it ends
+        for name in ("policy.json", "verdict.json", "effects.json"):
+            Path(config.work_dir, name).unlink(missing_ok=True)
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
     runner = search_runner(config, searcher, batches, own, checkpoint, distributed,

@@ -7,6 +7,7 @@ that it has.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dada_det.search.ranks import world
 from dada_det.search.training import Batches, image_scores
 
 TRAINING, CROPS, DRAWS = 1, 11, 12  # random streams of a training and of its steps
+PATIENCE = timedelta(days=30)  # for another's whole training; one that dies is noticed in any case (launch.py)
 JUDGED_AT_ONCE = 256  # validation images of a pass
 
 
@@ -162,11 +164,13 @@ def shared_out(tasks: Sequence[str], results: StoredTensors, work: Callable[[str
             yield name, results.get(name)
         return
     everyone: list[Any] = [None] * size
-    dist.all_gather_object(everyone, [name for name in tasks if results.get(name) is not None])
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    dist.all_gather_object(everyone, [name for name in tasks if results.get(name) is not None], group=patient)
     done = {name for names in everyone for name in names}
     for name in [name for name in tasks if name not in done][rank::size]:
         results.put(name, work(name))
-    dist.all_gather_object(everyone, {name: results.get(name) for name in tasks if results.get(name) is not None})
+    dist.all_gather_object(everyone, {name: results.get(name) for name in tasks if results.get(name) is not None},
+                           group=patient)
     merged = {name: value for found in everyone for name, value in found.items()}
     for name in tasks:
         results.known[name] = merged[name]

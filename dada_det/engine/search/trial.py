@@ -61,7 +61,8 @@ class Trial:
         self.scores = self.train(policies)
         self.trained = len(self.scores)
         policies = self.without_diverged(policies)
-        kinds = {name: "fixed" if name in fixed else "found" for name in policies}
+        kinds = {name: "found" if name in found else "fixed" if made_of(policy, self.operations) else "outside"
+                 for name, policy in policies.items()}  # what is outside is compared, never handed over
         margin = MARGIN_ON_TARGET if self.data.target else MARGIN
         outcome = verdict(self.scores, self.groups, kinds, self.data.reference, self.data.part, margin)
         return outcome, policies, operation_effects(ours(policies), {each.name: each.score for each in outcome.table})
@@ -74,7 +75,7 @@ class Trial:
         """
         diverged = {name for (name, _), scores in self.scores.items() if not bool(scores.isfinite().all())}
         left = {name: policy for name, policy in policies.items() if name not in diverged}
-        if not any(name in left for name in self.data.fixed):
+        if not any(name in left and made_of(left[name], self.operations) for name in self.data.fixed):
             raise UserError("the loss of every fixed policy's training became infinite in the trial; lower "
                             "weights_optimizer.lr, or skip the trial with --no-trial")
         if diverged and world()[0] == 0:
@@ -110,6 +111,14 @@ class Trial:
                 left = timedelta(seconds=round((now - began) / done * (len(tasks) - done)))
                 print(f"search  trial  {done}/{len(tasks)}  ETA {left}", flush=True)
             yield task, result
+
+
+def made_of(policy: AnyPolicy, operations: Sequence[str]) -> bool:
+    """Whether a policy uses nothing but `operations`; torchvision's use more."""
+    if policy is None or set(operations) >= set(OPERATION_NAMES):
+        return True
+    return isinstance(policy, Policy) and all(own.name in operations for each in policy.sub_policies
+                                              for own in each.operations)
 
 
 def result_name(policy: str, fold: int) -> str:

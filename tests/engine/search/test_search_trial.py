@@ -121,6 +121,16 @@ def test_a_part_of_the_images_is_on_the_device_once() -> None:
     assert first.groups_V.tolist() == [4, 5, 6, 7] and second.groups_V.tolist() == [0, 1, 2, 3]
 
 
+def test_policies_of_other_operations_are_compared_and_not_handed_over(tmp_path: Path) -> None:
+    ours = make(tmp_path)
+    ours.operations, ours.epochs = ("Color", "Brightness", "Contrast"), 1
+    found, _, _ = ours.run({})
+    kinds = {each.name: each.kind for each in found.table}
+    assert kinds == {"none": "fixed", "tone": "found", **dict.fromkeys(("random", "uniform", "one-op", "trivial", "rand"),
+                                                                       "outside")}
+    assert found.winner in ("none", "tone") and found.best_fixed == "none"
+
+
 def scores_of(ours: Trial) -> dict[Any, list[float]]:
     ours.run({})
     return {key: value.flatten().tolist() for key, value in ours.scores.items()}
@@ -152,7 +162,8 @@ def test_trainings_are_shared_out_over_processes_and_everyone_knows_all(tmp_path
     stores[1].put("b", 2)  # from a run that was cut short
     gathered: list[list[Any]] = []
 
-    def gather(everyone: list[Any], own: Any) -> None:
+    def gather(everyone: list[Any], own: Any, group: Any) -> None:
+        assert group == ("gloo", trainings.PATIENCE)  # another's whole training may take longer than the group waits
         gathered[-1].append(own)
         everyone[:] = other[len(gathered[-1]) - 1], own
 
@@ -161,6 +172,7 @@ def test_trainings_are_shared_out_over_processes_and_everyone_knows_all(tmp_path
     gathered.append([])
     monkeypatch.setattr(trainings, "world", lambda: (1, 2))
     monkeypatch.setattr(trainings.dist, "all_gather_object", gather)
+    monkeypatch.setattr(trainings.dist, "new_group", lambda backend, timeout: (backend, timeout))
     result = dict(shared_out("abcd", stores[1], lambda name: (done[1].append(name), name + "!")[1]))
     assert done[1] == ["c"] and result == {"a": "a!", "b": 2, "c": "c!", "d": "d!"}
 
