@@ -47,7 +47,7 @@ class DetectionTrainings(Trainings):
             images_BCHW, targets = train.batch(rows_B, flips_B)
             images_BCHW = move(images_BCHW, search_device())
             if transform is not None:
-                draws = transform.draw(len(rows_B), generator_for(*keys, DRAWS)).to(images_BCHW.device)
+                draws = transform.draw(len(rows_B), generator_for(*keys, DRAWS))
                 images_BCHW, targets = apply_with_instances(images_BCHW, targets, draws, transform.policy.ranges)
             return images_BCHW, targets
 
