@@ -22,7 +22,7 @@ HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an inf
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """SGD with Nesterov momentum, or AdamW; the learning rate falls from `lr` to zero by a cosine.
+    """SGD with Nesterov momentum (unless it is damped), or AdamW; the learning rate falls from `lr` to zero by a cosine.
 
     Args:
         momentum: of SGD.
@@ -44,7 +44,8 @@ class TrainingRecipe:
         """Returns the optimizer of these parameters."""
         if self.optimizer == ADAMW:
             return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, **self.options)
-        return torch.optim.SGD(parameters, self.lr, self.momentum, nesterov=self.momentum > 0,
+        nesterov = self.momentum > 0 and not self.options.get("dampening")  # torch refuses both at once
+        return torch.optim.SGD(parameters, self.lr, self.momentum, nesterov=nesterov,
                                weight_decay=self.weight_decay, **self.options)
 
 

@@ -70,7 +70,7 @@ class Comparison:
         weights_C = torch.tensor([weights.get(name, 0.0) for name in self.names], dtype=torch.float64)
         values = [weights_C @ effects_CV for effects_CV in self.effects]
         variance = sum(map(clustered_variance, values, self.groups)) / len(values) ** 2
-        if len(values) > 1 and any(len(groups_V.unique()) < 2 for groups_V in self.groups):  # folds together show it
+        if len(values) > 1 and any(len(groups_V.unique()) < 2 for groups_V in self.groups):  # then pool the folds' groups
             variance = clustered_variance(torch.cat(values), torch.cat(list(self.groups)))
         return Estimate(sum(float(values_V.mean()) for values_V in values) / len(values),
                         math.sqrt((1 + TRAINING_NOISE) * variance))

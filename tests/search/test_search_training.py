@@ -77,3 +77,5 @@ def test_equal_seeds_give_equal_trainings_with_dropout() -> None:
 def test_the_optimizer_has_the_configs_further_arguments() -> None:
     built = TrainingRecipe(1, 0.1, optimizer=ADAMW, options={"betas": (0.9, 0.95)}).build([nn.Parameter(torch.zeros(1))])
     assert built.param_groups[0]["betas"] == (0.9, 0.95)
+    damped = TrainingRecipe(1, 0.1, options={"dampening": 0.1}).build([nn.Parameter(torch.zeros(1))])
+    assert damped.param_groups[0]["dampening"] == 0.1 and not damped.param_groups[0]["nesterov"]

@@ -162,6 +162,14 @@ def test_a_found_policy_is_held_against_the_best_fixed_one_itself_not_against_it
     assert verdict(sure, [GROUP_V] * 2, KINDS, "trivial").winner == "few"
 
 
+def test_folds_of_one_group_each_are_pooled() -> None:
+    groups = [torch.zeros(20, dtype=torch.long), torch.ones(20, dtype=torch.long)]
+    scores = {(name, fold): torch.full((2, 20), value[fold], dtype=torch.float64)
+              for name, value in {"few": (1.0, 3.0), "none": (0.0, 0.0)}.items() for fold in range(2)}
+    found = Comparison(scores, groups, SCORE).difference("few", "none")
+    assert found.mean == 2.0 and found.error == pytest.approx(1.5 ** 0.5)  # the error of the mean of 1 and 3 is 1
+
+
 def test_a_fold_of_one_group_has_the_error_of_an_image() -> None:
     values = torch.randn(50, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     assert clustered_variance(values, torch.zeros(50, dtype=torch.long)) == pytest.approx(float(values.var()))

@@ -24,7 +24,7 @@ from dada_det.search.training import ADAMW, SGD, TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
 TRAININGS = "trainings"
-RECIPE = ("type", "lr", "momentum", "nesterov", "weight_decay")  # entries that are in TrainingRecipe by name
+RECIPE = ("type", "lr", "momentum", "nesterov", "weight_decay")  # what TrainingRecipe has fields for or decides itself
 
 
 def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], proposed: Policy, operations: Sequence[str],
