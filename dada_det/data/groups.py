@@ -20,12 +20,13 @@ from dada_det.errors import UserError
 
 FEWEST = 3  # groups of several images in a class; two are more often two sources of images than two videos
 LARGEST = 1 / 2  # of a class's images in one group; a larger one leaves no halves
+ONE_SIDED = 1e6  # halves by which a class with no image on one side is worse; more than all other distances together
 LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 SIDE = 16  # of the images that are compared, in pixels
 LEAST, ONE_CLASS = 0.95, 0.98  # correlation of near copies: at least, and where there is no other class to compare with
 NEARER = 1 / 4  # of the distance between images of two classes
 FLAT = 2.0  # grey levels of standard deviation
-SAMPLE, CHUNK, PIXELS = 2000, 1024, 2 ** 24  # images that set the threshold; rows and values computed at once
+SAMPLE, CHUNK, PIXELS = 2000, 512, 2 ** 24  # images that set the threshold; rows and values computed at once
 NEIGHBOURS, ENOUGH = 8, 12  # of a leak: the nearest training images, and how many a class must have
 # In pixels: 0.42 to 0.5 for four pictures of a sign halved one by one; 0.57 for digits, 0.6 to 0.8 for photographs.
 LEAK_SIDE, SIBLING = 8, 0.51
@@ -121,12 +122,12 @@ def _matched(names: Sequence[str], rule: str) -> list[str]:
 
 
 def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of images of one class that show the same: resized, stored again, slightly cropped, the next frame of a video.
+    """Pairs that join images of one class that show the same: resized, stored again, slightly cropped, a video's next frame.
 
-    Two images are near copies if their pixels at 16 x 16 correlate with at least 0.95, and if their distance from 1 is at
-    most a quarter of that of the most similar images of different classes (the 99 % quantile). With one class alone the
-    limit is 0.98. So what all images share, such as a white background, counts for nothing. Images of one colour have no
-    copies.
+    Not all pairs: enough of them to connect near copies, and near copies of these. Two images are near copies if their
+    pixels at 16 x 16 correlate with at least 0.95, and if their distance from 1 is at most a quarter of that of the most
+    similar images of different classes (the 99 % quantile). With one class alone the limit is 0.98. So what all images
+    share, such as a white background, counts for nothing. Images of one colour have no copies.
     """
     described_ND = described(images_NCHW)
     labels_N = torch.as_tensor(labels)
@@ -138,8 +139,10 @@ def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, i
     for label in labels_N.unique():
         rows = (labels_N == label).nonzero().flatten()
         for first in rows.split(CHUNK):
-            found = (described_ND[first] @ described_ND[rows].T > least).nonzero()
-            pairs += [(a, b) for a, b in zip(first[found[:, 0]].tolist(), rows[found[:, 1]].tolist(), strict=True) if a < b]
+            found = (described_ND[first] @ described_ND[rows].T > least).nonzero()  # by row; a row is a copy of itself
+            # An image's copies are chained, so that a hundred frames that look the same make 99 pairs and not 4,950.
+            links = (found[:-1, 1] * len(rows) + found[1:, 1])[found[:-1, 0] == found[1:, 0]].unique()
+            pairs += zip(rows[links // len(rows)].tolist(), rows[links % len(rows)].tolist(), strict=True)
     return pairs
 
 
@@ -175,8 +178,8 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
 
     Args:
         offered: for each class its images, in the order in which their groups are given to the half that validates. Then
-            groups change sides as long as that brings the classes nearer to half (rounded down). Without groups the first
-            half of each class validates.
+            groups change sides as long as that brings the classes nearer to half (rounded down), and then as long as a
+            class without images on one side gets some. Without groups the first half of each class validates.
         ids: of Groups.
         classes: their names, for the sentence.
 
@@ -192,21 +195,27 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
     room = list(half)  # what each class lacks of it
     validates: set[int] = set()
 
-    def gain(number: int, sign: int) -> float:
-        """By how much smaller the classes' distances from half are, in halves, after the group has changed sides."""
-        return sum((abs(room[label]) - abs(room[label] - sign * count)) / max(1, half[label])
+    def badness(label: int, lacks: int, one_sided: float) -> float:
+        """Of a class: its distance from half, in halves, and `one_sided` if all its images are on one side."""
+        alone = half[label] - lacks in (0, len(offered[label]))
+        return abs(lacks) / max(1, half[label]) + one_sided * alone
+
+    def gain(number: int, sign: int, one_sided: float) -> float:
+        """By how much less bad the classes are after the group has changed sides."""
+        return sum(badness(label, room[label], one_sided) - badness(label, room[label] - sign * count, one_sided)
                    for label, count in counts[number].items())
 
-    changed = True
-    while changed:
-        changed = False
-        for number in counts:
-            sign = -1 if number in validates else 1
-            if gain(number, sign) > 1e-9:
-                validates ^= {number}
-                for label, count in counts[number].items():
-                    room[label] -= sign * count
-                changed = True
+    for one_sided in (0.0, ONE_SIDED):  # the second time moves what leaves a class without a side
+        changed = True
+        while changed:
+            changed = False
+            for number in counts:
+                sign = -1 if number in validates else 1
+                if gain(number, sign, one_sided) > 1e-9:
+                    validates ^= {number}
+                    for label, count in counts[number].items():
+                        room[label] -= sign * count
+                    changed = True
     val = {image for number in validates for image in members[number]}
     train = set(class_of) - val
     for label, images in enumerate(offered):

@@ -138,6 +138,10 @@ def test_groups_of_many_classes_are_parted_so_that_each_class_is_near_its_half()
         assert abs(parts[0] - parts[1]) <= max(4, 0.1 * sum(parts)) and min(parts) > 0
 
 
+def test_halves_exist_where_a_group_must_leave_its_best_side() -> None:
+    assert group_halves([[0, 1, 3], [2, 4]], [0, 2, 2, 3, 3]) == ([0, 3, 4], [1, 2])
+
+
 def test_near_copies_are_found_and_other_images_are_not() -> None:
     originals = photographs(40)
     labels = [number % 4 for number in range(40)]
