@@ -3,7 +3,6 @@
 import argparse
 import atexit
 import io
-import logging
 import os
 import re
 import sys
@@ -94,8 +93,9 @@ def end_before_destructors(module: str | None, code: int) -> None:
 
 
 def end_now(code: int) -> None:
-    """Ends this process with `code`; what it has printed and logged is written first."""
-    logging.shutdown()
+    """Ends this process with `code`, after the other handlers at exit; what it has printed is written first."""
+    atexit.unregister(end_now)
+    atexit._run_exitfuncs()  # this handler was registered last and runs first
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)

@@ -1,6 +1,10 @@
 """Exit codes and sentences that all commands share."""
 
+import os
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +61,41 @@ def test_help_shows_an_example(main, capsys: pytest.CaptureFixture) -> None:
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert "example:" in text and "--gpus" in text and "--work-dir" in text
+
+
+PROGRAM = """
+import atexit, sys
+atexit.register(print, "handler")
+from dada_det.commands import common
+from dada_det.errors import UserError
+
+class Late:
+    def __del__(self):
+        print("destroyed")
+
+def body(args):
+    global late
+    late = Late()
+    sys.modules["kept"] = late  # until the interpreter ends
+    print("body", end=" ")
+    if args.bad:
+        raise UserError("bad")
+
+parser = common.parser_for("program", "does it", "program")
+parser.add_argument("--bad", action="store_true")
+sys.exit(common.run(body, parser, module="program"))
+"""
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_process_of_torchrun_ends_after_its_handlers_and_before_destructors(launched: bool, bad: bool, tmp_path: Path,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM.replace("parser.add", 'parser.set_defaults(gpus=1)\nparser.add'))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{common.ROOT}")
+    if launched:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+    ended = subprocess.run([sys.executable, "-m", "program", *["--bad"] * bad], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2 * bad, ended.stderr
+    assert ended.stdout.split() == ["body", "handler", *["destroyed"] * (not launched)]
