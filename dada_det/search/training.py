@@ -22,10 +22,11 @@ HOTTEST = 20.0  # temperature; a network that knows nothing would ask for an inf
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """SGD with Nesterov momentum (unless it is damped), or AdamW; the learning rate falls from `lr` to zero by a cosine.
+    """SGD with momentum, or AdamW; the learning rate falls from `lr` to zero by a cosine.
 
     Args:
         momentum: of SGD.
+        nesterov: whether it is Nesterov's. None: it is if there is momentum without dampening.
         options: further arguments of torch's optimizer, such as AdamW's betas.
         averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise
             away (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
@@ -34,6 +35,7 @@ class TrainingRecipe:
     steps: int
     lr: float
     momentum: float = 0.9
+    nesterov: bool | None = None
     weight_decay: float = 0.0
     clip_grad: float | None = 5.0
     averaged: float = 0.3
@@ -44,7 +46,9 @@ class TrainingRecipe:
         """Returns the optimizer of these parameters."""
         if self.optimizer == ADAMW:
             return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, **self.options)
-        nesterov = self.momentum > 0 and not self.options.get("dampening")  # torch refuses both at once
+        nesterov = self.nesterov
+        if nesterov is None:
+            nesterov = self.momentum > 0 and not self.options.get("dampening")  # torch refuses both at once
         return torch.optim.SGD(parameters, self.lr, self.momentum, nesterov=nesterov,
                                weight_decay=self.weight_decay, **self.options)
 

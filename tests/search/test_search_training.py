@@ -79,3 +79,5 @@ def test_the_optimizer_has_the_configs_further_arguments() -> None:
     assert built.param_groups[0]["betas"] == (0.9, 0.95)
     damped = TrainingRecipe(1, 0.1, options={"dampening": 0.1}).build([nn.Parameter(torch.zeros(1))])
     assert damped.param_groups[0]["dampening"] == 0.1 and not damped.param_groups[0]["nesterov"]
+    plain = TrainingRecipe(1, 0.1, nesterov=False).build([nn.Parameter(torch.zeros(1))])
+    assert plain.param_groups[0]["momentum"] == 0.9 and not plain.param_groups[0]["nesterov"]

@@ -24,14 +24,15 @@ from dada_det.search.training import ADAMW, SGD, TrainingRecipe
 from dada_det.search.verdict import Standing, Verdict
 
 TRAININGS = "trainings"
-RECIPE = ("type", "lr", "momentum", "nesterov", "weight_decay")  # what TrainingRecipe has fields for or decides itself
+RECIPE = ("type", "lr", "momentum", "nesterov", "weight_decay")  # what TrainingRecipe has fields for
 
 
 def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], proposed: Policy, operations: Sequence[str],
            low: torch.dtype | None, identity: Identity, resume: bool, provenance: dict[str, Any]) -> str:
     """Holds what alignment has proposed, and families of `operations`, against the fixed policies; returns the closing line.
 
-    The trainings have the search's optimizer, rate, batch, momentum (Nesterov's) and weight decay, and a cosine by steps.
+    The trainings have the search's optimizer, rate, batch, momentum (Nesterov's, unless weights_optimizer.nesterov is False)
+    and weight decay, and a cosine by steps.
     Their results stay in the work folder's TRAININGS. A resumed search of the same `identity` takes them from there; without
     `resume`, or if they are another search's, they are deleted first.
     """
@@ -39,7 +40,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     weights = config.weights_optimizer
     kind = weights.get("type", SGD)
     recipe = TrainingRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
-                            momentum=weights.get("momentum", 0.0),
+                            momentum=weights.get("momentum", 0.0), nesterov=weights.get("nesterov"),
                             weight_decay=weights.get("weight_decay", 0.01 if kind == ADAMW else 0.0),  # torch's own
                             clip_grad=config.clip_grad, optimizer=kind,
                             options={name: value for name, value in weights.items() if name not in RECIPE})
@@ -87,18 +88,23 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
 
 
 def sentence(found: Verdict, reference: str, images: int) -> str:
-    """What the verdict says, with the difference in points that a training on all images is expected to show."""
+    """What the verdict says, with the difference in points that a training on all images is expected to show.
+
+    Nothing is said of a difference if the reference wins, or if its training diverged.
+    """
     winner = found.of(found.winner)
-    points = (f"in a training on all images {winner.expected.mean:+.1f} ± {winner.expected.error:.1f} points to {reference} "
-              "are expected")
+    points = ""
+    if reference in [standing.name for standing in found.table if standing.name != winner.name]:
+        points = (f"; in a training on all images {winner.expected.mean:+.1f} ± {winner.expected.error:.1f} points to "
+                  f"{reference} are expected")
     if found.told_apart:
         return (f"`{winner.name}`, found by the search, is better than the best fixed policy, {found.best_fixed}, on your "
-                f"{images} validation images; {points}")
+                f"{images} validation images{points}")
     if winner.kind == "found":
         return (f"`{winner.name}`, found by the search, has the best score on your {images} validation images, but is not "
-                f"clearly better than the best fixed policy, {found.best_fixed}; {points}")
+                f"clearly better than the best fixed policy, {found.best_fixed}{points}")
     return (f"nothing that the search found is clearly better than the best fixed policy on your {images} validation "
-            f"images; `{winner.name}` is handed over; {points}")
+            f"images; `{winner.name}` is handed over{points}")
 
 
 def row_of(standing: Standing) -> dict[str, Any]:
