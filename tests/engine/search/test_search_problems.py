@@ -1,5 +1,6 @@
 """How the images of a search become folds where the target's labelled images will train, too."""
 
+import pytest
 import torch
 
 from dada_det.data.memory import MemoryImages
@@ -30,6 +31,15 @@ def test_halves_of_the_target_are_of_whole_groups_each_validates_once_and_the_tr
         assert sorted(trains[4:]) == sorted(set(range(200, 213)) - {n + 100 for n in numbers(fold.val)})
         assert [(fold.val.labels_N == label).sum() for label in (0, 1)] == [4, 2]
     assert numbers(folds[1].val)[-1] == 112  # the one image of class 2
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_the_one_image_of_a_class_is_on_the_side_of_its_group(group: int) -> None:
+    images, target = numbered([0], 0), numbered([0, 0, 0, 0, 1], 100)
+    groups = [0, 1, 2, 3, group]
+    for fold in against_target(images, target, target, 0, groups):
+        trains, validates = ({groups[n - 100] for n in numbers(part) if n >= 100} for part in (fold.train, fold.val))
+        assert trains.isdisjoint(validates) and trains | validates == {0, 1, 2, 3}
 
 
 def test_one_fold_where_the_target_does_not_train_and_a_sentence_where_it_cannot_be_parted() -> None:

@@ -92,6 +92,18 @@ def test_a_new_search_in_an_old_folder_starts_its_trainings_afresh(whole: Path, 
     assert not same(whole, tmp_path / "w", ["effects.json"]) and (tmp_path / "w/trainings/mine.txt").exists()
 
 
+def test_what_an_earlier_search_handed_over_is_gone_while_a_new_one_runs(whole: Path, data: Path, tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(whole, tmp_path / "w")
+    assert all((tmp_path / "w" / name).exists() for name in FILES)
+    monkeypatch.setattr(trial, "train", interrupted)
+    assert main(flags(data, tmp_path / "w", "--seed", "1")) == 130
+    assert not any((tmp_path / "w" / name).exists() for name in FILES)
+
+
 def test_two_processes_share_the_trainings_and_give_the_policy_of_one(data: Path, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
