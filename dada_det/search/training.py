@@ -27,6 +27,8 @@ class TrainingRecipe:
     Args:
         momentum: of SGD.
         nesterov: whether it is Nesterov's. None: it is if there is momentum without dampening.
+        at_once: images of a pass at most; a larger batch takes several equal passes, and BatchNorm's statistics are those of
+            one, as with several GPUs they are those of one GPU. None: the whole batch is one pass.
         options: further arguments of torch's optimizer, such as AdamW's betas.
         averaged: fraction of the steps, the last ones, whose mean weights are judged; it takes most of the training noise
             away (Izmailov et al., UAI 2018). 0 judges the weights of the last step.
@@ -40,6 +42,7 @@ class TrainingRecipe:
     clip_grad: float | None = 5.0
     averaged: float = 0.3
     optimizer: str = SGD
+    at_once: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -70,7 +73,7 @@ def train(network: nn.Module, batches: Batches, recipe: TrainingRecipe, seed: in
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * (1 + math.cos(math.pi * step / recipe.steps)) / 2
         torch.manual_seed(seed * 1_000_003 + step)
-        gradient, _ = alignment.training_gradient(network, images_BCHW, targets_B, low)
+        gradient = mean_gradient(network, images_BCHW, targets_B, recipe.at_once, low)
         for name, parameter in parameters.items():
             parameter.grad = gradient[name]
         if recipe.clip_grad is not None:
@@ -80,6 +83,20 @@ def train(network: nn.Module, batches: Batches, recipe: TrainingRecipe, seed: in
             add_to_mean(mean, network, step - first_averaged + 1)
     if mean:
         network.load_state_dict(mean)
+
+
+def mean_gradient(network: nn.Module, images_BCHW: Tensor, targets_B: alignment.Targets, at_once: int | None = None,
+                  low: torch.dtype | None = None) -> State:
+    """The gradient of the mean loss by name, in as few equal passes as have at most `at_once` images each."""
+    total: State = {}
+    passes = math.ceil(len(images_BCHW) / (at_once or len(images_BCHW)))
+    for rows in torch.arange(len(images_BCHW)).tensor_split(passes):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        gradient, _ = alignment.training_gradient(network, images_BCHW[part], targets_B[part], low)
+        for name, own in gradient.items():
+            share = own * (len(rows) / len(images_BCHW))
+            total[name] = total[name] + share if name in total else share
+    return total
 
 
 @torch.no_grad()

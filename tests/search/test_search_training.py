@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dada_det.search.training import ADAMW, SGD, TrainingRecipe, image_scores, temperature_of, train
+from dada_det.search.training import ADAMW, SGD, TrainingRecipe, image_scores, mean_gradient, temperature_of, train
 
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +81,21 @@ def test_the_optimizer_has_the_configs_further_arguments() -> None:
     assert damped.param_groups[0]["dampening"] == 0.1 and not damped.param_groups[0]["nesterov"]
     plain = TrainingRecipe(1, 0.1, nesterov=False).build([nn.Parameter(torch.zeros(1))])
     assert plain.param_groups[0]["momentum"] == 0.9 and not plain.param_groups[0]["nesterov"]
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole_and_no_pass_is_larger() -> None:
+    seen = []
+
+    class Noting(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return super().forward(images)
+
+    network = Noting(4, 3)
+    images, labels = batches(0)
+    whole = mean_gradient(network, images, labels)
+    for at_once, sizes in ((3, [3, 3, 2]), (7, [4, 4]), (8, [8])):
+        seen.clear()
+        parts = mean_gradient(network, images, labels, at_once)
+        assert seen == sizes
+        assert all(torch.allclose(parts[name], whole[name], atol=1e-6) for name in whole)

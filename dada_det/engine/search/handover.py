@@ -32,7 +32,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     """Holds what alignment has proposed, and families of `operations`, against the fixed policies; returns the closing line.
 
     The trainings have the search's optimizer, rate, batch, momentum (Nesterov's, unless weights_optimizer.nesterov is False)
-    and weight decay, and a cosine by steps.
+    and weight decay, and a cosine by steps. One process trains on the whole batch, in passes of at most base_batch_size.
     Their results stay in the work folder's TRAININGS. A resumed search of the same `identity` takes them from there; without
     `resume`, or if they are another search's, they are deleted first.
     """
@@ -42,7 +42,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     recipe = TrainingRecipe(steps=0, lr=weights.lr * config.batch_size / config.base_batch_size,
                             momentum=weights.get("momentum", 0.0), nesterov=weights.get("nesterov"),
                             weight_decay=weights.get("weight_decay", 0.01 if kind == ADAMW else 0.0),  # torch's own
-                            clip_grad=config.clip_grad, optimizer=kind,
+                            clip_grad=config.clip_grad, optimizer=kind, at_once=config.base_batch_size,
                             options={name: value for name, value in weights.items() if name not in RECIPE})
     folder = Path(config.work_dir, TRAININGS)
     if world()[0] == 0:
