@@ -63,22 +63,32 @@ def winner_of(verdict: dict[str, Any]) -> dict[str, Any]:
     return next(row for row in verdict["candidates"] if row["name"] == verdict["winner"])
 
 
-def difference_of(row: dict[str, Any], arms: Mapping[str, Scores]) -> float | None:
-    """Its score minus that of its verdict's reference in whole trainings of the same seed; None where there is none."""
+def difference_of(row: dict[str, Any], arms: Mapping[str, Scores], candidate: str | None = None) -> float | None:
+    """The score of what a search handed over, or of another candidate, minus that of its verdict's reference, in whole
+    trainings of the same seed; None where there is none."""
     ending = WITH_TARGET if row["arm"].endswith(WITH_TARGET) else ""
-    reference = arms.get(f"{row['verdict']['reference']}{ending}", {})
-    return row["score"] - reference[row["seed"]] if row["seed"] in reference else None
+    reference, seed = arms.get(f"{row['verdict']['reference']}{ending}", {}), row["seed"]
+    ours = {seed: row["score"]} if candidate is None else arms.get(f"{candidate}{ending}", {})
+    return ours[seed] - reference[seed] if seed in reference and seed in ours else None
 
 
 def honesty(rows: Rows) -> list[str]:
-    """How often the verdict's 95 % interval holds the difference of whole trainings."""
-    held = []
+    """How often the verdict's 95 % interval holds the difference of whole trainings: of what was handed over, and of all
+    other candidates that have whole trainings."""
+    handed: list[bool] = []
+    others: list[bool] = []
     for row in rows:
-        if "verdict" in row and (whole := difference_of(row, by_arm(rows, row["problem"]))) is not None:
-            winner = winner_of(row["verdict"])
-            held.append(abs(whole - winner["expected"]) <= NORMAL_95 * winner["expected_error"])
-    return [f"the verdict's interval holds the difference of whole trainings in {sum(held)} of {len(held)} rows"] \
-        if held else []
+        if "verdict" not in row:
+            continue
+        arms, verdict = by_arm(rows, row["problem"]), row["verdict"]
+        for each in verdict["candidates"]:
+            won = each["name"] == verdict["winner"]
+            whole = difference_of(row, arms, None if won else each["name"])
+            if whole is not None and (won or each["name"] != verdict["reference"]):
+                (handed if won else others).append(abs(whole - each["expected"]) <= NORMAL_95 * each["expected_error"])
+    return [f"the verdict's interval holds the difference of whole trainings of what was handed over in {sum(handed)} of "
+            f"{len(handed)} rows" + (f", of other candidates in {sum(others)} of {len(others)}" if others else "")] \
+        if handed else []
 
 
 def overall(rows: Rows) -> list[str]:
