@@ -72,9 +72,8 @@ def run_search(config: Config, resume: bool) -> None:
     trainings = None if untried or problem.trainings is None else problem.trainings(searcher.normalise)
     if trainings is not None:
         demand_own(Path(config.work_dir, TRAININGS))
-    if checkpoint is None and world()[0] == 0:  # an earlier search's, which would pass as this one's until it ends
-        for name in ("policy.json", "verdict.json", "effects.json"):
-            Path(config.work_dir, name).unlink(missing_ok=True)
+    if world()[0] == 0:
+        remove_earlier(Path(config.work_dir), checkpoint is not None, trainings is not None)
     provenance = {**algorithm.provenance, "config": Path(config.filename or "").stem, "seed": config.seed,
                   "data": problem.data_hash, **({"groups": problem.groups} if problem.groups else {})}
     runner = search_runner(config, searcher, batches, own, checkpoint, distributed,
@@ -93,6 +92,16 @@ def run_search(config: Config, resume: bool) -> None:
     if world()[0] == 0:
         search_page(config.work_dir, pictures_of(batches))
         print(f"search  done: {closing}; search.html shows it")
+
+
+def remove_earlier(work_dir: Path, resumed: bool, has_trial: bool) -> None:
+    """Removes the results of an earlier search, which would pass as this one's until it ends; of a resumed search those that
+    it does not make now: a trial's if it has none, a policy that no trial has seen if it has one."""
+    if not resumed or not has_trial:
+        for name in ("verdict.json", "effects.json", "proposal.json"):
+            (work_dir / name).unlink(missing_ok=True)
+    if not resumed or (has_trial and not (work_dir / "verdict.json").exists()):
+        (work_dir / "policy.json").unlink(missing_ok=True)
 
 
 def search_runner(config: Config, searcher: Searcher, batches: Any, own: Identity, checkpoint: Path | None,

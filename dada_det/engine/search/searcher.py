@@ -110,7 +110,9 @@ def average_buffers(network: nn.Module) -> None:
 
 @HOOKS.register_module()
 class WritePolicy(Hook):
-    """After every epoch it writes the files of the algorithm's results, each whole.
+    """After every epoch, and at the end, it writes the files of the algorithm's results, each whole.
+
+    At the end, because a search that is resumed after its last epoch has none left, and may have a trial now or none.
 
     Args:
         mirror: whether the search flips images, which the policies say.
@@ -121,11 +123,18 @@ class WritePolicy(Hook):
         self.provenance, self.mirror, self.proposal = provenance, mirror, proposal
 
     def after_train_epoch(self, runner: Runner) -> None:
-        algorithm: Algorithm = runner.model.algorithm
-        algorithm.after_epoch(runner.epoch)
+        runner.model.algorithm.after_epoch(runner.epoch)
+        self.write(runner, runner.epoch + 1)
+
+    def after_train(self, runner: Runner) -> None:
+        self.write(runner, runner.epoch)
+
+    def write(self, runner: Runner, epochs: int) -> None:
+        """Writes what the algorithm has found in `epochs` epochs; of several processes the first writes."""
         if world()[0] != 0:
             return
-        provenance = {**self.provenance, "epoch": runner.epoch + 1, "version": __version__}
+        algorithm: Algorithm = runner.model.algorithm
+        provenance = {**self.provenance, "epoch": epochs, "version": __version__}
         optimizers = {name: wrapper.optimizer for name, wrapper in runner.optim_wrapper.items()}
         for name, content in algorithm.results(provenance, optimizers).items():
             if name in ("policy.json", "schedule.json"):

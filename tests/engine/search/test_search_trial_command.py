@@ -135,3 +135,16 @@ def test_without_a_trial_it_is_said(data: Path, tmp_path: Path, capsys: pytest.C
     assert main(flags(data, tmp_path, "--no-trial")) == 0
     assert_names(capsys.readouterr().out, "no trial", "--no-trial")
     assert (tmp_path / "policy.json").exists() and not (tmp_path / "verdict.json").exists()
+
+
+def test_a_resumed_search_may_leave_its_trial_out_or_catch_up_on_it(whole: Path, data: Path, tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole, tmp_path / "w")
+    assert main(flags(data, tmp_path / "w", "--resume", "--no-trial")) == 0
+    assert not any((tmp_path / "w" / name).exists() for name in ("verdict.json", "effects.json", "proposal.json"))
+    proposed, alone = (json.loads((folder / name).read_text())
+                       for folder, name in ((whole, "proposal.json"), (tmp_path / "w", "policy.json")))
+    assert proposed == alone
+    assert "<h2>Verdict</h2>" not in (tmp_path / "w/search.html").read_text()
+    assert main(flags(data, tmp_path / "w", "--resume")) == 0
+    assert same(whole, tmp_path / "w", [*FILES, "proposal.json"])
