@@ -98,7 +98,7 @@ def _read(path: str | Path, source: str, what: str, advice: str) -> bytes:
                 raise UserError(f"cannot read the {what} {source}: it is no regular file; {advice}")
             raw = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise UserError(f"cannot read the {what} {source}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"cannot read the {what} {source}: {getattr(error, 'strerror', None) or error}; {advice}") from error
     if len(raw) > MOST_BYTES:
         raise UserError(f"the {what} {source} is larger than 1 MB; {advice}")
     return raw

@@ -8,7 +8,7 @@ image.
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import FIXED, NamedPolicy, Operation, Policy, SubPolicy
 from dada_det.augment.schedule import Schedule, ScheduleTransform
 from dada_det.augment.space import SearchSpace
-from dada_det.augment.transform import Images, PolicyTransform, random_numbers
+from dada_det.augment.transform import Images, PolicyTransform, check_images, random_numbers
 from dada_det.errors import UserError
 from dada_det.untrusted import printable, read_untrusted
 
@@ -95,14 +95,20 @@ def resolve(text: str, seed: int = 0) -> tuple[AnyPolicy, bool | None]:
     if not os.path.exists(text):  # Path.exists raises where a name is too long
         names = ", ".join((*FIXED, *published_names()))
         raise UserError(f"the policy {printable(text)} is neither a file nor a name; names are {names}")
-    return resolve_dict(*read_untrusted(text, "policy", "give a policy.json of a search"))
+    return resolve_dict(*read_untrusted(text, "policy", advice_for(text)))
+
+
+def advice_for(text: str) -> str:
+    """What to do about a policy that cannot be read: of a search's folder, give its file."""
+    file = os.path.join(text, "policy.json")
+    return f"give {printable(file)}" if os.path.isfile(file) else "give a policy.json of a search"
 
 
 def resolve_replayable(text: str, seed: int = 0) -> tuple[Replayable, bool | None]:
     """`resolve` for a training that can replay a schedule: `text` may be a schedule.json of DDAS too."""
     if text in (*FIXED, *published_names()) or not os.path.exists(text):
         return resolve(text, seed)
-    data, source = read_untrusted(text, "policy", "give a policy.json of a search")
+    data, source = read_untrusted(text, "policy", advice_for(text))
     if not (isinstance(data, dict) and "schedule" in data):
         return resolve_dict(data, source)
     schedule = Schedule.from_dict(data, source)
@@ -154,7 +160,24 @@ def _table(name: str, seed: int) -> Policy:
     return Policy(space.ranges, tuple(sub_policies), provenance, uniform_strength=True)
 
 
-def load_transform(text: str | os.PathLike[str], seed: int = 0) -> Callable[..., Image.Image | Tensor]:
+@dataclass(frozen=True)
+class AnyTransform:
+    """A policy of any kind as a callable (images, generator=None), which takes and gives the same whatever the kind is.
+
+    A PIL image becomes RGB; a batch must be uint8 [B,3,H,W], else it raises ValueError.
+    """
+
+    transform: Callable[..., Image.Image | Tensor]
+
+    def __call__(self, images: Images, generator: torch.Generator | None = None) -> Image.Image | Tensor:
+        if isinstance(images, Tensor):
+            check_images(images)
+        elif images.mode != "RGB":
+            images = images.convert("RGB")
+        return self.transform(images, generator=generator)
+
+
+def load_transform(text: str | os.PathLike[str], seed: int = 0) -> AnyTransform:
     """What `--policy text` means, as a transform for anybody's training.
 
     Args:
@@ -162,12 +185,12 @@ def load_transform(text: str | os.PathLike[str], seed: int = 0) -> Callable[...,
         seed: chooses the 25 sub-policies of `random`.
 
     Returns:
-        A callable (images, generator=None) that gives back what it gets: a PIL image, or uint8 [B,3,H,W] on any device.
+        A callable (images, generator=None). Of a PIL image it makes one in RGB, of uint8 [B,3,H,W] on any device the same.
 
     Raises:
         UserError: there is no such file or name, or the file is broken.
     """
-    return image_transform(resolve_replayable(str(text), seed)[0])
+    return AnyTransform(image_transform(resolve_replayable(str(text), seed)[0]))
 
 
 def image_transform(policy: Replayable) -> Callable[..., Image.Image | Tensor]:

@@ -67,6 +67,12 @@ def slot_rows(slots: list[Slot]) -> Tensor:
     return torch.tensor([*rows, *[(0.0, 0.0, 0.0, 1.0, 0.0, 0.0)] * (2 - len(rows))], dtype=torch.float32)
 
 
+def check_images(images_BCHW: Tensor) -> None:
+    """Raises ValueError unless the images are uint8 [B,3,H,W]."""
+    if images_BCHW.dtype != torch.uint8 or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
+        raise ValueError(f"images must be uint8 [B,3,H,W], not {images_BCHW.dtype} {list(images_BCHW.shape)}")
+
+
 def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
     """Applies each image's own operations.
 
@@ -86,8 +92,7 @@ def apply_draws(images_BCHW: Tensor, draws: Draws, ranges: str) -> Tensor:
         ValueError: images of another type or shape, or another number of them than draws.
         UserError: `ranges` is unknown.
     """
-    if images_BCHW.dtype != torch.uint8 or images_BCHW.ndim != 4 or images_BCHW.shape[1] != 3:
-        raise ValueError(f"images must be uint8 [B,3,H,W], not {images_BCHW.dtype} {list(images_BCHW.shape)}")
+    check_images(images_BCHW)
     if len(images_BCHW) != len(draws):
         raise ValueError(f"{len(images_BCHW)} images but {len(draws)} draws")
     check_ranges(ranges)

@@ -198,10 +198,10 @@ def add_keep_flag(parser: argparse.ArgumentParser) -> None:
                         help="checkpoints that stay, the newest; an older one goes once the new one is whole (default: 2)")
 
 
-def add_mirror_flag(parser: argparse.ArgumentParser) -> None:
+def add_mirror_flag(parser: argparse.ArgumentParser, default: str = "what the policy's file says, else flip") -> None:
     parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=None,
                         help="flip half of the training images left to right, or none, as for digits, text and signs "
-                        "(default: what the policy's file says, else flip)")
+                        f"(default: {default})")
 
 
 def mirror_of(args: argparse.Namespace, config: Any, policys: bool | None) -> bool:

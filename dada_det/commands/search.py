@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(configs/search_ddas_imagenet.py) W/schedule.json, for pretraining, and W/policy.json, its average.",
         "tools/search_imagenet.sh --data data/imagenet --work-dir work_dirs/search")
     common.add_stage_flags(parser, CONFIG)
-    parser.add_argument("--groups", metavar="RULE", help="which images stay in one half: auto (near copies, and names that "
+    common.add_mirror_flag(parser, "what the config says; most flip")
+    parser.add_argument("--groups", metavar="RULE", help="which images belong together, and stay in one half or count "
+                        "as one in the standard errors of --val-data: auto (near copies, and names that "
                         "differ in their last number alone), none, or a regular expression over the path below the image "
                         "folder, whose match is the group (default: auto)")
     parser.add_argument("--target-trains", action="store_true", help="the images of --val-data will be part of the training "
@@ -57,11 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: Namespace) -> None:
     config = common.stage_config(args, NEEDED, KNOWN)
     make_folder(config.work_dir)
+    if args.mirror is not None:
+        config.mirror = args.mirror
     if args.groups is not None:
         config.data.groups = args.groups
-        if config.data.get("val_root") and not args.target_trains:
-            raise UserError(f"--groups {args.groups} says how images are halved, and {config.data.val_root} is given to "
-                            "validate on; leave one of them out")
     if args.no_trial:
         config.trial = False
     if args.target_trains:

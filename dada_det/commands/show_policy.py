@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # both take seconds to import, and a mistake in a path should
     from dada_det.report.policy_movement import Search
 
 PICTURES = 4
+ALIGNED = "aligned"  # the trial's name of what alignment proposed
 DEEPEST = 6  # folders inside --images that are looked into
 KINDS = (3, 40, 77, 110)  # of the drawn pictures: different shapes, textures and hues
 
@@ -46,8 +47,9 @@ def body(args: Namespace) -> None:
 
     policy = resolve_policy(args.policy)
     if not isinstance(policy, Policy):
-        raise UserError(f"the policy {args.policy} is no table of sub-policies that could be shown; give a policy.json or a "
-                        "name such as dada-imagenet")
+        raise UserError(f"the policy {args.policy} is `{policy.name if policy else 'none'}`, which is no table of "
+                        "sub-policies that could be shown; give another, such as the proposal.json of a search, or a name "
+                        "such as dada-imagenet")
     file = Path(args.policy)
     if args.policy in (*FIXED, *published_names()):
         name, search, why = args.policy, None, f"{args.policy} comes with the project, without the search.json of a search."
@@ -70,8 +72,12 @@ def search_beside(path: Path, policy: "Policy") -> tuple["Search | None", str]:
     beside = path.with_name("search.json")
     if not beside.is_file():
         return None, "there is no search.json beside the policy; a search writes both into one folder."
+    if (winner := policy.provenance.get("winner", ALIGNED)) != ALIGNED:
+        return None, f"the policy is `{winner}`, which the trial chose; what alignment found is in proposal.json."
     search = load_search(beside)
-    if search.candidates.provenance != policy.provenance:
+    ours = {name: value for name, value in policy.provenance.items() if name != "winner"}
+    theirs = {name: value for name, value in search.candidates.provenance.items() if name != "epoch" or name in ours}
+    if ours != theirs:  # what a trial has handed over names its winner and no epoch
         return None, "the search.json beside the policy is of another search or epoch; their provenance differs."
     return search, ""
 

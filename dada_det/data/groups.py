@@ -226,7 +226,8 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
     return (sorted(train), sorted(val)) if len(train) >= len(val) else (sorted(val), sorted(train))
 
 
-def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_labels_M: Tensor) -> str | None:
+def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_labels_M: Tensor,
+               target: bool = False) -> str | None:
     """Whether images that validate have siblings among those that train.
 
     For each validation image the distances to the training images of its class are sorted and divided by what Renyi's
@@ -236,6 +237,7 @@ def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_lab
 
     Args:
         train_NF, val_MF: a network's features of the images; they are whitened here.
+        target: the user has given the images that validate, which are no half.
 
     Returns:
         One sentence with the remedy, or None.
@@ -251,7 +253,7 @@ def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_lab
         ratios.append(first / eighth)
     if not ratios or not torch.cat(near).median() > torch.cat(far).median():
         return None
-    return _sentence(torch.cat(ratios))
+    return _sentence(torch.cat(ratios), target)
 
 
 def leak_found_in_pixels(images_NCHW: Tensor, train: Sequence[int] | Tensor, val: Sequence[int] | Tensor,
@@ -295,8 +297,10 @@ def _distances(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor,
             yield torch.cdist(val, train).clamp_min(1e-6).sort(1).values, nearest_N
 
 
-def _sentence(ratios_M: Tensor) -> str:
-    return (f"images that belong together, such as frames of one video, seem to stand in both halves: a quarter of the "
-            f"validation images have a training image at {ratios_M.quantile(0.25).item():.2f} of the distance of their "
-            f"{NEIGHBOURS}th nearest or less, and a search then undervalues augmentation; keep them on one side by --groups "
-            "with an expression that matches what their names share, or by another --val-data")
+def _sentence(ratios_M: Tensor, target: bool = False) -> str:
+    where, remedy = ("both among the training images and in --val-data", "give other images to validate on") if target else \
+        ("in both halves", "keep them on one side by --groups with an expression that matches what their names share, or by "
+         "another --val-data")
+    return (f"images that belong together, such as frames of one video, seem to stand {where}: a quarter of the validation "
+            f"images have a training image at {ratios_M.quantile(0.25).item():.2f} of the distance of their {NEIGHBOURS}th "
+            f"nearest or less, and a search then undervalues augmentation; {remedy}")

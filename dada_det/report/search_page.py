@@ -129,14 +129,15 @@ def _verdict(content: Mapping[str, Any]) -> str:
         rows.append(f"<tr{chosen}><th scope=row>{escape(candidate['name'])}{' ← handed over' if chosen else ''}</th>"
                     f"<td class=number>{_number(candidate, 'accuracy', '.1f')}</td>"
                     f"<td class=number>{_with_error(candidate, 'difference', 'standard_error', '+.1f')}</td>"
-                    f"<td class=number>{_with_error(candidate, 'score', 'score_error', '+.3f')}</td></tr>")
+                    f"<td class=number>{_with_error(candidate, 'shrunken', 'shrunken_error', '+.3f')}</td></tr>")
     reference = escape(str(content.get("reference", "the reference")))
     figure, unit = escape(str(content.get("figure", "top-1 %"))), escape(str(content.get("unit", UNIT)))
     return (f"<section class=verdict>\n<h2>Verdict</h2>\n<p>{_sentence(content['sentence'])}</p>\n<div class=wide>"
             f"<table class=plain>\n<thead><tr><th scope=col>policy</th><th scope=col class=number>{figure}</th>"
             f"<th scope=col class=number>points to {reference}</th><th scope=col class=number>score</th></tr></thead>\n"
             "<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table></div>\n<p class=note>± is the standard error. "
-            f"Score: {unit}, compared with the mean candidate.</p>\n</section>")
+            f"Score: {unit}, compared with the mean candidate and shrunken to the mean of its kind, found or fixed.</p>\n"
+            "</section>")
 
 
 def _effects(content: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ images. C candidates, V validation images of a fold, G groups of them (pictures 
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ TRAINING_NOISE = 0.5
 # Standard errors by which a found policy must be better than the best fixed one to be handed over. The fixed policies were
 # made for test images like the training images; against a target they have no such head start (docs/method.md).
 MARGIN, MARGIN_ON_TARGET = 1.0, 0.0
+GUESSING = 3.0  # standard errors above chance, which the best of nine guesses does not reach by luck
 
 
 @dataclass(frozen=True)
@@ -148,21 +150,41 @@ def weighted_mean(estimates: Sequence[Estimate], weights: Sequence[float]) -> fl
 class Verdict:
     """The candidate that is handed over, and the table behind it.
 
-    told_apart: the best found policy is a standard error better than the best fixed one.
+    told_apart: the best found policy is a standard error better than the best fixed one; learned: a candidate is better than
+    guessing.
     """
 
     winner: str
     best_fixed: str
     told_apart: bool
     table: tuple[Standing, ...]
+    learned: bool = True
 
     def of(self, name: str) -> Standing:
         return next(standing for standing in self.table if standing.name == name)
 
 
+def better_than_guessing(scores: Scores, chances: Sequence[float]) -> bool:
+    """Whether a candidate's figure is GUESSING standard errors above that of a guess, the mean over folds.
+
+    Args:
+        chances: of each fold, the figure of a network without knowledge, 0..1.
+    """
+    names = dict.fromkeys(name for name, _ in scores)
+    best = max(statistics.fmean(float(scores[name, fold][CORRECT].mean()) for fold in range(len(chances))) for name in names)
+    images = [scores[next(iter(names)), fold].shape[1] for fold in range(len(chances))]
+    variance = sum(p * (1 - p) / count for p, count in zip(chances, images, strict=True)) / len(chances) ** 2
+    return best > statistics.fmean(chances) + GUESSING * math.sqrt(variance)
+
+
 def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
-            part: float = 1.0, margin: float = MARGIN) -> Verdict:
-    """The best found policy if it is `margin` standard errors better than the best fixed one, image by image; else that."""
+            part: float = 1.0, margin: float = MARGIN, chances: Sequence[float] = ()) -> Verdict:
+    """The best found policy if it is `margin` standard errors better than the best fixed one, image by image; else that.
+
+    If no candidate is better than guessing (`chances`, of each fold), the differences are noise: the best fixed one.
+    """
+    if chances and not better_than_guessing(scores, chances):
+        return replace(verdict(scores, groups, kinds, reference, part, math.inf), learned=False)
     table = tuple(standings(scores, groups, kinds, reference, part))
     best_fixed = next(standing for standing in table if standing.kind == "fixed")
     found = next((standing for standing in table if standing.kind == "found"), None)

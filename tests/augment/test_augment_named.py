@@ -1,6 +1,7 @@
 """Policies by name: what each control draws, and the released ones."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -145,6 +146,26 @@ def test_a_search_may_hand_over_any_policy_and_its_file_gives_the_transform(name
     for images in (picture, batch):
         found, wanted = (one(images, generator=torch.Generator().manual_seed(1)) for one in (transform, expected))
         assert type(found) is type(images) and np.array_equal(np.asarray(found), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("name", ["none", "trivial", "one-op"])
+def test_transforms_of_all_kinds_take_and_give_the_same(name):
+    transform = load_transform(name)
+    for mode in ("L", "RGBA", "P", "RGB"):
+        assert transform(Image.new(mode, (12, 10))).mode == "RGB"
+    numbers = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for images in (numbers[0], numbers.float(), numbers[:, :1]):
+        with pytest.raises(ValueError, match=r"uint8 \[B,3,H,W\]"):
+            transform(images)
+    assert isinstance(pickle.loads(pickle.dumps(transform)), type(transform))  # a loader's workers may be spawned
+
+
+def test_a_searchs_folder_in_place_of_its_policy_is_told_the_file(tmp_path):
+    resolve_policy("dada-imagenet").save(tmp_path / "policy.json")
+    with refused(tmp_path, f"give {tmp_path / 'policy.json'}"):
+        load_transform(tmp_path)
+    with refused("give a policy.json of a search"):
+        load_transform(tmp_path.parent)
 
 
 def test_the_transform_of_a_table_and_of_no_file(tmp_path):

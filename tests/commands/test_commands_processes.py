@@ -2,12 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from dada_det.commands import common
 from dada_det.commands.common import ROOT
+from dada_det.engine.runtime import launch
 
 COMMAND = """
 import sys
@@ -66,3 +70,16 @@ def test_the_tools_find_a_python3_where_there_is_no_python(tmp_path):
     done = subprocess.run([str(ROOT / "tools/python.sh"), "-c", "import os; print(os.environ['FOUND'])"], text=True,
                           env={"PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (0, "python3\n"), done.stderr
+
+
+def test_an_interrupt_of_several_processes_is_one_line(monkeypatch, capsys):
+    def interrupted(config, command):
+        def run(*arguments):
+            raise SignalException("Process 1 got signal: 2", signal.SIGINT)
+        return run
+
+    monkeypatch.setattr(launch, "elastic_launch", interrupted)
+    parser = common.parser_for("joining", "", "")
+    common.add_common_flags(parser)
+    assert common.run(lambda args: None, parser, ["--gpus", "2"], module="joining") == 130
+    assert capsys.readouterr().err == "joining: interrupted\n"

@@ -65,6 +65,17 @@ def test_no_search_or_another_one_is_said(tmp_path):
     assert_names((tmp_path / "page.html").read_text(encoding="utf-8"), "no search.json")
 
 
+def test_what_a_trial_has_handed_over_is_held_against_the_search_beside_it(tmp_path):
+    policy = written_search(tmp_path)
+    content = json.loads(policy.read_text())
+    del content["provenance"]["epoch"]  # which a trial leaves out
+    for winner, said in (("aligned", "75 steps, lr 0.02"), ("tone", "the policy is `tone`, which the trial chose")):
+        content["provenance"]["winner"] = winner
+        policy.write_text(json.dumps(content))
+        assert main([str(policy), "--out", str(tmp_path / "page.html")]) == 0
+        assert_names((tmp_path / "page.html").read_text(encoding="utf-8"), said)
+
+
 def test_a_file_is_shown_as_the_name_of_the_same_policy(tmp_path):
     resolve_policy("dada-imagenet").save(tmp_path / "policy.json")
     pages = []
@@ -76,8 +87,8 @@ def test_a_file_is_shown_as_the_name_of_the_same_policy(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["none", "--out", "page.html"], "none is no table of sub-policies"),
-    (["trivial", "--out", "page.html"], "trivial is no table of sub-policies"),
+    (["none", "--out", "page.html"], "the policy none is `none`, which is no table of sub-policies"),
+    (["trivial", "--out", "page.html"], "is `trivial`, which is no table of sub-policies that could be shown; give another"),
     (["nosuch", "--out", "page.html"], "neither a file nor a name"),
     (["random", "--out", "page.png"], "one that ends in .html"),
     (["random", "--out", "page.html", "--images", "nosuch"], "nosuch"),

@@ -76,12 +76,13 @@ def test_effects_and_verdict_with_their_standard_errors(folder: Path) -> None:
     write_json(folder / "verdict.json", {
         "winner": "trivial", "reference": "none", "figure": "AP", "unit": "an image's AP",
         "sentence": f"the trial says that `trivial` wins {EVIL}", "candidates": [
-            {"name": "trivial", "accuracy": 87.25, "difference": 3.25, "standard_error": 1.1, "score": 0.1,
-             "score_error": 0.02},
+            {"name": "trivial", "accuracy": 87.25, "difference": 3.25, "standard_error": 1.1,
+             "shrunken": 0.1, "shrunken_error": 0.02},
             {"name": EVIL, "accuracy": 84.0, "difference": None, "standard_error": None}]})
     page = search_page(folder, drawn()).read_text()
     assert EVIL not in page and "<p>The trial says that <code>trivial</code> wins &lt;script&gt;" in page
     assert "<th scope=row>trivial ← handed over</th><td class=number>87.2</td><td class=number>+3.2 ± 1.1</td>" in page
+    assert "<td class=number>+0.100 ± 0.020</td>" in page
     assert "<td class=number>–</td>" in page and "<th scope=col class=number>AP</th>" in page
     assert "Score: an image&#x27;s AP, compared" in page
     # The best first; a whisker for each operation.

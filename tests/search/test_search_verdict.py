@@ -12,6 +12,7 @@ from dada_det.search.verdict import (
     SCORE,
     Comparison,
     Estimate,
+    better_than_guessing,
     clustered_variance,
     on_all_images,
     random_effects,
@@ -174,3 +175,26 @@ def test_a_fold_of_one_group_has_the_error_of_an_image() -> None:
     values = torch.randn(50, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     assert clustered_variance(values, torch.zeros(50, dtype=torch.long)) == pytest.approx(float(values.var()))
     assert clustered_variance(values[:1], torch.zeros(1, dtype=torch.long)) == 0
+
+
+def test_a_trial_in_which_nothing_was_learned_hands_over_no_found_policy() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def guessed(right: float) -> torch.Tensor:
+        return torch.stack([torch.randn(400, generator=generator, dtype=torch.float64),
+                            (torch.arange(400) < 400 * right).double()])
+
+    kinds = {"tone": "found", "rand": "fixed"}
+    groups = [torch.arange(400)] * 2
+    noise = {(name, fold): guessed(0.26) for name in kinds for fold in (0, 1)}
+    for fold in (0, 1):
+        noise["tone", fold][SCORE] += 1
+    assert verdict(noise, groups, kinds, "rand", margin=MARGIN_ON_TARGET).winner == "tone"
+    chances = [0.25, 0.25]
+    blind = verdict(noise, groups, kinds, "rand", margin=MARGIN_ON_TARGET, chances=chances)
+    assert (blind.winner, blind.learned, blind.told_apart) == ("rand", False, False)
+    better = {**noise, ("rand", 0): guessed(0.4)}
+    learned = verdict(better, groups, kinds, "rand", margin=MARGIN_ON_TARGET, chances=chances)
+    assert learned.learned and learned.winner == "tone"
+    assert not better_than_guessing({("none", 0): torch.zeros(2, 5)}, [0.0])  # no box is found
+    assert better_than_guessing({("none", 0): torch.full((2, 5), 0.001)}, [0.0])

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config, ConfigDict, DictAction
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
@@ -129,6 +130,7 @@ def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
 
     Raises:
         UserError: a process was killed.
+        KeyboardInterrupt: Ctrl-C, which has reached the processes too.
     """
     for library in ("OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -139,6 +141,10 @@ def start_processes(module: str, argv: Sequence[str], processes: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, command)(*arguments)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        raise
     except ChildFailedError as error:
         if killed := killed_processes(error):
             rank, number = next(iter(killed.items()))

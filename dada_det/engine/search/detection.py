@@ -60,7 +60,6 @@ def load_detection(config: Config) -> Problem:
     if config.data.get("val_root"):
         target = loaded(*find_annotations(config.data.val_root), config)
         folds = halves(target, rule, config.seed, beside=train) if trains else [Fold(train, target, grouped(target, rule))]
-        rule = rule if trains else None
     else:
         target, folds = None, halves(train, rule, config.seed)
     whole = len(train) + (len(target) if trains and target is not None else 0)
@@ -106,8 +105,10 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
 
 
 def grouped(images: MemoryDetection, rule: str) -> Tensor:
-    """The group of each image [N]."""
-    return torch.tensor(groups_of(images.names, [0] * len(images), rule, images.images_NCHW).ids)
+    """The group of each image [N]; prints one line about them."""
+    groups = groups_of(images.names, [0] * len(images), rule, images.images_NCHW)
+    say_groups(groups.said, halved=False)
+    return torch.tensor(groups.ids)
 
 
 def build_detector(model: dict[str, Any], classes: int) -> nn.Module:

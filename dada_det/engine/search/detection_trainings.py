@@ -72,6 +72,10 @@ class DetectionTrainings(Trainings):
         return torch.stack([ap_V, ap_V])
 
 
+    def chance(self, fold: int) -> float:
+        return 0.0
+
+
 def image_ap(boxes_M4: list[list[float]], labels_M: list[int], found: list[dict[str, Any]]) -> float:
     """COCO's box AP of one image, 0..1; 0 where it has no instance or nothing was found."""
     if not boxes_M4 or not found:

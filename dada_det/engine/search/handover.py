@@ -79,7 +79,8 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
                {"schema": 1, "unit": f"{trial.data.unit}, for each time that the operation acts on an image",
                 "operations": [row_of_effect(effect) for effect in effects]})
     write_json(Path(work_dir, "verdict.json"), {
-        "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "best_fixed": found.best_fixed,
+        "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "learned": found.learned,
+        "best_fixed": found.best_fixed,
         "reference": trial.data.reference, "figure": trial.data.figure, "unit": trial.data.unit, "sentence": said,
         "validation_images": images,
         "trainings": trial.trained, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
@@ -93,6 +94,10 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
     Nothing is said of a difference if the reference wins, or if its training diverged.
     """
     winner = found.of(found.winner)
+    if not found.learned:
+        return (f"no network of the trial is better than guessing on your {images} validation images, so its differences "
+                f"are noise; `{winner.name}` is handed over; search again with more --epochs, with --weights, or with "
+                "another weights_optimizer.lr")
     points = ""
     if reference in [standing.name for standing in found.table if standing.name != winner.name]:
         points = (f"; in a training on all images {winner.expected.mean:+.1f} ± {winner.expected.error:.1f} points to "
@@ -121,12 +126,12 @@ def row_of_effect(effect: Effect) -> dict[str, Any]:
 
 
 def table_of(found: Verdict, reference: str, figure: str = "top-1 %") -> str:
-    """The verdict's table for the screen, the best first."""
+    """The verdict's table for the screen, the best first by its last column, the shrunken score."""
     width = max(len(standing.name) for standing in found.table)
-    lines = [f"{'policy':{width}}  {figure:>7}  points to {reference}  score less the mean's"]
+    lines = [f"{'policy':{width}}  {figure:>7}  points to {reference}  score, shrunken"]
     for standing in found.table:
         mark = "  <- handed over" if standing.name == found.winner else ""
-        points, score = standing.points, standing.score
+        points, score = standing.points, standing.shrunken
         lines.append(f"{standing.name:{width}}  {standing.accuracy:7.1f}  {points.mean:+6.1f} ± {points.error:4.1f}   "
                      f"  {score.mean:+.3f} ± {score.error:.3f}{mark}")
     return "\n".join(lines)

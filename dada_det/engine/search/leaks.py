@@ -19,7 +19,7 @@ MOST = 5000  # images of a half that are compared
 
 @HOOKS.register_module()
 class LookForLeaks(Hook):
-    """Prints one line after the last epoch if the halves leak (groups.leak_found).
+    """Prints one line after the last epoch if the halves, or training images and target, leak (groups.leak_found).
 
     The first of several processes looks. It does not look at a search on a detector, whose images have no class, or at a
     SuperNet, which has no single forward pass.
@@ -38,7 +38,8 @@ class LookForLeaks(Hook):
                 return
             halves.append((features, half.labels_N[rows].cpu()))
         (train, train_labels), (val, val_labels) = halves
-        if sentence := leak_found(train, val, train_labels, val_labels):
+        target = bool(runner.cfg.data.get("val_root"))
+        if sentence := leak_found(train, val, train_labels, val_labels, target):
             print(f"search  {sentence}", flush=True)
 
 

@@ -30,9 +30,12 @@ class SearchBatches:
     def __init__(self, train: MemoryImages, val: MemoryImages, *, image_size: int, padding: int, mirror: bool,
                  batch_size: int, algorithm: Algorithm, seed: int) -> None:
         size = world()[1]
-        if batch_size > len(train) or batch_size % size or batch_size < 2 * size:
-            raise UserError(f"--batch-size {batch_size} does not fit: the training half holds {len(train)} images, and "
-                            f"the batch must divide among {size} processes, two images or more for each; choose another")
+        if batch_size > len(train):
+            raise UserError(f"--batch-size {batch_size} is more than the {len(train)} images that train (of halves, one "
+                            f"half); give {len(train) // size * size} or less")
+        if batch_size % size or batch_size < 2 * size:
+            raise UserError(f"--batch-size {batch_size} does not divide among {size} processes, two images or more for "
+                            f"each; give {max(2, batch_size // size) * size}")
         self.train, self.val = train, val
         self.image_size, self.padding, self.mirror, self.seed = image_size, padding, mirror, seed
         self.settings, self.draw_noise = algorithm.settings, algorithm.draw_noise

@@ -24,7 +24,7 @@ class Problem:
         mean, std: of the RGB channels in 0..255, by which the Searcher normalises.
         identity: what a search that --resume goes on with must share.
         data_hash: identifies the data: by pixels and labels of arrays, by names, sizes and labels of a folder's files.
-        groups: the rule by which the images were halved, None where the user gives what validates.
+        groups: the rule by which images are groups: of those that are halved, or of those that the user gives to validate.
         trainings: makes what a trial trains on, given what normalises uint8 images; None: no trial.
     """
 
@@ -47,7 +47,8 @@ def hash_of(*hashes: str) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def say_groups(said: str | None) -> None:
-    """One line about the groups that the halves are made of; of several processes the first prints it."""
+def say_groups(said: str | None, halved: bool = True) -> None:
+    """One line about the groups that the halves are made of, or of which the validation images are witnesses; of several
+    processes the first prints it."""
     if said and world()[0] == 0:
-        print(f"search  halves by {said}; --groups none undoes it", flush=True)
+        print(f"search  {'halves' if halved else 'standard errors'} by {said}; --groups none undoes it", flush=True)

@@ -104,12 +104,11 @@ def load_imagenet(config: Config) -> Problem:
     if val_images is not None:
         target = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation, prepared.crop_share)
         training = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation) if trains else None
-        groups = groups_of(val_images.names(), val_images.labels, rule if trains else AUTO, target.images_NCHW)
-        if trains:
-            say_groups(groups.said)
+        groups = groups_of(val_images.names(), val_images.labels, rule, target.images_NCHW)
+        say_groups(groups.said, halved=trains)
         folds = against_target(memory, target, training, config.seed, groups.ids)
         return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
-                              hash_of(images.hash(), val_images.hash()), rule if trains else None, target=True)
+                              hash_of(images.hash(), val_images.hash()), rule, target=True)
     train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)
     say_groups(groups.said)
     return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(images.classes),

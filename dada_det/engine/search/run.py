@@ -61,6 +61,9 @@ def run_search(config: Config, resume: bool) -> None:
         raise UserError(f"the config's method is {method!r}; choose one of {', '.join(METHODS)}")
     make_algorithm = METHODS[method](config)
     problem = LOADERS[config.kind](config)
+    if config.mirror and world()[0] == 0:
+        print("search  half of the training images are flipped left to right; --no-mirror leaves them, as digits, text and "
+              "signs need", flush=True)
     torch.manual_seed(config.seed)  # every process starts from the same weights
     network = problem.network()
     algorithm = make_algorithm(network)

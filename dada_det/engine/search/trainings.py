@@ -91,6 +91,10 @@ class Trainings:
         """What each validation image says of a network, float64 [2,V] on the CPU: its score, and its share of `figure`."""
         raise NotImplementedError
 
+    def chance(self, fold: int) -> float:
+        """The `figure` that a network without knowledge reaches on a fold's validation images, 0..1."""
+        raise NotImplementedError
+
     def for_network(self, images_BCHW: Tensor) -> Tensor:
         return self.normalise(images_BCHW).contiguous(memory_format=torch.channels_last)
 
@@ -126,6 +130,12 @@ class ImageTrainings(Trainings):
         logits = [network(self.for_network(center_crop(chunk, self.image_size))).float().cpu()
                   for chunk in val.images_NCHW.split(JUDGED_AT_ONCE)]
         return image_scores(torch.cat(logits), val.labels_N.cpu())
+
+
+    def chance(self, fold: int) -> float:
+        """The share of the most frequent class."""
+        labels_V = self.folds[fold].val.labels_N
+        return int(labels_V.bincount().max()) / len(labels_V)
 
 
 class StoredTensors:

@@ -140,9 +140,19 @@ def test_the_halves_are_of_whole_groups_and_the_rule_is_part_of_what_a_search_is
     for flags, sentence in ((("--groups", "("), "'(' is no regular expression"),
                             (("--groups", "frame"), "matches none of the 24 images"),
                             (("--groups", r"class\d"), "do not make two halves"),
-                            (("--groups", "auto", "--val-data", str(tmp_path / "val")), "leave one of them out")):
+                            (("--groups", "frame", "--val-data", str(tmp_path / "val")), "matches none of the 24 images")):
         assert search(tmp_path / "data", tmp_path / "refused", *flags) == 2
         assert sentence in capsys.readouterr().err
+    assert search(tmp_path / "data", tmp_path / "target", "--groups", r"video\d", "--val-data", str(tmp_path / "val")) == 0
+    assert_names(capsys.readouterr().out, "standard errors by 4 groups", "video0", "--groups none")
+
+
+def test_flips_are_said_and_left_out_where_the_flag_says_so(data: Path, tmp_path: Path,
+                                                            capsys: pytest.CaptureFixture) -> None:
+    for name, flags, mirror in (("flips", (), True), ("none", ("--no-mirror",), False)):
+        assert search(data, tmp_path / name, *flags) == 0
+        assert ("flipped left to right; --no-mirror" in capsys.readouterr().out) == mirror
+        assert Policy.load(tmp_path / name / "policy.json").mirror == mirror
 
 
 @pytest.mark.parametrize("shifted", [False, True])

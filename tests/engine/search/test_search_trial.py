@@ -87,6 +87,9 @@ def test_the_sentence_says_how_clear_the_winner_is() -> None:
     compared, itself = (sentence(Verdict("rand", "rand", False, table), reference, 20) for reference in ("tone", "rand"))
     assert compared.endswith("; in a training on all images +0.0 ± 1.0 points to tone are expected")
     assert itself.endswith("`rand` is handed over")
+    blind = sentence(Verdict("rand", "rand", False, table, learned=False), "tone", 20)
+    assert_names(blind, "better than guessing", "20 validation images", "`rand` is handed over", "--epochs", "--weights")
+    assert "points" not in blind
 
 
 @pytest.mark.parametrize("bad", ["geometry", "none"])
@@ -118,10 +121,11 @@ def test_a_trial_whose_fixed_policies_all_diverge_says_so(tmp_path: Path) -> Non
         ours.run({})
 
 
-def test_a_part_of_the_images_is_on_the_device_once() -> None:
+def test_a_part_of_the_images_is_on_the_device_once(tmp_path: Path) -> None:
     images = pictures(8, 1)
     first, second = halves_in_turn(images, [0, 1, 2, 3], [4, 5, 6, 7], list(range(8)))
     assert first.train is second.val and first.val is second.train
+    assert make(tmp_path, [first, second]).data.chance(0) == 2 / 4  # the classes are 1, 2, 0, 1
     assert first.groups_V.tolist() == [4, 5, 6, 7] and second.groups_V.tolist() == [0, 1, 2, 3]
 
 
