@@ -22,6 +22,8 @@ TRAINING_NOISE = 0.5
 # Standard errors by which a found policy must be better than the best fixed one to be handed over. The fixed policies were
 # made for test images like the training images; against a target they have no such head start (docs/method.md).
 MARGIN, MARGIN_ON_TARGET = 1.0, 0.0
+# Ties go to no policy: what short trainings on fewer images gain from augmentation is less on all of them.
+PLAIN = "none"
 GUESSING = 3.0  # standard errors above chance, which the best of nine guesses does not reach by luck
 
 
@@ -179,17 +181,21 @@ def better_than_guessing(scores: Scores, chances: Sequence[float]) -> bool:
 
 def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
             part: float = 1.0, margin: float = MARGIN, chances: Sequence[float] = ()) -> Verdict:
-    """The best found policy if it is `margin` standard errors better than the best fixed one, image by image; else that.
+    """The best found policy if it is `margin` standard errors better than the best fixed one, image by image.
 
-    If no candidate is better than guessing (`chances`, of each fold), the differences are noise: the best fixed one.
+    Else the best fixed one if it is `margin` standard errors better than PLAIN, else that. If no candidate is better than
+    guessing (`chances`, of each fold), the differences are noise, and no found policy wins.
     """
     if chances and not better_than_guessing(scores, chances):
         return replace(verdict(scores, groups, kinds, reference, part, math.inf), learned=False)
     table = tuple(standings(scores, groups, kinds, reference, part))
-    best_fixed = next(standing for standing in table if standing.kind == "fixed")
-    found = next((standing for standing in table if standing.kind == "found"), None)
+    comparison = Comparison(scores, groups, SCORE)
+    fixed = [standing.name for standing in table if standing.kind == "fixed"]
+    found = next((standing.name for standing in table if standing.kind == "found"), None)
     if found is not None:
-        gain = Comparison(scores, groups, SCORE).difference(found.name, best_fixed.name)
+        gain = comparison.difference(found, fixed[0])
         if gain.mean > margin * gain.error:
-            return Verdict(found.name, best_fixed.name, gain.mean > gain.error, table)
-    return Verdict(best_fixed.name, best_fixed.name, False, table)
+            return Verdict(found, fixed[0], gain.mean > gain.error, table)
+    plain = PLAIN if PLAIN in fixed else fixed[0]
+    gain = comparison.difference(fixed[0], plain)
+    return Verdict(fixed[0] if gain.mean > margin * gain.error else plain, fixed[0], False, table)

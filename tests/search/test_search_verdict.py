@@ -198,3 +198,17 @@ def test_a_trial_in_which_nothing_was_learned_hands_over_no_found_policy() -> No
     assert learned.learned and learned.winner == "tone"
     assert not better_than_guessing({("none", 0): torch.zeros(2, 5)}, [0.0])  # no box is found
     assert better_than_guessing({("none", 0): torch.full((2, 5), 0.001)}, [0.0])
+
+
+def test_ties_of_fixed_policies_go_to_none() -> None:
+    generator = torch.Generator().manual_seed(3)
+    kinds = {"none": "fixed", "rand": "fixed", "trivial": "fixed"}
+    for gain, winner in ((0.02, "none"), (0.5, "rand")):
+        scores = simulated(generator, {"none": 0.0, "trivial": -0.1, "rand": gain}, noise=0.3)
+        scores = {(name, fold): value - value.mean(1, keepdim=True) + {"none": 0.0, "trivial": -0.1, "rand": gain}[name]
+                  for (name, fold), value in scores.items()}  # the measured differences are the true ones
+        found = verdict(scores, [GROUP_V, GROUP_V], kinds, "trivial")
+        assert (found.winner, found.best_fixed) == (winner, "rand")
+        assert verdict(scores, [GROUP_V, GROUP_V], kinds, "trivial", margin=MARGIN_ON_TARGET).winner == "rand"
+    without = {key: value for key, value in scores.items() if key[0] != "none"}  # its training diverged
+    assert verdict(without, [GROUP_V, GROUP_V], kinds, "trivial").winner == "rand"

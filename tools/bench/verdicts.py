@@ -53,6 +53,12 @@ def best_mean(scores: Scores, groups: Sequence[Tensor], margin: float) -> str:
     return max(comparison.names, key=lambda name: comparison.contrast({name: 1.0}).mean)
 
 
+def without_plain(scores: Scores, groups: Sequence[Tensor], margin: float) -> str:
+    """The best fixed policy where no found one wins, be it ever so little better than none."""
+    found = verdict(scores, groups, KINDS, REFERENCE, margin=margin)
+    return found.winner if KINDS[found.winner] == "found" else found.best_fixed
+
+
 SHIPPED = "as shipped"
 RULES: Mapping[str, Judge] = {
     SHIPPED: winner,
@@ -63,6 +69,7 @@ RULES: Mapping[str, Judge] = {
     "the first fold alone": lambda scores, groups, margin: winner(only(scores, folds=1), groups[:1], margin),
     "accuracy for the calibrated cross-entropy": lambda scores, groups, margin: winner(by_accuracy(scores), groups, margin),
     "the largest mean: no shrinkage, no margin": best_mean,
+    "no preference for none among the fixed policies": lambda scores, groups, margin: without_plain(scores, groups, margin),
     "no margin": lambda scores, groups, margin: winner(scores, groups, 0.0),
     "a margin of one standard error": lambda scores, groups, margin: winner(scores, groups, 1.0),
     "a margin of two standard errors": lambda scores, groups, margin: winner(scores, groups, 2.0),

@@ -21,7 +21,7 @@ from dada_det.files import write_json
 from dada_det.search.candidates import Effect
 from dada_det.search.ranks import world
 from dada_det.search.training import ADAMW, SGD, TrainingRecipe
-from dada_det.search.verdict import Standing, Verdict
+from dada_det.search.verdict import PLAIN, Standing, Verdict
 
 TRAININGS = "trainings"
 RECIPE = ("type", "lr", "momentum", "nesterov", "weight_decay")  # what TrainingRecipe has fields for
@@ -108,6 +108,9 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
     if winner.kind == "found":
         return (f"`{winner.name}`, found by the search, has the best score on your {images} validation images, but is not "
                 f"clearly better than the best fixed policy, {found.best_fixed}{points}")
+    if winner.name == PLAIN and found.best_fixed != PLAIN:
+        return (f"no policy is clearly better than none on your {images} validation images; `{winner.name}` is handed "
+                f"over{points}")
     return (f"nothing that the search found is clearly better than the best fixed policy on your {images} validation "
             f"images; `{winner.name}` is handed over{points}")
 
