@@ -1,6 +1,7 @@
 """What a detector's training may go on from: its own checkpoints, and nobody else's, by --resume and by load_from."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from mmengine.config import Config
 
 from dada_det.augment.named import resolve_policy
+from dada_det.augment.policy import NamedPolicy
 from dada_det.commands import train_det
 from dada_det.data.checks import CocoLayout
 from dada_det.engine.detect import config as change
@@ -60,6 +62,17 @@ def test_what_may_change_on_the_way_is_not(tmp_path: Path) -> None:
     free = {"train_cfg.max_iters": 99, "train_cfg.val_interval": 3, "train_dataloader.num_workers": 2, "model.test_cfg.x": 1,
             "default_hooks.checkpoint.interval": 7}
     demand_same(Path("epoch_1.pth"), first, make(tmp_path, policy=str(tmp_path / "moved/policy.json"), options=free))
+
+
+def test_a_file_that_holds_another_policy_now_is_another_run(tmp_path: Path) -> None:
+    path, found = tmp_path / "policy.json", {}
+    for name in ("none", "one-op"):
+        NamedPolicy(name).save(path)
+        found[name] = make(tmp_path, policy=str(path))
+    with refused(re.compile(r"policy \['none'\] instead of \['[0-9a-f]{12}'\]")):
+        demand_same(path, found["none"], found["one-op"])
+    as_dict = {"train_dataloader.dataset.pipeline.2": {"type": "ApplyPolicy", "policy": NamedPolicy("none").to_dict()}}
+    assert make(tmp_path, options=as_dict)["policy"] == ["none"]
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from dada_det.engine.pretrain import run as pretrain
 from dada_det.engine.pretrain.classifier import TopK
 from dada_det.engine.pretrain.data import training_images
 from dada_det.engine.runtime.checkpoint import check_checkpoint
+from dada_det.engine.runtime.identity import demand_same
 from dada_det.models.backbone import load_backbone
-from tests.messages import assert_error, assert_names
+from tests.messages import assert_error, assert_names, refused
 
 CLASSES, PER_CLASS = 3, 8
 
@@ -45,6 +46,15 @@ def images(tmp_path):
 def flags(images, work_dir, *more, policy="one-op", options=()):
     return ["--policy", policy, "--data", str(images), "--work-dir", str(work_dir), "--image-size", "16",
             "--batch-size", "8", "--epochs", "2", *more, "--cfg-options", "classifier.name=convnet", "workers=0", *options]
+
+
+def prepare(arguments):
+    """(config, policy) that the command with these arguments trains with."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "run_pretraining", lambda config, policy, *_: seen.append((config, policy)))
+        assert main(arguments) == 0
+    return seen[0]
 
 
 def weights(work_dir, epoch=2):
@@ -83,13 +93,10 @@ def test_equal_seeds_give_equal_weights_with_any_number_of_workers(images, tmp_p
 @pytest.mark.parametrize(("policys", "option", "flag", "flips"), [
     (None, None, None, True), (False, None, None, False), (True, None, None, True), (False, True, None, True),
     (True, False, None, False), (False, None, "--mirror", True), (None, True, "--no-mirror", False)])
-def test_flips_follow_flag_then_config_then_policy(images, tmp_path, monkeypatch, policys, option, flag, flips):
+def test_flips_follow_flag_then_config_then_policy(images, tmp_path, policys, option, flag, flips):
     NamedPolicy("none", mirror=policys).save(tmp_path / "policy.json")
-    seen = []
-    monkeypatch.setattr(pretrain, "run_pretraining", lambda config, policy, *_: seen.append((config, policy)))
-    assert main(flags(images, tmp_path / "w", *filter(None, [flag]), policy=str(tmp_path / "policy.json"),
-                      options=[f"mirror={option}"] if option is not None else [])) == 0
-    ((config, policy),) = seen
+    config, policy = prepare(flags(images, tmp_path / "w", *filter(None, [flag]), policy=str(tmp_path / "policy.json"),
+                                   options=[f"mirror={option}"] if option is not None else []))
     assert policy is None and config.mirror is flips
     assert training_images(config, scan_folder(images / "train"), policy).mirror is flips
     assert pretrain.identity_of(config, policy, scan_folder(images / "train"))["mirror"] is flips
@@ -165,6 +172,21 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(images, tmp
 
     assert main(flags(images, tmp_path / "parts", "--resume", policy="none")) == 2
     assert_names(capsys.readouterr().err, "epoch_2.pth", re.compile(r"policy \w{12} instead of none"), "--work-dir")
+
+
+@pytest.mark.parametrize(("before", "after"), [("none", "trivial"), ("trivial", "none"), ("rand", "one-op")])
+def test_a_file_that_holds_another_policy_now_is_another_run(images, tmp_path, before, after):
+    path, listed, found = tmp_path / "policy.json", scan_folder(images / "train"), {}
+    for name in (before, after, before):
+        NamedPolicy(name).save(path)
+        config, policy = prepare(flags(images, tmp_path / "w", policy=str(path)))
+        found.setdefault(name, []).append(pretrain.identity_of(config, policy, listed))
+    demand_same(tmp_path, *found[before])
+    with refused(re.compile(f"policy {before} instead of ({after}|[0-9a-f]{{12}})"), "--work-dir"):
+        demand_same(tmp_path, found[before][0], found[after][0])
+    # By its name a policy is the same one.
+    config, policy = prepare(flags(images, tmp_path / "w", policy=before))
+    demand_same(tmp_path, found[before][0], pretrain.identity_of(config, policy, listed))
 
 
 def test_a_checkpoint_with_code_is_not_resumed(images, tmp_path, capsys):
