@@ -146,12 +146,16 @@ def test_runs_that_are_done_are_skipped_and_one_cut_short_goes_on(backbone, data
     assert compare(backbone, data, tmp_path) == 0 and len(trained) == 5
 
 
-def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(backbone, data, tmp_path, trained, capsys):
+def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(backbone, data, tmp_path, trained, monkeypatch,
+                                                                           capsys):
     assert compare(backbone, data, tmp_path, "--seeds", "1") == 0
     capsys.readouterr()
     assert compare(backbone, data, tmp_path, "--seeds", "1", "--image-size", "48") == 2
     assert_error(capsys.readouterr().err, "compare_backbones.py", tmp_path / "runs/retinanet-good-100-s0/identity.json",
                  "another run", re.compile(r"\(config\."))
+    monkeypatch.setattr("dada_det.engine.compare.backbone_trials.started_processes", lambda: 8)
+    assert compare(backbone, data, tmp_path, "--seeds", "2") == 2
+    assert_error(capsys.readouterr().err, "compare_backbones.py", "identity.json", "batch_size 4 instead of 32")
     assert len(trained) == 2
 
 

@@ -26,6 +26,7 @@ from dada_det.engine.evaluate.figures import evaluation_of
 from dada_det.engine.evaluate.results_stream import read_array
 from dada_det.engine.evaluate.submission import KINDS
 from dada_det.engine.runtime.checkpoint import find_checkpoint
+from dada_det.engine.runtime.environment import started_processes
 from dada_det.engine.runtime.identity import demand_same, plain
 from dada_det.engine.runtime.runner import QuietRunner
 from dada_det.errors import UserError
@@ -155,8 +156,9 @@ def identity_of(trial: Trial, layout: CocoLayout, hashes: dict[Path, str]) -> di
     content["model"]["backbone"]["init_cfg"].pop("checkpoint")
     for name in ("backbone", "backbone_command", "data_root"):  # the config's defaults, which the flags have replaced
         content.pop(name, None)
-    return {"detector": trial.detector, "fraction": trial.fraction, "seed": trial.seed, "config": content,
-            "backbone": hashes[Path(_backbone(trial.config))], "train": hashes[layout.part("train")[0]],
+    batch = (trial.config.train_dataloader.get("batch_size") or 1) * started_processes()  # also sets the learning rate
+    return {"detector": trial.detector, "fraction": trial.fraction, "seed": trial.seed, "batch_size": batch,
+            "config": content, "backbone": hashes[Path(_backbone(trial.config))], "train": hashes[layout.part("train")[0]],
             "val": hashes[layout.part("val")[0]]}
 
 
