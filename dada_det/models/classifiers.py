@@ -3,10 +3,11 @@
 Shapes: B images, C = 3 channels, H x W pixels, K classes. Weights are random unless some are given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,14 +39,20 @@ def build_classifier(name: str, num_classes: int, image_size: int, weights: str 
 
 
 def with_random_weights(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Module:
+    try:
+        return _built(name, num_classes, image_size, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise UserError(f"the classifier {name} does not take {options} ({error}); leave out what it does not "
+                        "know") from error
+
+
+def _built(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Module:
     if name.startswith(PREFIX):
         return from_name(name, num_classes)
     if name in OWN:
-        try:
-            return OWN[name](num_classes, **options)
-        except TypeError as error:
-            raise UserError(f"the classifier {name} does not take {options} ({error}); leave out what it does not "
-                            "know") from error
+        return OWN[name](num_classes, **options)
     import timm  # takes seconds, and the small networks do without it
 
     if not timm.is_model(name):
@@ -55,9 +62,32 @@ def with_random_weights(name: str, num_classes: int, image_size: int, **options:
     return timm.create_model(name, pretrained=False, num_classes=num_classes, **size, **options)
 
 
+def is_own(name: str) -> bool:
+    """Whether the network is this project's own and not timm's."""
+    return name in OWN or name.startswith(PREFIX)
+
+
+def demand_plain(name: str, image_size: int, options: Mapping[str, Any]) -> None:
+    """Raises UserError if `options` give a network of timm's other tensors than it has by its name alone.
+
+    A backbone's file says the name alone.
+    """
+    if is_own(name) or not options:
+        return
+    with torch.device("meta"):
+        plain, changed = ({tensor: value.shape for tensor, value in
+                           with_random_weights(name, 0, image_size, **given).state_dict().items()}
+                          for given in ({}, options))
+    if changed != plain:
+        first = next(tensor for tensor in {**changed, **plain} if changed.get(tensor) != plain.get(tensor))
+        raise UserError(f"classifier has {dict(options)}, with which it is another network than timm's {name} (the tensor "
+                        f"{first} differs), so no detector could load its backbone; leave that out, or write the name "
+                        "of a network of timm's that has it")
+
+
 def has_fixed_size(name: str) -> bool:
     """Whether the network is built for one size of images, as most of timm's transformers are; False for unknown names."""
-    if name in OWN or name.startswith(PREFIX):
+    if is_own(name):
         return False
     import timm
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dada_det.models.classifiers import build_classifier, has_fixed_size
+from dada_det.models.classifiers import build_classifier, demand_plain, has_fixed_size
 from tests.messages import refused
 
 
@@ -32,3 +32,19 @@ def test_an_unknown_name_says_what_there_is():
 def test_networks_that_take_one_size_only_are_known():
     assert has_fixed_size("vit_tiny_patch16_224") and has_fixed_size("vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     assert not any(has_fixed_size(name) for name in ("resnet50", "convnext_tiny", "convnet", "no such network"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnet", "darts_supernet"])
+def test_an_option_that_a_network_does_not_take_is_told(name):
+    with refused(f"classifier {name}", "'width': 3", "does not take"):
+        build_classifier(name, num_classes=10, image_size=32, width=3)
+
+
+def test_options_that_make_another_network_are_told_by_a_tensor():
+    demand_plain("resnet18", 64, {"drop_path_rate": 0.1})
+    demand_plain("test_vit", 64, {})
+    demand_plain("convnet", 64, {"whatever": 1})  # no backbone is written of it
+    for name, options, tensor in (("resnet18", {"stem_type": "deep"}, "conv1.0.weight"),
+                                  ("test_vit", {"embed_dim": 128}, "cls_token")):
+        with refused(f"timm's {name}", tensor, next(iter(options)), "leave that out"):
+            demand_plain(name, 64, options)

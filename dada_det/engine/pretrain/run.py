@@ -42,10 +42,11 @@ from dada_det.errors import UserError
 from dada_det.files import make_folder, write_json
 from dada_det.models import weights
 from dada_det.models.backbone import ARCHITECTURE, IMAGENET, export_backbone, verify_export
-from dada_det.models.classifiers import OWN
+from dada_det.models.classifiers import demand_plain, is_own
 
 # Entries of the config that may differ after a resume: paths, loaders, and where or how fast the same is computed.
 FREE = ("data", "work_dir", "workers", "checkpoint", "vis_backends", "policy_on", "channels_last", "compile")
+GIVEN = ("name", "num_classes", "image_size", "weights")  # entries of config.classifier that are no options of a network
 MOST_HASHED = 10_000  # images whose sizes are asked for, one by one: of a million on a network disk that takes many minutes
 
 
@@ -65,6 +66,8 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     distributed = join_processes()
     say_machines("pretrain", config.work_dir, resume)
     began = time.monotonic()
+    demand_plain(config.classifier.name, config.image_size, {name: value for name, value in config.classifier.items()
+                                                             if name not in GIVEN})
     identity = identity_of(config, policy, train)
     checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
     if config.get("mirror") is False and is_main_process():
@@ -163,7 +166,7 @@ def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | 
     model = average.module if average else unwrapped(runner)
     figures = {name: round(runner.message_hub.get_scalar(f"val/{name}").current(), 4) for name in ("top1", "top5")}
     folder, written = Path(config.work_dir), ["metrics.json"]
-    if config.classifier.name not in OWN:
+    if not is_own(config.classifier.name):
         name = config.classifier.name.split(".")[0]  # timm's names may have a tag: resnet50.a1_in1k
         meta = {**IMAGENET, **asdict(preprocessing(config)),
                 "classes": list(runner.train_dataloader.dataset.images.classes),

@@ -102,6 +102,22 @@ def test_another_network_of_timms_is_exported_with_its_own_keys(images, tmp_path
                                 "strides": [64 // found.shape[2] for found in maps]}
 
 
+def test_a_network_of_a_cell_search_ends_without_a_backbone(images, tmp_path, capsys):
+    config = tmp_path / "config.py"
+    name = "darts/2/2/0/1/sep_conv_3x3:0,skip_connect:1|max_pool_3x3:0,skip_connect:1"
+    config.write_text(f"_base_ = '{ROOT}/configs/pretrain_r50.py'\nclassifier = dict(name='{name}')\n")
+    arguments = flags(images, tmp_path / "w", "--config", str(config), epochs=1)
+    assert main([argument for argument in arguments if not argument.startswith("classifier.name")]) == 0
+    assert {path.name for path in (tmp_path / "w").glob("*.pth")} == {"epoch_1.pth"}
+    assert_names(capsys.readouterr().out, f"pretrain  done: metrics.json in {tmp_path}")
+
+
+def test_options_that_make_another_network_are_refused_before_anything_is_trained(images, tmp_path, capsys):
+    assert main(flags(images, tmp_path, network="resnet18", options=["classifier.stem_type=deep"])) == 2
+    assert_error(capsys.readouterr().err, "pretrain_r50.sh", "stem_type", "timm's resnet18", "conv1.0.weight")
+    assert not list(tmp_path.iterdir())
+
+
 MISTAKES = {
     ("precision", "'half'", "auto, float32, bfloat16, float16"): ["precision=half"],
     ("progressive_size is 16", "image_size 16", "smaller"): ["progressive_size=16"],
