@@ -169,7 +169,7 @@ class WholeBatches(DefaultSampler):
     """This rank's share of the shuffled images, without those that fill no whole batch of `batch` images.
 
     An epoch is then a whole number of updates, also where a batch is computed in parts. Fewer images than one batch are all
-    kept.
+    kept, or with `pairs` an even number of them.
 
     Args:
         repeats: copies of each image in a batch (repeated augmentation, Hoffer et al., CVPR 2020, as timm's
@@ -177,9 +177,10 @@ class WholeBatches(DefaultSampler):
             len(dataset).
     """
 
-    def __init__(self, dataset: Sized, batch: int, seed: int, repeats: int = 1) -> None:
+    def __init__(self, dataset: Sized, batch: int, seed: int, repeats: int = 1, pairs: bool = False) -> None:
         super().__init__(dataset, shuffle=True, seed=seed)
-        self.kept, self.repeats = self.num_samples // batch * batch or self.num_samples, repeats
+        fewer = self.num_samples - (self.num_samples % 2 if pairs else 0)
+        self.kept, self.repeats = self.num_samples // batch * batch or fewer, repeats
 
     def __iter__(self) -> Iterator[int]:
         if self.repeats == 1:
@@ -210,14 +211,22 @@ def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | Arr
         # Without a GPU the network takes far longer than the images, and wants the cores itself.
         cores = len(os.sched_getaffinity(0)) // processes if torch.cuda.is_available() else 1
         workers = min(MAX_WORKERS, max(1, cores))
-    share = config.batch_size // processes
+    share, pairs = config.batch_size // processes, bool(config.get("mixup"))
+    if pairs and share // parts % 2:
+        raise UserError(f"mixup mixes the images of a batch in pairs, and each of {processes} processes computes "
+                        f"{share // parts} at once (batch_size {config.batch_size}, accumulation {parts}); give a "
+                        "--batch-size that makes this even, or mixup = dict()")
     options: dict[str, Any] = {"batch_size": share // parts, "num_workers": workers,
                                "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
     train_set, repeats = training_images(config, train, policy), config.get("repeats") or 1
+    sampler = WholeBatches(train_set, share, config.seed, repeats, pairs)
+    if not len(sampler):
+        raise UserError(f"mixup mixes images in pairs, and of {len(train)} each of {processes} processes has one; give more "
+                        "images, or mixup = dict()")
     prepared = preprocessing(config)
     val_set = ImageFolder(val, config.image_size, train=False, padding=pixels(config, "padding"),
                           interpolation=prepared.interpolation, crop_share=prepared.crop_share)
-    return (DataLoader(train_set, sampler=WholeBatches(train_set, share, config.seed, repeats), **options),
+    return (DataLoader(train_set, sampler=sampler, **options),
             DataLoader(val_set, sampler=DefaultSampler(val_set, shuffle=False, round_up=False), **options))
 
 

@@ -13,9 +13,18 @@ from dada_det.data.decode import load_image
 from dada_det.data.folders import scan_folder
 from dada_det.data.imagenet import random_crop
 from dada_det.data.random import generator_for
-from dada_det.engine.pretrain.data import PCA_COMPONENTS, PCA_EIGENVALUES, image_sizes, lighten, training_images
+from dada_det.engine.pretrain.data import (
+    PCA_COMPONENTS,
+    PCA_EIGENVALUES,
+    WholeBatches,
+    image_sizes,
+    lighten,
+    loaders,
+    training_images,
+)
 from dada_det.engine.pretrain.recipe import schedule
 from tests.conftest import write_noise
+from tests.messages import refused
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +120,27 @@ def test_lighting_shifts_every_pixel_along_the_principal_colours():
     # The first component is nearly grey: 255 * 0.2175 * 0.57 = 31 levels for an alpha of 1, and white stays white.
     assert lighten(grey, np.array([-1.0, 0.0, 0.0])).getpixel((0, 0)) == (131, 132, 255)
     assert lighten(grey, np.zeros(3)).getpixel((1, 1)) == (100, 100, 250)
+
+
+@pytest.mark.parametrize(("images", "batch", "kept", "in_pairs"), [(29, 64, 29, 28), (30, 64, 30, 30), (29, 8, 24, 24),
+                                                                   (1, 8, 1, 0)])
+def test_fewer_images_than_a_batch_are_an_even_number_where_pairs_are_mixed(images, batch, kept, in_pairs):
+    for pairs, expected in ((False, kept), (True, in_pairs)):
+        sampler = WholeBatches(range(images), batch, seed=0, pairs=pairs)
+        assert len(sampler) == len(set(sampler)) == expected
+
+
+def test_mixup_of_an_odd_part_of_a_batch_is_refused(listed):
+    def made(*options):
+        config = load_config("configs/pretrain_r50.py", ["image_size=16", "workers=0", "mixup.mixup_alpha=0.1", *options])
+        return loaders(config, listed, listed, None)
+
+    with refused("mixup", "1 processes", "7 at once", "batch_size 7", "accumulation 1", "--batch-size"):
+        made("batch_size=7")
+    with refused("3 at once", "batch_size 6", "accumulation 2"):
+        made("batch_size=6", "accumulation=2")
+    listed = listed.select(range(7))
+    assert [len(batch["label"]) for batch in made("batch_size=8")[0]] == [6]
+    listed = listed.select(range(1))
+    with refused("mixup", "of 1 each of 1 processes", "more images"):
+        made("batch_size=8")
