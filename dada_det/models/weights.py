@@ -23,6 +23,7 @@ TIMM = "timm"  # in the place of a file: what timm itself has trained
 ADVICE = "give a state dict of timm's or torchvision's, or the r50.pth of a pretraining"
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training scripts' checkpoints, averages first
 PREFIXES = ("module.", "_orig_mod.", "network.")  # of DistributedDataParallel, torch.compile and this project's training
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 COUNTER = "num_batches_tracked"  # of BatchNorm; old files lack it
 
 
@@ -31,7 +32,7 @@ class Preprocessing:
     """How images were prepared for some weights: (resized crop - mean) / std, of RGB channels in 0..255.
 
     Args:
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        interpolation: one of INTERPOLATIONS.
         crop_share: share of the resized image's side that the central crop of a validation image shows.
 
     The defaults are those of this project's own training.
@@ -218,8 +219,10 @@ def preprocessing_of(weights: str | Path | None, name: str) -> Preprocessing:
 def of_timm(config: Mapping[str, Any]) -> Preprocessing:
     """timm's pretrained_cfg, with mean and std in 0..1."""
     scaled = {name: [round(255 * value, 6) for value in config[name]] for name in ("mean", "std")}
-    return of_meta({**scaled, "interpolation": config.get("interpolation"), "crop_share": config.get("crop_pct")},
-                   "timm's data config")
+    interpolation = config.get("interpolation")
+    if interpolation is not None and interpolation not in INTERPOLATIONS:
+        interpolation = "bicubic"  # timm's "random" is a matter of its training
+    return of_meta({**scaled, "interpolation": interpolation, "crop_share": config.get("crop_pct")}, "timm's data config")
 
 
 def of_meta(meta: Mapping[str, Any], where: str | Path) -> Preprocessing:
@@ -234,8 +237,9 @@ def of_meta(meta: Mapping[str, Any], where: str | Path) -> Preprocessing:
     if meta.get("channel_order", "RGB") != "RGB":
         raise UserError(f"{where} has the channel order {meta['channel_order']!r}; only weights for RGB images can be "
                         "started from")
-    if entries.get("interpolation", "bilinear") not in ("nearest", "bilinear", "bicubic", "lanczos"):
-        entries["interpolation"] = "bicubic"  # timm's "random" is a matter of its training
+    if entries.get("interpolation", "bilinear") not in INTERPOLATIONS:
+        raise UserError(f"{where} has the interpolation {entries['interpolation']!r}; write one of "
+                        f"{', '.join(INTERPOLATIONS)}")
     share = entries.get("crop_share", 1.0)
     if not (isinstance(share, int | float) and 0 < share <= 1):
         raise UserError(f"{where} has the crop share {share!r}; write a number in 0..1")

@@ -169,6 +169,11 @@ def test_preprocessing_is_that_of_the_very_file(tmp_path):
     (folder / "model.json").write_text(json.dumps({**IMAGENET, "mean": [1, 2]}))
     with pytest.raises(UserError, match=r"model.json has no mean of three numbers"):
         preprocessing_of(folder / "model.safetensors", "resnet18")
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {**cfg, "interpolation": "random"}}))
+    assert preprocessing_of(folder / "other.safetensors", "resnet18").interpolation == "bicubic"
+    (folder / "model.json").write_text(json.dumps({**IMAGENET, "interpolation": "lanczoz"}))
+    with refused("model.json", "interpolation 'lanczoz'", "nearest, bilinear, bicubic, lanczos"):
+        preprocessing_of(folder / "model.safetensors", "resnet18")
     (folder / "model.json").write_text(json.dumps({**IMAGENET, "channel_order": "BGR"}))
     with pytest.raises(UserError, match="only weights for RGB images"):
         preprocessing_of(folder / "model.safetensors", "resnet18")

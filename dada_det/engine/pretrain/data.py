@@ -96,11 +96,14 @@ def image_sizes(config: Config) -> list[int]:
     epochs has image_size.
 
     Raises:
-        UserError: progressive_size is not smaller than image_size, or the network takes one size only.
+        UserError: train_size is no number of pixels, progressive_size is not smaller than image_size, or the network takes
+            one size only.
     """
-    first, last = config.get("progressive_size"), config.image_size
-    if config.get("train_size"):
-        return [config.train_size] * config.epochs
+    first, last, other = config.get("progressive_size"), config.image_size, pixels(config, "train_size")
+    if other:
+        if other != last and has_fixed_size(config.classifier.name):
+            raise UserError(f"{config.classifier.name} takes images of one size only; write train_size = None")
+        return [other] * config.epochs
     if first is None:
         return [last] * config.epochs
     if not (isinstance(first, int) and 8 <= first < last):
@@ -199,6 +202,18 @@ def parts_of(config: Config) -> int:
     return config.get("accumulation") or 1
 
 
+def repeats_of(config: Config) -> int:
+    """How many copies of an image a batch holds: `repeats`, 1 where it is not set.
+
+    Raises:
+        UserError: it is no whole number from 1.
+    """
+    value = 1 if config.get("repeats") is None else config.repeats
+    if not (type(value) is int and value >= 1):
+        raise UserError(f"repeats is {value!r}; write how many copies of each image a batch holds, 1 or more")
+    return value
+
+
 def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | ArrayImages,
             policy: Replayable) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Loaders of this rank's share, in parts of a batch; their worker processes make the images one by one."""
@@ -218,7 +233,7 @@ def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | Arr
                         "--batch-size that makes this even, or mixup = dict()")
     options: dict[str, Any] = {"batch_size": share // parts, "num_workers": workers,
                                "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
-    train_set, repeats = training_images(config, train, policy), config.get("repeats") or 1
+    train_set, repeats = training_images(config, train, policy), repeats_of(config)
     sampler = WholeBatches(train_set, share, config.seed, repeats, pairs)
     if not len(sampler):
         raise UserError(f"mixup mixes images in pairs, and of {len(train)} each of {processes} processes has one; give more "
