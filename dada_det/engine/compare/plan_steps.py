@@ -119,7 +119,7 @@ def pretraining_stage(config: Config, data: str | None) -> PlannedStage:
 
     def step(batch: int) -> TrainingStep:
         model = Classifier({**config.classifier, "num_classes": CLASSES[kind], "image_size": size},
-                           config.label_smoothing, config.get("channels_last", False)).to(device()).train()
+                           config.get("label_smoothing", 0.0), config.get("channels_last", False)).to(device()).train()
         images = torch.randn(batch, 3, size, size, device=device())
         labels = torch.arange(batch, device=device()) % CLASSES[kind]
         return classifier_step(model, build_optimizer(model, dict(config.optimizer)), images, labels, precision_of(config))

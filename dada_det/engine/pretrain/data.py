@@ -221,7 +221,7 @@ def loaders(config: Config, train: ImageList | ArrayImages, val: ImageList | Arr
     if parts > 1 and len(train) < config.batch_size:
         raise UserError(f"accumulation = {parts} divides a batch of {config.batch_size} images, but there are only "
                         f"{len(train)}; give a smaller --batch-size, or accumulation = 1")
-    workers = config.workers
+    workers = config.get("workers")
     if workers is None:
         # Without a GPU the network takes far longer than the images, and wants the cores itself.
         cores = len(os.sched_getaffinity(0)) // processes if torch.cuda.is_available() else 1

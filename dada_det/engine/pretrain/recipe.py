@@ -143,7 +143,7 @@ def schedule(config: Config, updates_per_epoch: int) -> list[dict[str, Any]]:
     lr_drops: the shares of the training after which the rate falls to a tenth; None for the cosine.
     """
     updates = config.epochs * updates_per_epoch
-    warmup = min(round(config.warmup_epochs * updates_per_epoch), updates // 10)
+    warmup = min(round(config.get("warmup_epochs", 0) * updates_per_epoch), updates // 10)
     drops = config.get("lr_drops")
     if drops:
         rest = {"type": "MultiStepLR", "by_epoch": False, "gamma": 0.1,

@@ -98,7 +98,7 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
         if distributed and dist.get_backend() != "nccl" else None
     parts = parts_of(config)
     runner = QuietRunner(
-        model={"type": "Classifier", "classifier": network, "label_smoothing": config.label_smoothing,
+        model={"type": "Classifier", "classifier": network, "label_smoothing": config.get("label_smoothing", 0.0),
                "channels_last": config.get("channels_last", False), "mixup": config.get("mixup"),
                "bce_threshold": config.get("bce_threshold"),
                "data_preprocessor": {"type": "ImagePreprocessor", "mean": prepared.mean, "std": prepared.std}},

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from dada_det.commands.common import ROOT
-from dada_det.commands.pretrain import main
+from dada_det.commands.pretrain import NEEDED, main
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.models.backbone import load_backbone
 from tests.engine.pretrain.recipe_runs import assert_close, flags, weights
@@ -89,6 +89,18 @@ def test_losses_reach_a_visualisation_back_end(images, tmp_path, monkeypatch):
     assert main(flags(images, tmp_path / "w", "--config", str(config))) == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert {"loss", "lr"} <= set(lines[0]) and {"top1", "top5"} <= set(lines[-1]), lines
+
+
+def test_a_config_of_the_needed_entries_alone_trains(images, tmp_path, recorded):
+    values = {"data": {"root": str(images)}, "classifier": {"name": "convnet"}, "optimizer": {"type": "SGD", "lr": 0.1},
+              "auto_scale_lr": {"enable": False, "base_batch_size": 8}, "image_size": 16, "batch_size": 8, "epochs": 2,
+              "seed": 0, "precision": "float32"}
+    assert values.keys() == NEEDED.keys()
+    config = tmp_path / "config.py"
+    config.write_text("\n".join(f"{name} = {value!r}" for name, value in values.items()))
+    notes = recorded(["--policy", "none", "--config", str(config), "--work-dir", str(tmp_path / "w")])
+    assert notes.rates[0] == 0.1 and set(notes.sides) == {16}  # no warm-up
+    assert "top1" in json.loads((tmp_path / "w/metrics.json").read_text())
 
 
 def test_another_network_of_timms_is_exported_with_its_own_keys(images, tmp_path):
