@@ -82,11 +82,12 @@ def body(args: Namespace) -> None:
         write(path, [as_row(each) for each in known if each.hardware == new.hardware])
         print(f"plan  wrote the figures of {name} on {new.hardware} in {path}", file=sys.stderr)
     rows, on_gpu = [], False
+    options = f" --cfg-options {' '.join(args.cfg_options)}" if args.cfg_options else ""
     for name, config in configs.items():
         found = [figures for figures in known if figures.config == name] or stand_ins(known, name, config)
         if not found:
             again = f"`bash tools/bench/gpu.sh {folder} --only images plan_images plan_boxes`" if args.measured else \
-                f"`python tools/plan.py {' '.join(args.config)} --measure` on the machine that will train"
+                f"`python tools/plan.py {' '.join(args.config)} --measure{options}` on the machine that will train"
             raise UserError(f"{folder} has no figures of {name}; run {again}")
         for figures in found:
             on_gpu |= figures.on_gpu
@@ -130,13 +131,15 @@ def with_trial(figures: Figures, share: float) -> Figures:
 
 
 def stand_ins(known: Sequence[Figures], name: str, config: Any) -> list[Figures]:
-    """Figures of another recipe of pretraining with the same network in the same precision: its step costs as much."""
+    """Figures of another recipe of pretraining with the same network, images of one size and the same precision: its step
+    costs as much."""
     from dada_det.engine.compare.plan_steps import stage_of
 
     if stage_of(config) != "pretraining":
         return []
     return [replace(figures, config=name) for figures in known
-            if (figures.stage, figures.model) == ("pretraining", config.classifier.name)
+            if (figures.stage, figures.model, figures.image_size) == ("pretraining", config.classifier.name,
+                                                                      config.image_size)
             and config.precision in ("auto", figures.precision)]
 
 
@@ -205,7 +208,7 @@ def measure(name: str, config: Any, args: Namespace) -> Figures:
     return Figures(name, stage.name, hardware(), stage.model, stage.precision, sizes[1], statistics.median(seconds), low,
                    high, len(seconds), peaks[1] - per_image * sizes[1], per_image,
                    statistics.mean(samples) if samples else None, len(samples), stage.source, **plan_steps.machine(),
-                   host_seconds=host)
+                   host_seconds=host, image_size=None if stage.name == "detection" else config.image_size)
 
 
 def facts(figures: Figures) -> str:
@@ -213,8 +216,9 @@ def facts(figures: Figures) -> str:
     decode = (f"a sample {1000 * figures.sample_core_seconds:.2f} ms of a core ({figures.sample_source})"
               if figures.sample_core_seconds is not None else
               "no decode in the loop" if figures.stage == "search" else "decode not measured (give --data with --measure)")
+    size = f" of {figures.image_size} px" if figures.image_size else ""
     threads = "" if figures.on_gpu else f", {figures.threads} of {figures.cores} cores"
-    return (f"measured on {figures.hardware}{threads}, {figures.model} in {figures.precision}, batch {figures.batch}: "
+    return (f"measured on {figures.hardware}{threads}, {figures.model} in {figures.precision}, batch {figures.batch}{size}: "
             f"{1000 * figures.seconds_per_image:.4g} ms an image ({1000 * figures.low:.4g}..{1000 * figures.high:.4g}, "
             f"n = {figures.n}); {decode}")
 

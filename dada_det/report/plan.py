@@ -27,6 +27,7 @@ class Figures:
         cores: of the machine.
         threads: cores that the model takes from the loader, 0 on a GPU.
         host_seconds: what the host needs for one step on a GPU, as step_cost.host_seconds takes it.
+        image_size: the side of the images in pixels; None of a detector, or in a file from before it was noted.
     """
 
     config: str
@@ -48,6 +49,7 @@ class Figures:
     cores: int
     threads: int
     host_seconds: float = 0.0
+    image_size: int | None = None
 
     @property
     def on_gpu(self) -> bool:

@@ -27,7 +27,7 @@ def figures(folder: Path, **changes: object) -> dict[str, object]:
     row = {"config": "pretrain_r50", "stage": "pretraining", "model": "resnet50", "precision": "bfloat16", "batch": 256,
            "seconds_per_image": 1e-3, "low": 1e-3, "high": 1e-3, "n": 30, "fixed_bytes": 2**30, "bytes_per_image": 2**26,
            "sample_core_seconds": 4e-3, "samples": 100, "sample_source": "400 images of 110 kB", "device_bytes": 80 * 2**30,
-           "cores": 16, "threads": 0, **changes}
+           "cores": 16, "threads": 0, "image_size": 224, **changes}
     folder.mkdir(exist_ok=True)
     (folder / "plan_some_gpu.json").write_text(json.dumps({"hardware": "Some GPU", "rows": [row], "versions": {}}))
     return row
@@ -45,6 +45,7 @@ def test_pretraining_and_search_are_measured_and_planned(tmp_path: Path, capsys:
     assert kept["hardware"] == hardware() and "torch" in kept["versions"]
     pretrain, search = kept["rows"]
     assert (pretrain["stage"], search["stage"], pretrain["samples"]) == ("pretraining", "search", 6)
+    assert (pretrain["image_size"], search["image_size"]) == (32, 32)
     for row in kept["rows"]:
         assert 0 < row["low"] <= row["seconds_per_image"] <= row["high"] and row["n"] >= 3
         assert row["fixed_bytes"] > 0 and row["bytes_per_image"] > 0 and row["threads"] == 1
@@ -85,7 +86,20 @@ def test_a_plan_for_a_gpu_comes_from_its_file(tmp_path: Path, capsys: pytest.Cap
     assert row["hours"] == pytest.approx(1_281_024 * 100 * 4e-3 / 16 / 2 / 3600)
     output = capsys.readouterr().out
     assert "No GPU" not in output
-    assert_names(output, "measured on Some GPU", "resnet50 in bfloat16", "batch 256", "1 ms")
+    assert_names(output, "measured on Some GPU", "resnet50 in bfloat16", "batch 256 of 224 px", "1 ms")
+
+
+def test_figures_of_images_of_another_size_stand_in_for_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    figures(tmp_path)
+    arguments = ["configs/pretrain_r50_paper.py", "--results", str(tmp_path)]
+    assert plan.main(arguments) == 0
+    assert_names(capsys.readouterr().out, "pretrain_r50_paper: measured on Some GPU", "of 224 px")
+    assert plan.main([*arguments, "--cfg-options", "image_size=64"]) == 2
+    told = "python tools/plan.py configs/pretrain_r50_paper.py --measure --cfg-options image_size=64"
+    assert_error(capsys.readouterr().err, "plan.py", "of pretrain_r50_paper image_size=64", told)
+    figures(tmp_path, image_size=None)  # a file from before it was noted
+    assert plan.main(arguments) == 2
+    assert_error(capsys.readouterr().err, "plan.py", "no figures of pretrain_r50_paper")
 
 
 def test_a_study_is_planned_from_what_gpu_sh_has_measured(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
