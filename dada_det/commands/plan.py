@@ -27,6 +27,7 @@ STUDY = (*(f"configs/pretrain_r50{recipe}.py" for recipe in ("", "_modern", "_pa
          *(f"configs/{detector}_r50_baseline.py" for detector in ("retinanet", "faster_rcnn", "mask_rcnn")))
 SCALES = ((1, 1), (8, 1), (8, 8))
 HOST_BATCH = 8  # images of the steps whose time on the host is taken
+TIMES = ("seconds_per_image", "low", "high", "host_seconds")  # of Figures
 MODELLED = ("time is linear in images and in devices, memory in images; communication, validation and the start of a run "
             "are not modelled")
 
@@ -71,7 +72,7 @@ def body(args: Namespace) -> None:
     paths = args.config or STUDY
     configs = {config_name(path, args.cfg_options): common.load_config(path, args.cfg_options) for path in paths}
     scales = SCALES if args.measured and not (args.gpus or args.nodes) else ((args.gpus or 1, args.nodes or 1),)
-    from dada_det.engine.compare.plan_steps import demand_of
+    from dada_det.engine.compare.plan_steps import demand_of, has_trial
 
     for config in configs.values():  # so that a mistake is told before anything is measured
         demand_of(config, scales[0][0] * scales[0][1], args.images)
@@ -81,7 +82,7 @@ def body(args: Namespace) -> None:
         path = figures_path(folder, new.hardware)
         write(path, [as_row(each) for each in known if each.hardware == new.hardware])
         print(f"plan  wrote the figures of {name} on {new.hardware} in {path}", file=sys.stderr)
-    rows, on_gpu = [], False
+    rows, notes, on_gpu = [], dict[str, None](), False
     options = f" --cfg-options {' '.join(args.cfg_options)}" if args.cfg_options else ""
     for name, config in configs.items():
         found = [figures for figures in known if figures.config == name] or stand_ins(known, name, config)
@@ -91,17 +92,19 @@ def body(args: Namespace) -> None:
             raise UserError(f"{folder} has no figures of {name}; run {again}")
         for figures in found:
             on_gpu |= figures.on_gpu
-            if trial and figures.stage == "search":
-                figures = with_trial(figures, trial)
+            measured = facts(figures)
+            if figures.stage == "search" and has_trial(config):
+                figures, note = with_trial(figures, trial) if trial else with_estimated_trial(figures, known)
+                notes[f"{name}: the time {note}."] = None
             for gpus, nodes in scales:
                 devices = (gpus if figures.on_gpu else 1) * nodes
                 rows.append(plan(figures, demand_of(config, devices, args.images), gpus, nodes, args.cores))
-                rows[-1] |= {"measured": facts(figures)}
+                rows[-1] |= {"measured": measured}
     print("\n".join(table(rows)))
     for said in dict.fromkeys(f"{row['config']}: {row['measured']}; images: {row['images_from']}" for row in rows):
         print(said)
-    if trial:
-        print(f"The search's time holds its trial, which has taken {trial:.2f} times as long as the steps.")
+    for note in notes:
+        print(note)
     if not on_gpu:
         print(f"No GPU was measured, so --gpus {scales[-1][0]} changes nothing (a machine without one is one device): run "
               "the same with --measure on a machine that has one.")
@@ -124,10 +127,27 @@ def trial_share(folder: Path) -> float:
     return values[0] if values else 0.0
 
 
-def with_trial(figures: Figures, share: float) -> Figures:
-    """A search's figures with the time of its trial: trainings share out over devices as batches do."""
-    return replace(figures, **{name: getattr(figures, name) * (1 + share)
-                               for name in ("seconds_per_image", "low", "high", "host_seconds")})
+def with_estimated_trial(figures: Figures, known: Sequence[Figures]) -> tuple[Figures, str]:
+    """(a search's figures with the time of its trial, where that is from): nine trainings, each as long as a pretraining of
+    the same network takes for as many images. The figures stay where no such training was measured on their hardware."""
+    from dada_det.engine.compare.plan_steps import TRIAL_PASSES, TRIAL_TRAININGS
+
+    same = ("hardware", "threads", "model", "precision", "image_size")
+    for one in known:
+        if one.stage == "pretraining" and all(getattr(one, name) == getattr(figures, name) for name in same):
+            share = TRIAL_PASSES * one.seconds_per_image / figures.seconds_per_image
+            return (replace(figures, **{name: getattr(figures, name) + TRIAL_PASSES * getattr(one, name) for name in TIMES}),
+                    f"holds the search's trial, {TRIAL_TRAININGS} trainings at the cost of {one.config}'s step, {share:.2f} "
+                    "times the time of the steps")
+    return figures, (f"leaves out the search's trial, {TRIAL_TRAININGS} trainings, {TRIAL_PASSES} times the images of the "
+                     f"steps; --measure a pretraining of {figures.model} too, in {figures.precision} and with the same "
+                     "image_size")
+
+
+def with_trial(figures: Figures, share: float) -> tuple[Figures, str]:
+    """The same with the `share` of the steps' time that a trial took; trainings share out over devices as batches do."""
+    return (replace(figures, **{name: getattr(figures, name) * (1 + share) for name in TIMES}),
+            f"holds the search's trial, which has taken {share:.2f} times as long as the steps")
 
 
 def stand_ins(known: Sequence[Figures], name: str, config: Any) -> list[Figures]:

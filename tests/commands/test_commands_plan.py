@@ -53,12 +53,44 @@ def test_pretraining_and_search_are_measured_and_planned(tmp_path: Path, capsys:
     rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
     assert [row["images"] for row in rows] == [1_281_167 // 256 * 256 * 100, 3000 // 128 * 128 * 20]
     assert rows[0]["hours"] == pytest.approx(rows[0]["images"] * pretrain["seconds_per_image"] / 3600)
+    # The trial: nine trainings on all images of the search, of which half train in its steps.
+    trial = 9 * 2 * pretrain["seconds_per_image"]
+    assert rows[1]["hours"] == pytest.approx(rows[1]["images"] * (search["seconds_per_image"] + trial) / 3600)
+    assert f"{1000 * search['seconds_per_image']:.4g} ms an image" in output.out  # as measured, without the trial
+    assert_names(output.out, "the time holds the search's trial", "9 trainings", "pretrain_r50",
+                 f"{trial / search['seconds_per_image']:.2f} times")
     assert f"{hardware()}, 1 of " in output.out and "no decode in the loop" in output.out
     assert_names(output.out, "No GPU", "--gpus 1", "--measure")
     assert_names(output.out.splitlines()[-1], "2 rows", tmp_path / "plan.json", "linear", "communication, validation")
     # Measured again, a row takes the place of the old one; another config's stays.
     assert plan.main([arguments[1], "--measure", "--results", str(tmp_path / "results"), "--cfg-options", *SMALL]) == 0
     assert [row["stage"] for row in json.loads(path.read_text())["rows"]] == ["pretraining", "search"]
+
+
+def test_a_trial_that_no_training_tells_the_cost_of_is_left_out_and_said(tmp_path: Path,
+                                                                         capsys: pytest.CaptureFixture) -> None:
+    row = figures(tmp_path)
+    search = {**row, "config": "search_imagenet", "stage": "search", "sample_core_seconds": None}
+    others = [{**row, name: value} for name, value in (("model", "resnet18"), ("precision", "float32"), ("image_size", 64))]
+    paper = {**search, "config": "search_imagenet_paper"}
+    (tmp_path / "plan_some_gpu.json").write_text(json.dumps({"hardware": "Some GPU", "rows": [*others, search, paper]}))
+    arguments = ["--results", str(tmp_path), "--json", str(tmp_path / "plan.json")]
+    assert plan.main(["configs/search_imagenet.py", *arguments]) == 0
+    (planned,) = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert planned["hours"] == pytest.approx(planned["images"] * 1e-3 / 3600)
+    assert_names(capsys.readouterr().out, "search_imagenet: the time leaves out the search's trial", "9 trainings",
+                 "18 times the images", "--measure a pretraining of resnet50", "bfloat16")
+    assert plan.main(["configs/search_imagenet_paper.py", *arguments]) == 0  # the paper's mode has none
+    assert "the search's trial" not in capsys.readouterr().out
+
+
+def test_the_trials_trainings_are_those_of_a_search() -> None:
+    from dada_det.augment.operations import OPERATION_NAMES
+    from dada_det.engine.compare.plan_steps import TRIAL_TRAININGS
+    from dada_det.engine.search.trainings import ImageTrainings
+    from dada_det.search.candidates import families
+
+    assert len(ImageTrainings.fixed) + len(families(OPERATION_NAMES)) + 1 == TRIAL_TRAININGS  # and what alignment proposes
 
 
 @pytest.mark.parametrize("settings", [[], ["search.val_every=3"]])
@@ -137,6 +169,7 @@ def test_a_study_is_planned_from_what_gpu_sh_has_measured(tmp_path: Path, capsys
     ("configs/pretrain_r50_paper.py", 1_281_167 // 1024 * 1024 * 270, 128),
     ("configs/pretrain_r50_modern.py", 1_281_167 // 1024 * 1024 * (38 * 160**2 + 37 * 192**2 + 25 * 224**2) / 224**2, 128),
     ("configs/search_imagenet.py", 3000 // 128 * 128 * 20, 16), ("configs/search_cifar10.py", 2000 // 128 * 128 * 20, 16),
+    ("configs/search_cifar100.py", 2000 // 128 * 128 * 20, 16), ("configs/search_svhn.py", 500 // 32 * 32 * 20, 4),
     ("configs/retinanet_r50_dada.py", 117_266 * 12, 2), ("configs/mask_rcnn_r50_dada_ms3x.py", 117_266 * 36, 2),
     ("configs/debug/faster_rcnn.py", 50 * 4 * 8, 4)])
 def test_what_each_config_goes_through(config: str, images: float, per_device: int) -> None:

@@ -35,7 +35,9 @@ IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "svhn": 
 COCO_IMAGES = 117_266  # of train2017 that have a box, which MMDetection trains on
 CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "svhn": 10}
 VAL_BATCHES = 8  # of validation images, at least as many as any search's val_batches
-SEARCHED = {"imagenet": 120, "cifar10": 10}  # classes of a search, by kind
+SEARCHED = {"imagenet": 120, "cifar10": 10, "cifar100": 100, "svhn": 10}  # classes of a search, by kind
+TRIAL_TRAININGS = 9  # of a search's trial: one for each policy, on all images of the search
+TRIAL_PASSES = 2 * TRIAL_TRAININGS  # images of the trial for each of the steps', which half of the search's images train
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ def stage_of(config: Config) -> str:
         return "detection"
     raise UserError(f"{config.filename} is no config that can be planned; give one of a search over images, of pretraining "
                     "or of a detector, such as configs/pretrain_r50.py")
+
+
+def has_trial(config: Config) -> bool:
+    """Whether a search by this config ends with a trial."""
+    return config.get("trial", True) and config.get("method", "dada") == "dada" and config.search.get("mode") != "paper"
 
 
 def demand_of(config: Config, devices: int, images: int | None) -> Demand:
