@@ -64,11 +64,22 @@ def in_processes(runs: Sequence[Run], train: MemoryImages, test: MemoryImages, r
     """The same in `processes` processes that share the cores; the images reach them through one file, mapped by all."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     images = work_dir / ".images.pt"
-    torch.save([train.images_NCHW, train.labels_N, test.images_NCHW, test.labels_N], images)
     try:
+        write_images([train.images_NCHW, train.labels_N, test.images_NCHW, test.labels_N], images)
         yield from side_by_side(partial(work, recipe=recipe, work_dir=work_dir), runs, processes, start, (images, threads))
     finally:
-        images.unlink()
+        images.unlink(missing_ok=True)
+
+
+def write_images(tensors: Sequence[torch.Tensor], path: Path) -> None:
+    """Raises UserError where the disk does not take them."""
+    try:
+        with open(path, "wb") as file:  # by a file's name torch.save keeps the reason to itself
+            torch.save(list(tensors), file)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+        raise UserError(f"cannot write {path}: {reason}; make room or choose another --work-dir") from error
 
 
 def one(run: Run, train: MemoryImages, test: MemoryImages, recipe: Recipe, work_dir: Path) -> dict[str, float]:
