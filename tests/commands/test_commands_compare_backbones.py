@@ -17,6 +17,7 @@ from pycocotools import mask as masks
 from dada_det.commands import common, compare_backbones
 from dada_det.commands.compare_backbones import main
 from dada_det.data.checks import find_coco
+from dada_det.engine.runtime.checkpoint import how_to_go_on
 from dada_det.errors import UserError
 from tests.messages import assert_error, assert_names
 
@@ -163,11 +164,11 @@ def test_a_run_that_breaks_off_is_named_and_an_interrupt_says_how_to_go_on(backb
     from dada_det.engine.compare import backbone_trials
 
     def run_training(*arguments, **options):
-        raise UserError("the loss became NaN")
+        raise UserError(f"the loss became NaN; {how_to_go_on()}")
 
     monkeypatch.setattr(backbone_trials, "run_training", run_training)
     assert compare(backbone, data, tmp_path) == 2
-    assert_names(capsys.readouterr().err, "retinanet, good, 100 %", "seed 0", "the loss became NaN")
+    assert_names(capsys.readouterr().err, "retinanet, good, 100 %", "seed 0", "became NaN; go on with the same command")
 
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt

@@ -25,7 +25,7 @@ from dada_det.engine.detect.run import run_training
 from dada_det.engine.evaluate.figures import evaluation_of
 from dada_det.engine.evaluate.results_stream import read_array
 from dada_det.engine.evaluate.submission import KINDS
-from dada_det.engine.runtime.checkpoint import find_checkpoint
+from dada_det.engine.runtime.checkpoint import SAME_COMMAND, find_checkpoint, goes_on_by
 from dada_det.engine.runtime.environment import started_processes
 from dada_det.engine.runtime.identity import demand_same, plain
 from dada_det.engine.runtime.runner import QuietRunner
@@ -77,7 +77,8 @@ def run_backbone_trials(trials: Sequence[Trial], layout: CocoLayout, work_dir: P
     began = time.monotonic()
     for done, (trial, identity) in enumerate(left, 1):
         try:
-            run_backbone_trial(trial, parts[trial.fraction, trial.seed], identity, launcher)
+            with goes_on_by(SAME_COMMAND):
+                run_backbone_trial(trial, parts[trial.fraction, trial.seed], identity, launcher)
         except UserError as error:
             raise UserError(f"{trial}: {error}") from error
         rest = datetime.timedelta(seconds=round((time.monotonic() - began) / done * (len(left) - done)))

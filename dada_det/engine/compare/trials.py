@@ -13,6 +13,7 @@ import torch
 from dada_det.augment.named import AnyPolicy
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.compare.trial import Recipe, data_hash, finished, identity_of, run_trial
+from dada_det.engine.runtime.checkpoint import SAME_COMMAND, goes_on_by
 from dada_det.engine.runtime.processes import side_by_side
 from dada_det.errors import UserError
 
@@ -84,8 +85,9 @@ def write_images(tensors: Sequence[torch.Tensor], path: Path) -> None:
 
 def one(run: Run, train: MemoryImages, test: MemoryImages, recipe: Recipe, work_dir: Path) -> dict[str, float]:
     try:
-        return run_trial(train, test, policy=run.policy, recipe=recipe, seed=run.seed, work_dir=run.folder(work_dir),
-                         resume=True)
+        with goes_on_by(SAME_COMMAND):
+            return run_trial(train, test, policy=run.policy, recipe=recipe, seed=run.seed, work_dir=run.folder(work_dir),
+                             resume=True)
     except UserError as error:
         raise UserError(f"{run.label}, seed {run.seed}: {error}") from error
 

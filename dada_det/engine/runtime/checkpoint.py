@@ -6,7 +6,8 @@ closed here.
 """
 
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,6 +25,8 @@ from dada_det.files import make_folder
 
 SIGNS_OF_CODE = ("Unsupported global", "Unsupported class", "unrecognized function", "whose module", "Can only create",
                  "Can only build")  # in what torch's weights-only unpickler raises; anything else is damage
+SAME_COMMAND = "go on with the same command"  # of a command that has no --resume
+_how_to_go_on = ["go on with --resume"]
 
 
 class DamagedCheckpoint(UserError):
@@ -65,6 +68,21 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> Any:
     if isinstance(content, dict) and isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)
     return content
+
+
+@contextmanager
+def goes_on_by(advice: str) -> Iterator[None]:
+    """What a run inside that ends early says of how to go on."""
+    _how_to_go_on.append(advice)
+    try:
+        yield
+    finally:
+        _how_to_go_on.pop()
+
+
+def how_to_go_on() -> str:
+    """The end of a sentence on a run that has ended early: what continues it."""
+    return _how_to_go_on[-1]
 
 
 def check_checkpoint(path: str | Path) -> dict[str, Any]:

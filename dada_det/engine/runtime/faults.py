@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dada_det.engine.runtime.checkpoint import find_checkpoint
+from dada_det.engine.runtime.checkpoint import find_checkpoint, how_to_go_on
 from dada_det.errors import UserError
 
 LOADER_SECONDS = 600  # a loader process that gives nothing for so long hangs
@@ -82,7 +82,7 @@ def explained(runner: Runner) -> Iterator[None]:
 def with_advice(fault: str, runner: Runner) -> str:
     good = find_checkpoint(runner.work_dir)
     last = f"the last checkpoint is {good}" if good else "no checkpoint had been written yet"
-    return f"{fault}; {last}; mend that and go on with --resume"
+    return f"{fault}; {last}; mend that and {how_to_go_on()}"
 
 
 def gone(runner: Runner) -> str | None:

@@ -230,7 +230,7 @@ def test_a_run_that_goes_on_in_another_folder_removes_nothing_there(tmp_path):
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_with_step_and_last_checkpoint(tmp_path, factor):
     runner = runner_for(tmp_path, [{"type": "StopAtNaN"}], model=Line({6: factor}))
-    with refused("NaN", "step 6", "epoch 2", tmp_path / "epoch_1.pth"):
+    with refused("NaN", "step 6", "epoch 2", tmp_path / "epoch_1.pth", "go on with --resume"):
         runner.train()
     assert find_checkpoint(tmp_path) == tmp_path / "epoch_1.pth"
 

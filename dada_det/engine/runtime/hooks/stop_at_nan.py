@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from dada_det.engine.runtime.checkpoint import find_checkpoint
+from dada_det.engine.runtime.checkpoint import find_checkpoint, how_to_go_on
 from dada_det.engine.runtime.hooks.progress_line import loss_of
 from dada_det.errors import UserError
 
@@ -65,4 +65,4 @@ class StopAtNaN(Hook):
         good = find_checkpoint(runner.work_dir)
         last = f"the last good checkpoint is {good}" if good else "no checkpoint had been written yet"
         raise UserError(f"the loss became NaN or infinite at step {step} (epoch {runner.epoch + 1}); {last}; "
-                        "lower the learning rate and start again, or go on with --resume")
+                        f"lower the learning rate and start again, or {how_to_go_on()}")
