@@ -1,10 +1,12 @@
 """Pretrained weights to start from, and how their images were prepared.
 
-Read are timm's and torchvision's files and this project's r50.pth, as .pth or .safetensors, or timm's own by name.
+Read are timm's and torchvision's files and this project's r50.pth and checkpoints, as .pth or .safetensors, or timm's own by
+name.
 """
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,6 +26,7 @@ ADVICE = "give a state dict of timm's or torchvision's, or the r50.pth of a pret
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training scripts' checkpoints, averages first
 PREFIXES = ("module.", "_orig_mod.", "network.")  # of DistributedDataParallel, torch.compile and this project's training
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+CHECKPOINT = re.compile(r"(epoch|iter)_\d+\.pth")  # of this project's trainings
 COUNTER = "num_batches_tracked"  # of BatchNorm; old files lack it
 
 
@@ -179,8 +182,9 @@ def say(sentence: str) -> None:
 def preprocessing_of(weights: str | Path | None, name: str) -> Preprocessing:
     """How the images of the network `name` are prepared that starts from `weights` (a file, "timm", or None).
 
-    A file's own data config comes from NAME.json beside it, from the config.json of a download, from timm's or torchvision's
-    entry for a file of that name; where none is known, timm's default for the network.
+    A file's own data config comes from NAME.json beside it, from the config.json of a download, from a checkpoint of this
+    project's itself, from timm's or torchvision's entry for a file of that name; where none is known, timm's default for the
+    network.
 
     Raises:
         UserError: the data config cannot be used.
@@ -196,6 +200,8 @@ def preprocessing_of(weights: str | Path | None, name: str) -> Preprocessing:
                 return of_timm(entry["pretrained_cfg"])
             if "mean" in entry:
                 return of_meta(entry, beside)
+    if CHECKPOINT.fullmatch(path.name) and (own := of_checkpoint(path)) is not None:
+        return own
     if path.name in PUBLISHED:
         return PUBLISHED[path.name]
     import timm
@@ -214,6 +220,18 @@ def preprocessing_of(weights: str | Path | None, name: str) -> Preprocessing:
             return of_timm({"mean": chosen.mean, "std": chosen.std, "interpolation": chosen.interpolation.value,
                             "crop_pct": chosen.crop_size[0] / chosen.resize_size[0]})
     return of_timm(timm_config(name))
+
+
+def of_checkpoint(path: Path) -> Preprocessing | None:
+    """How the images were prepared of the training of this project that wrote `path`; None where it does not say, or has
+    started from other weights and prepared them as those want it."""
+    meta = read_tensors(path, "weights", ADVICE).get("meta")
+    run = meta.get("identity") if isinstance(meta, Mapping) else None
+    if not isinstance(run, Mapping) or run.get("weights"):
+        return None
+    own = {**run, **(run.get("data_preprocessor") or {})}
+    return of_meta({**asdict(Preprocessing()), **{name: own[name] for name in asdict(Preprocessing())
+                                                  if own.get(name) is not None}}, path)
 
 
 def of_timm(config: Mapping[str, Any]) -> Preprocessing:

@@ -1,6 +1,7 @@
 """What a pretraining config can ask for beside its recipe: precision, compilation, curves, networks; and its mistakes."""
 
 import json
+from pickle import UnpicklingError
 
 import pytest
 import timm
@@ -10,8 +11,10 @@ from dada_det.commands.common import ROOT
 from dada_det.commands.pretrain import NEEDED, main
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.models.backbone import load_backbone
+from dada_det.models.classifiers import build_classifier
+from dada_det.models.weights import Preprocessing, preprocessing_of
 from tests.engine.pretrain.recipe_runs import assert_close, flags, weights
-from tests.messages import assert_error, assert_names
+from tests.messages import assert_error, assert_names, refused
 
 pytestmark = pytest.mark.usefixtures("without_gpu")
 
@@ -128,6 +131,23 @@ def test_options_that_make_another_network_are_refused_before_anything_is_traine
     assert main(flags(images, tmp_path, network="resnet18", options=["classifier.stem_type=deep"])) == 2
     assert_error(capsys.readouterr().err, "pretrain_r50.sh", "stem_type", "timm's resnet18", "conv1.0.weight")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_trainings_checkpoint_gives_its_weights_and_how_its_images_were_prepared(images, tmp_path):
+    options = ["interpolation=nearest", "data_preprocessor.mean=[1.0,2.0,3.0]"]
+    assert main(flags(images, tmp_path / "one", epochs=1, network="test_resnet", size=32, options=options)) == 0
+    path = tmp_path / "one/epoch_1.pth"
+    with pytest.raises(UnpicklingError, match="HistoryBuffer"):  # it holds more than tensors
+        torch.load(path, weights_only=True)
+    network = build_classifier("test_resnet", 2, 32, weights=str(path))
+    for name, tensor in weights(tmp_path / "one", 1).items():
+        assert torch.equal(network.state_dict()[name.removeprefix("network.")], tensor)
+    assert preprocessing_of(path, "test_resnet") == Preprocessing((1.0, 2.0, 3.0), interpolation="nearest")
+    assert main(flags(images, tmp_path / "two", "--weights", str(path), epochs=1, network="test_resnet", size=32)) == 0
+    # Who has started from others does not say how those want them.
+    assert preprocessing_of(tmp_path / "two/epoch_1.pth", "test_resnet") == preprocessing_of("timm", "test_resnet")
+    with refused("epoch_1.pth", "a whole checkpoint"):
+        load_backbone(path)
 
 
 MISTAKES = {
