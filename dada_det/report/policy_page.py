@@ -145,7 +145,7 @@ def _heatmap(policy: Policy) -> str:
             inside.append(f'<td{look} title="{what}: {100 * share:.2f} %">{number}</td>')
         rows.append(f"<tr><th scope=row>{row}</th>{''.join(inside)}</tr>")
     return ("<section>\n<h2>Pairs of operations</h2>\n<p class=note>Share of the images in %: the row is applied first, the "
-            "column second; the diagonal holds operations alone. All cells sum to 100 %.</p>\n"
+            f"column second; the diagonal holds operations alone. All cells sum to {_percent(1 - policy.unaugmented)}.</p>\n"
             f"<table class=heat>\n<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows)
             + f"\n</tbody>\n</table>\n<p class=legend><span>0 %</span><i></i><span>{100 * most:.1f} %</span></p>\n"
             "</section>\n</div>")

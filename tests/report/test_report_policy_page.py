@@ -104,6 +104,7 @@ def test_images_that_stay_as_they_are_and_flips_are_told(tmp_path):
     assert "as they are" not in whole.classes["verdict"] and "flips" not in whole.classes["verdict"]
     values, of_whole = ([[sum(cell[1]) for cell in row[1:]] for row in own.tables["heat"][1:]] for own in (page, whole))
     assert sum(map(sum, values)) == pytest.approx(0.5) and values[0] == pytest.approx([cell / 2 for cell in of_whole[0]])
+    assert "All cells sum to 50 %." in page.text and "All cells sum to 100 %." in whole.text
     read(tmp_path, replace(policy, unaugmented=1))  # no share to divide by
 
 
