@@ -114,6 +114,7 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     if is_main_process() and summary.dropped:
         print(f"{annotations}: COCO's figures count as objects what training would leave out, {summary.dropped_boxes}")
     content = None if checkpoint == "none" else check_checkpoint(checkpoint)
+    config.load_from, config.resume = None, False  # of a training; mmengine's test would load it over the checkpoint
     _use_test_flags(config, flags)
     with tempfile.TemporaryDirectory(prefix=".results-", dir=config.work_dir) as folder:
         change.write_results_to(config, Path(folder) / "results")
