@@ -58,18 +58,20 @@ def body(args: Namespace) -> None:
 def pictures_of(texts: Sequence[str], out: Path) -> list[tuple[Path, str]]:
     """(image file, name of the picture below `out`) for files, folders and patterns, each file once.
 
-    A folder's images keep their places in it.
+    A folder's images keep their places in it; what is below `out`, which an earlier run has painted, is not among them.
 
     Raises:
         UserError: a text stands for no image, or a picture would be written over an image.
     """
     found: dict[Path, str] = {}
     taken: set[str] = set()
+    painted = out.resolve()
     for text in texts:
         folder = Path(text)
         if folder.is_dir():
             files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-                           and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+                           and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+                           and not (folder.resolve() in painted.parents and painted in path.resolve().parents))
             named = [(path, str(path.relative_to(folder))) for path in files]
         else:
             files = [folder] if folder.is_file() else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
@@ -80,9 +82,10 @@ def pictures_of(texts: Sequence[str], out: Path) -> list[tuple[Path, str]]:
         for path, name in named:
             if path not in found:
                 found[path] = unique(name, taken)
-    for path, name in found.items():
-        if (out / name).resolve() == path.resolve():
-            raise UserError(f"--out {out} would write over the image {path}; give another folder")
+    originals = {path.resolve(): path for path in found}
+    for name in found.values():
+        if original := originals.get((out / name).resolve()):
+            raise UserError(f"--out {out} would write over the image {original}; give another folder")
     return list(found.items())
 
 

@@ -18,7 +18,7 @@ from dada_det.commands.train_det import detector_config
 from dada_det.data.checks import coco_categories
 from dada_det.errors import UserError
 from tests.engine.detect.test_detect_detection_commands import FEW, MASK_RCNN, TINY, write_coco
-from tests.messages import assert_names
+from tests.messages import assert_names, refused
 
 OPTIONS = [*TINY, *FEW]
 NAMES = ("cup", "saucer")
@@ -112,6 +112,32 @@ def test_names_of_pictures(tmp_path: Path) -> None:
         pictures_of([str(tmp_path / "a")], tmp_path / "a")
     with pytest.raises(UserError, match="nowhere is no image, no folder"):
         pictures_of([str(tmp_path / "nowhere")], out)
+
+
+def test_no_picture_is_written_over_another_image(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    first, second = tmp_path / "a/1.jpg", tmp_path / "b/1.jpg"
+    for texts in ([first, second], [tmp_path / "a", second]):
+        with refused("--out", tmp_path / "b", second):
+            pictures_of(list(map(str, texts)), tmp_path / "b")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    with refused("--out", tmp_path / "link", second):
+        pictures_of([str(first), str(second)], tmp_path / "link")
+
+
+def test_pictures_of_an_earlier_run_are_no_images(tmp_path: Path) -> None:
+    for name in ("1.jpg", "deep/2.jpg", "found/1.jpg", "found/deep/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert pictures_of([str(tmp_path)], tmp_path / "found") == [
+        (tmp_path / "1.jpg", "1.jpg"), (tmp_path / "deep/2.jpg", "deep/2.jpg")]
+    assert pictures_of([str(tmp_path / "deep")], tmp_path) == [(tmp_path / "deep/2.jpg", "2.jpg")]  # its parent is not
+    (tmp_path / "only/found").mkdir(parents=True)
+    (tmp_path / "only/found/1.jpg").write_bytes(b"")
+    with refused(tmp_path / "only", "no folder that holds one"):
+        pictures_of([str(tmp_path / "only")], tmp_path / "only/found")
 
 
 def test_mistakes_get_one_sentence(coco: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
