@@ -184,9 +184,20 @@ def use_training_hooks(config: Config, stage: str) -> None:
     config.default_hooks.checkpoint = {"steps": CHECKPOINT_STEPS if exact else 0,
                                        **(config.default_hooks.get("checkpoint") or {}), "type": "AtomicCheckpoint"}
     config.default_hooks.runtime_info = {"type": "LateRuntimeInfo"}
-    config.custom_hooks = [*config.get("custom_hooks", []), {"type": "LearningRateNote", "stage": stage},
-                           {"type": "StopAtNaN"},
-                           {"type": "ProgressLine", "stage": stage, "metrics": ["coco/bbox_mAP", "coco/segm_mAP"]}]
+    own = config.get("custom_hooks") or []
+    there = [hook["type"] for hook in own]
+    config.custom_hooks = [*own, *(hook for hook in _training_hooks(stage) if hook["type"] not in there)]
+
+
+def drop_training_hooks(config: Config) -> None:
+    """Takes away the hooks that use_training_hooks has added, where the config is the copy of an earlier run's."""
+    added = [{**hook, "stage": ""} for hook in _training_hooks("")]
+    config.custom_hooks = [hook for hook in config.get("custom_hooks") or [] if {**hook, "stage": ""} not in added]
+
+
+def _training_hooks(stage: str) -> list[dict[str, Any]]:
+    return [{"type": "LearningRateNote", "stage": stage}, {"type": "StopAtNaN"},
+            {"type": "ProgressLine", "stage": stage, "metrics": ["coco/bbox_mAP", "coco/segm_mAP"]}]
 
 
 def use_test_time_augmentation(config: Config) -> None:

@@ -57,6 +57,10 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     Prints one closing line.
     """
     _join(config, launcher)
+    if resume is None and config.get("resume"):
+        resume = config.pop("load_from", None) or "auto"
+    config.resume = False  # it is this run's alone, and the work_dir's copy of the config can begin another
+    change.drop_training_hooks(config)
     say_machines(Path(config.filename).stem, config.work_dir, resume is not None)
     (annotations, images), val_part = layout.part("train"), layout.part("val")
     val = check_coco(*val_part)
@@ -74,15 +78,13 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     config.auto_scale_lr.enable = auto_scale_lr
     identity = identity_of(config, get_world_size())
     found = _resume_point(config, resume, identity)
-    config.resume = found is not None
-    if found:
-        config.load_from = str(found)
     change.leave_out(config, broken)
     change.use_training_hooks(config, Path(config.filename).stem)
     runner = _runner(config)
     runner.register_hook(StampIdentity(identity))
     if found:
         matching_weights(check_checkpoint(found), runner.model, found, config)
+        runner._resume, runner._load_from = True, str(found)
     if is_main_process():
         for note in notes:
             _say_once(note)
@@ -118,7 +120,7 @@ def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoin
     _use_test_flags(config, flags)
     with tempfile.TemporaryDirectory(prefix=".results-", dir=config.work_dir) as folder:
         change.write_results_to(config, Path(folder) / "results")
-        runner = _runner(config)
+        runner = _runner(config, _TestRunner)
         _give_weights(runner, content, checkpoint, config)
         if flags.out:
             from mmdet.evaluation import DumpDetResults
@@ -201,11 +203,18 @@ def _refuse_sync_bn(config: Config) -> None:
                         "or train in one process, where it is plain BatchNorm")
 
 
-def _runner(config: Config) -> Runner:
+class _TestRunner(QuietRunner):
+    """Leaves the training's copy of the config in the work_dir; a test's names a folder that is gone after it."""
+
+    def dump_config(self) -> None:
+        pass
+
+
+def _runner(config: Config, kind: type[QuietRunner] = QuietRunner) -> Runner:
     # pycocotools prints its progress and tables; the closing line gives the figures.
     for module in (coco, cocoeval):
         module.print = lambda *texts, **options: None
-    return QuietRunner.from_cfg(config)
+    return kind.from_cfg(config)
 
 
 def _unwrapped(model: Any) -> Any:
@@ -213,9 +222,6 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _resume_point(config: Config, resume: str | None, identity: Identity) -> Path | None:
-    """Of --resume, or of the config's own resume and load_from."""
-    if resume is None and config.get("resume"):
-        resume = config.get("load_from") or "auto"
     if resume is None:
         return None
     return resume_point(config.work_dir, identity, Path(config.filename).stem, None if resume == "auto" else resume)
