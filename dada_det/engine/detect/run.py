@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
@@ -82,6 +83,8 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     change.use_training_hooks(config, Path(config.filename).stem)
     runner = _runner(config)
     runner.register_hook(StampIdentity(identity))
+    validated = _LastFigures()
+    runner.register_hook(validated)
     if found:
         matching_weights(check_checkpoint(found), runner.model, found, config)
         runner._resume, runner._load_from = True, str(found)
@@ -91,8 +94,7 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     runner.train()
     if is_main_process():
         adopted = f"; {config.adopted}" if config.get("adopted") else ""
-        print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {_last_scores(runner)}"
-              f"{adopted}")
+        print(f"{Path(config.filename).stem}  done: wrote {find_checkpoint(config.work_dir)}; {validated}{adopted}")
 
 
 def run_test(config: Config, layout: CocoLayout, summary: CocoSummary, checkpoint: str, test_dev: bool,
@@ -227,13 +229,22 @@ def _resume_point(config: Config, resume: str | None, identity: Identity) -> Pat
     return resume_point(config.work_dir, identity, Path(config.filename).stem, None if resume == "auto" else resume)
 
 
-def _last_scores(runner: Runner) -> str:
-    """The last validation's box and mask AP in percent."""
-    scores = runner.message_hub.log_scalars
-    found = {kind: scores.get(f"val/coco/{kind}_mAP") for kind in KINDS}
-    said = [f"{'box' if kind == 'bbox' else 'mask'} AP {100 * history.current():.1f}"
-            for kind, history in found.items() if history is not None]
-    return ", ".join(said) or "it detects nothing in the validation images yet"  # CocoMetric then gives no figure
+class _LastFigures(Hook):
+    """The box and mask AP in percent of this process's last validation; a checkpoint's history ends before its own."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] | None = None
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.metrics = metrics or {}
+
+    def __str__(self) -> str:
+        if self.metrics is None:
+            return "nothing was validated; tools/test_det.py gives its figures"
+        found = {kind: self.metrics.get(f"coco/{kind}_mAP") for kind in KINDS}
+        said = [f"{'box' if kind == 'bbox' else 'mask'} AP {100 * value:.1f}" for kind, value in found.items()
+                if value is not None]
+        return ", ".join(said) or "it detects nothing in the validation images yet"  # CocoMetric then gives no figure
 
 
 def _use_test_flags(config: Config, flags: TestFlags) -> None:

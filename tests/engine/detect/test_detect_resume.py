@@ -106,6 +106,28 @@ def test_a_checkpoint_of_another_run_is_refused_before_the_detector_is_built(
         assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_run_that_had_ended_names_no_figure_of_another_validation(
+        exact: bool, data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """ExactResume makes up for the validation of the last checkpoint; without it nothing is validated."""
+    config = tmp_path / "detector.py"
+    hooks = ["BackboneGuardHook", *(["ExactResume"] if exact else [])]
+    config.write_text(f"_base_ = {FASTER_RCNN!r}\ncustom_hooks = {[{'type': hook} for hook in hooks]}\n")
+    command = [str(config), "--backbone", str(backbone), "--data", str(data), "--work-dir", str(tmp_path / "w"), "--resume",
+               "--cfg-options", "train_cfg.max_iters=2", "train_cfg.val_interval=1", "train_dataloader.batch_size=2",
+               "default_hooks.checkpoint.interval=1", "model.test_cfg.rcnn.score_thr=0.0"]
+    figures = []
+    for _ in range(2):
+        assert train_det.main(command) == 0
+        figures.append(capsys.readouterr().out.strip().splitlines()[-1].partition("; ")[2])
+    assert_names(figures[0], re.compile(r"^box AP \d"))
+    if exact:
+        assert figures[1] == figures[0]
+    else:
+        assert "AP" not in figures[1]
+        assert_names(figures[1], "nothing", "tools/test_det.py")
+
+
 class Loaded(Guarded):
     meta, sha256 = {"mean": []}, "ours"
 
