@@ -90,13 +90,13 @@ def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | 
         before.type, before.init_cfg = "DADAResNet", {"type": "Pretrained", "checkpoint": backbone or UNNAMED}
         config.adopted = "the config's ResNet is behind the guard as DADAResNet, all else is as it was"
     else:
-        channels = config.model.get("neck", {}).get("in_channels")
-        if architecture == ARCHITECTURE or not isinstance(channels, list):
+        channels = neck_channels(config.model)
+        if architecture == ARCHITECTURE or not channels:
             raise UserError(f"the backbone of {name} is a {kind}, and {backbone or 'no file'} cannot take its place: give "
                             "the file of a network of timm's (with its JSON) and a config with a neck, or one with a "
                             "ResNet-50")
         strides = STRIDES[-len(channels):]
-        config.model.neck.in_channels = channels_at(architecture, strides)
+        use_neck_channels(config.model, channels_at(architecture, strides))
         config.model.backbone = {"type": "DADATimm", "architecture": architecture, "strides": strides,
                                  **{key: before[key] for key in KEPT if key in before and key != "frozen_stages"},
                                  "init_cfg": {"type": "Pretrained", "checkpoint": backbone or UNNAMED}}
@@ -104,6 +104,25 @@ def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | 
     imports = config.get("custom_imports") or {"imports": [], "allow_failed_imports": False}
     config.custom_imports = {**imports, "imports": [*imports["imports"], "dada_det.engine.detection"]}
     config.custom_hooks = [*(config.get("custom_hooks") or []), {"type": "BackboneGuardHook"}]
+
+
+def neck_channels(model: Any) -> list[int]:
+    """The channels of the maps that the neck takes from the backbone; [] where there is none, or one that does not list
+    them in the backbone's order."""
+    channels = _first_neck(model).get("in_channels")
+    return [channels] if isinstance(channels, int) else list(channels) if isinstance(channels, list) else []
+
+
+def use_neck_channels(model: Any, channels: list[int]) -> None:
+    """Makes the neck, which has neck_channels, take maps of other channels."""
+    neck = _first_neck(model)
+    neck["in_channels"] = channels[0] if isinstance(neck["in_channels"], int) else channels
+
+
+def _first_neck(model: Any) -> Any:
+    """The neck, or the first of several, one behind the other; {} where there is none."""
+    neck = model.get("neck") or {}
+    return neck[0] if isinstance(neck, list) else neck
 
 
 def channels_at(architecture: str, strides: tuple[int, ...]) -> list[int]:

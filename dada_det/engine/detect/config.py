@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from dada_det.data.checks import CocoLayout
-from dada_det.engine.detect.adopt import STRIDES, facts_beside
+from dada_det.engine.detect.adopt import STRIDES, facts_beside, neck_channels, use_neck_channels
 from dada_det.engine.evaluate.figures import has_faster_evaluator
 from dada_det.errors import UserError
 from dada_det.models.backbone import ARCHITECTURE, IMAGENET
@@ -79,7 +79,7 @@ def use_backbone(config: Config) -> None:
     from dada_det.engine.detect.guard import feature_maps  # imports mmdet
 
     strange = set(before) - {"type", "architecture", "strides", *KEPT, *RESNET_ONLY}
-    channels = config.model.get("neck", {}).get("in_channels", [])
+    channels = neck_channels(config.model)
     strides = STRIDES[-len(channels):]
     maps = before.get("out_indices", range(len(STRIDES)))  # of a ResNet
     if strange or not 1 <= len(channels) <= len(STRIDES) or (before.type == "DADAResNet" and \
@@ -87,7 +87,7 @@ def use_backbone(config: Config) -> None:
         raise UserError(f"{config.filename} has a ResNet of its own kind ({', '.join(sorted(strange)) or 'another neck'}), "
                         f"and timm's {architecture} cannot take its place; give a config such as "
                         "configs/retinanet_r50_dada.py")
-    config.model.neck.in_channels = feature_maps(architecture, strides).feature_info.channels()
+    use_neck_channels(config.model, feature_maps(architecture, strides).feature_info.channels())
     config.model.backbone = {"type": "DADATimm", "architecture": architecture, "strides": strides,
                              **{name: before[name] for name in KEPT if name in before}}
 

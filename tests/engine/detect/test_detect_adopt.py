@@ -1,5 +1,6 @@
 """MMDetection's own configs and anybody's: the backbone goes behind the guard, and nothing else changes."""
 
+import copy
 from argparse import Namespace
 from pathlib import Path
 
@@ -66,6 +67,37 @@ def test_timms_networks_take_the_place_of_a_resnet_and_of_others(files: dict[str
     use_backbone(rtmdet)
     assert rtmdet.model.backbone.type == "DADATimm" and rtmdet.model.neck.in_channels == [128, 256, 512]
     assert_names(rtmdet.adopted, "CSPNeXt", "resnet18")
+
+
+@pytest.mark.parametrize(("path", "channels", "strides"), [
+    ("mmdet::libra_rcnn/libra-retinanet_r50_fpn_1x_coco.py", [64, 128, 256, 512], (4, 8, 16, 32)),
+    ("mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py", 512, (32,))])
+def test_a_neck_of_several_parts_or_of_one_map_takes_timms_networks(path: str, channels: object, strides: tuple[int, ...],
+                                                                    files: dict[str, str]) -> None:
+    config = load_config(path)
+    behind = copy.deepcopy(config.model.neck[1:]) if isinstance(config.model.neck, list) else []
+    adopt(config, files["resnet18"], path)
+    use_backbone(config)
+    first, *rest = config.model.neck if isinstance(config.model.neck, list) else [config.model.neck]
+    assert first.in_channels == channels and tuple(config.model.backbone.strides) == strides and rest == behind
+    other = load_config(path)
+    other.model.backbone = {"type": "CSPNeXt"}
+    adopt(other, files["resnet18"], path)
+    first = other.model.neck[0] if rest else other.model.neck
+    assert first.in_channels == channels and tuple(other.model.backbone.strides) == strides
+
+
+@pytest.mark.parametrize("neck", [None, [], {"type": "SSDNeck", "in_channels": (512, 1024)}])
+def test_a_neck_that_takes_no_list_of_maps_is_refused(neck: object, files: dict[str, str]) -> None:
+    config = load_config(RTMDET)
+    config.model.neck = neck
+    with refused("rtmdet", "CSPNeXt", files["resnet18"], "neck"):
+        adopt(config, files["resnet18"], "rtmdet")
+    config = load_config("configs/retinanet_r50_dada.py")
+    config.model.neck = neck
+    config.model.backbone.init_cfg.checkpoint = files["resnet18"]
+    with refused("retinanet_r50_dada.py", "another neck", "resnet18"):
+        use_backbone(config)
 
 
 def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(files: dict[str, str], tmp_path: Path) -> None:
