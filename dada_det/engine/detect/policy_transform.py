@@ -11,7 +11,7 @@ Shape legend: N instances of one image, K slots of a sub-policy (1 row of them: 
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,9 @@ class PolicyEpochHook(Hook):
 
 
 def use_policy(config: Config, policy: str) -> None:
-    """Puts ApplyPolicy behind LoadAnnotations of the training pipeline, and PolicyEpochHook; "none" changes nothing.
+    """Puts ApplyPolicy behind LoadAnnotations of the training's pipelines, and PolicyEpochHook; "none" changes nothing.
+
+    A pipeline that a hook switches to in the last epochs (PipelineSwitchHook) is one of them.
 
     Where the pipeline loads masks, boxes are recomputed from them, as a search with masks does.
 
@@ -140,27 +142,36 @@ def use_policy(config: Config, policy: str) -> None:
     dataset = config.train_dataloader.dataset
     while "dataset" in dataset and "pipeline" not in dataset:
         dataset = dataset.dataset
-    steps = [step["type"] for step in dataset.get("pipeline", [])]
-    if "ApplyPolicy" in steps:
-        raise UserError(f"{config.filename} has an ApplyPolicy in its training pipeline already; leave --policy out, or "
-                        "take that step away")
-    if steps.count("LoadAnnotations") != 1:
-        raise UserError(f"--policy stands behind LoadAnnotations, which the training pipeline of {config.filename} has "
-                        f"{steps.count('LoadAnnotations')} times; put ApplyPolicy into the config by hand")
-    place = steps.index("LoadAnnotations")
-    masks, seed = bool(dataset.pipeline[place].get("with_mask")), config.get("randomness", {}).get("seed") or 0
-    ApplyPolicy(policy, masks, seed)  # a policy that does not fit says so now
-    step = {"type": "ApplyPolicy", "policy": policy, "recompute_bbox": masks, "seed": seed}
-    dataset.pipeline = [*dataset.pipeline[:place + 1], step, *dataset.pipeline[place + 1:]]
-    config.custom_hooks = [*config.get("custom_hooks", []), {"type": "PolicyEpochHook"}]
+    hooks, seed = config.get("custom_hooks") or [], config.get("randomness", {}).get("seed") or 0
+    dataset.pipeline = _with_policy(dataset.get("pipeline", []), policy, seed, f"the training pipeline of {config.filename}")
+    for hook in hooks:
+        if "switch_pipeline" in hook:
+            hook.switch_pipeline = _with_policy(hook.switch_pipeline, policy, seed,
+                                                f"the switch_pipeline of {hook.type} in {config.filename}")
+    config.custom_hooks = [*hooks, {"type": "PolicyEpochHook"}]
     imports = config.setdefault("custom_imports", {"imports": [], "allow_failed_imports": False})
     # The config that is written beside the checkpoints stands alone.
     imports["imports"] = [*imports["imports"], "dada_det.engine.policy_transform"]
 
 
+def _with_policy(pipeline: Sequence[Any], policy: str, seed: int, what: str) -> list[Any]:
+    """`pipeline` with ApplyPolicy behind its LoadAnnotations."""
+    steps = [step["type"] for step in pipeline]
+    if "ApplyPolicy" in steps:
+        raise UserError(f"{what} has an ApplyPolicy already; leave --policy out, or take that step away")
+    if steps.count("LoadAnnotations") != 1:
+        raise UserError(f"--policy stands behind LoadAnnotations, which {what} has {steps.count('LoadAnnotations')} times; "
+                        "put ApplyPolicy into the config by hand")
+    place = steps.index("LoadAnnotations")
+    masks = bool(pipeline[place].get("with_mask"))
+    ApplyPolicy(policy, masks, seed)  # a policy that does not fit says so now
+    step = {"type": "ApplyPolicy", "policy": policy, "recompute_bbox": masks, "seed": seed}
+    return [*pipeline[:place + 1], step, *pipeline[place + 1:]]
+
+
 def without_flips(config: Config) -> None:
-    """Sets the probability of every RandomFlip of the training pipeline that mirrors left and right to 0."""
-    for step in dicts_in(config.train_dataloader):
+    """Sets the probability of every RandomFlip of the training that mirrors left and right to 0, a hook's pipeline too."""
+    for step in dicts_in([config.train_dataloader, config.get("custom_hooks")]):
         if str(step.get("type")).endswith("RandomFlip") and step.get("direction") != "vertical":
             step.prob = 0.0
 

@@ -10,6 +10,7 @@ from torchvision.models import resnet50
 from dada_det.augment import Policy
 from dada_det.augment.policy import NamedPolicy, Operation, SubPolicy
 from dada_det.commands import train_det
+from dada_det.commands.common import load_config
 from dada_det.engine.detect import run
 from dada_det.engine.detect.config import dicts_in
 from dada_det.engine.detect.policy_transform import ApplyPolicy, use_policy, without_flips
@@ -65,6 +66,21 @@ def test_without_flips_every_random_flip_of_the_training_rests(name):
     assert [step["prob"] for step in flips] == [0.0] and [step["prob"] for step in before] == [0.5]
     flips[0]["prob"] = 0.5
     assert config.to_dict() == plain.to_dict()
+
+
+def test_a_pipeline_that_a_hook_switches_to_has_the_policy_and_no_flips(policy):
+    """RTMDet's last epochs are without mosaics, and they flip as the others do."""
+    config = load_config("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py")
+    use_policy(config, policy)
+    without_flips(config)
+    (hook,) = [hook for hook in config.custom_hooks if hook.type == "PipelineSwitchHook"]
+    types = [step.type for step in hook.switch_pipeline]
+    assert types.index("ApplyPolicy") == types.index("LoadAnnotations") + 1 and types.count("ApplyPolicy") == 1
+    assert [step.prob for step in hook.switch_pipeline if step.type == "RandomFlip"] == [0.0]
+    config = load_config("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py")
+    config.custom_hooks[-1].switch_pipeline = [{"type": "PackDetInputs"}]
+    with refused("--policy", "switch_pipeline", "PipelineSwitchHook", "rtmdet_tiny_8xb32-300e_coco.py", "0 times"):
+        use_policy(config, policy)
 
 
 @pytest.mark.parametrize(("policys", "flag", "flips"), [
