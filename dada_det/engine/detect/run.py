@@ -27,7 +27,7 @@ from dada_det.engine.detect.identity import identity_of
 from dada_det.engine.detect.whole_images import demand_whole, reader_of, what_trains
 from dada_det.engine.evaluate.figures import FIGURES, evaluate_results
 from dada_det.engine.evaluate.results_stream import read_array
-from dada_det.engine.evaluate.submission import KINDS, check_submission, submission_stem, write_submission
+from dada_det.engine.evaluate.submission import KINDS, check_submission, submission_stem, surest, write_submission
 from dada_det.engine.runtime.checkpoint import check_checkpoint, find_checkpoint, forbid_unsafe_loading
 from dada_det.engine.runtime.hooks import ProgressLine, StampIdentity
 from dada_det.engine.runtime.identity import Identity, resume_point
@@ -282,7 +282,7 @@ def _score(files: dict[str, Path], annotations: Path, config: Config) -> None:
 def _submit(files: dict[str, Path], image_info: Path, config: Config) -> None:
     stem, written = submission_stem(config.filename), []
     for kind, file in files.items():
-        path = write_submission(read_array(file), image_info, Path(config.work_dir) / "test-dev" / kind, stem, kind)
+        path = write_submission(surest(read_array(file)), image_info, Path(config.work_dir) / "test-dev" / kind, stem, kind)
         coverage = check_submission(path, image_info)
         written.append(f"{path} ({coverage.results} {kind} results on {coverage.covered} of {coverage.images} images)")
     print(f"{Path(config.filename).stem}  done: wrote {'; '.join(written)}")

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,15 @@ def write_submission(results: Iterable[Result], image_info: str | Path, folder: 
             io.TextIOWrapper(member, encoding="utf-8") as text:
         dump_array(text, Checked(_rounded(results, kind), image_info, kind))
     return path
+
+
+def surest(results: Iterable[Result]) -> Iterator[Result]:
+    """`results`, which come image by image, without those of an image beyond its 100 surest: the server counts no more."""
+    for _, group in groupby(results, lambda result: result["image_id"]):
+        found = list(group)
+        if len(found) > MOST_AN_IMAGE:
+            found = sorted(found, key=lambda result: -result["score"])[:MOST_AN_IMAGE]
+        yield from found
 
 
 def _rounded(results: Iterable[Result], kind: str) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 
 from dada_det.data.checks import coco_categories
-from dada_det.engine.evaluate.submission import check_submission, pixels_of, submission_stem, write_submission
+from dada_det.engine.evaluate.submission import check_submission, pixels_of, submission_stem, surest, write_submission
 from dada_det.errors import UserError
 from tests.messages import refused
 
@@ -82,6 +82,14 @@ def test_more_than_a_hundred_an_image_are_refused(image_info, tmp_path):
     write_submission([detection()] * 100, image_info, tmp_path / "out", STEM, "bbox")
     with refused("image 11", "101 bbox results", "detection number 100"):
         write_submission([detection()] * 101, image_info, tmp_path / "more", STEM, "bbox")
+
+
+def test_the_hundred_surest_of_an_image_are_submitted(image_info, tmp_path):
+    scores = [(7 * number % 300) / 300 for number in range(300)]
+    results = [*(detection(score=score) for score in scores), *(detection(image_id=12, score=score) for score in (0.1, 0.2))]
+    kept = list(surest(results))
+    assert [result["score"] for result in kept] == [*sorted(scores, reverse=True)[:100], 0.1, 0.2]
+    assert check_submission(write_submission(kept, image_info, tmp_path, STEM, "bbox"), image_info).results == 102
 
 
 def test_no_detection_at_all_is_covered_nowhere(image_info, tmp_path):
