@@ -187,6 +187,8 @@ def _place(leaf: Any, root: Any, split: str, part: str) -> Place:
     annotations = _located(file, root, f"{what}.ann_file") if file else find_coco(root, (split,)).part(split)[0]
     if folder:
         return annotations, _located(folder, root, f"{what}.data_prefix.img")
+    if file and (leaf.get("data_prefix") or {}).get("img") == "":  # as MMDetection reads it: below data_root
+        return annotations, Path(root or "")
     try:
         return annotations, find_coco(root or "", (split,)).part(split)[1]
     except UserError:

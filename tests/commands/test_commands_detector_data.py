@@ -79,6 +79,25 @@ def test_data_that_is_in_no_layout_of_cocos_needs_no_folder(root: Path) -> None:
     assert layout.part("val") == (own / "val/annotation_coco.json", own / "val") and layout.test_images is None
 
 
+def test_an_empty_folder_is_the_data_root_itself(root: Path) -> None:
+    """As MMDetection reads data_prefix=dict(img=""): the file names begin at data_root."""
+    own = root / "own"
+    (own / "annotations").mkdir(parents=True)
+    given: dict[str, Any] = {}
+    for part in ("train", "val"):
+        shutil.copytree(root / f"coco/{part}2017", own / part)
+        content = json.loads((root / f"coco/annotations/instances_{part}2017.json").read_text())
+        for image in content["images"]:
+            image["file_name"] = f"{part}/{image['file_name']}"
+        (own / f"annotations/my_{part}.json").write_text(json.dumps(content))
+        given |= {f"{part}_dataloader.dataset.{name}": value for name, value in (
+            ("data_root", str(own)), ("ann_file", f"annotations/my_{part}.json"), ("data_prefix.img", ""))}
+    for data in (None, "own"):
+        layout = layout_of(root, config_of(root, **given, demo=False, data_root=None), data=data)
+        assert layout.part("train") == (own / "annotations/my_train.json", own) and layout.part("val")[1] == own
+        assert len(check_coco(*layout.part("train")).pictures) == 6
+
+
 @pytest.mark.parametrize("name", ["ann_file", "data_prefix.img"])
 def test_what_is_given_and_not_there_is_refused(name: str, root: Path) -> None:
     config = config_of(root, **{f"train_dataloader.dataset.{name}": "nowhere"})
