@@ -47,7 +47,9 @@ class DetectorLosses(LossNetwork):
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
-        one_stage = isinstance(detector, SingleStageDetector) and isinstance(detector.bbox_head, AnchorHead)
+        # ATSS, GFL, FSAF and others are AnchorHeads with a loss of their own, which divides by something else.
+        one_stage = (isinstance(detector, SingleStageDetector) and isinstance(detector.bbox_head, AnchorHead)
+                     and type(detector.bbox_head).loss_by_feat is AnchorHead.loss_by_feat)
         two_stage = (isinstance(detector, TwoStageDetector) and isinstance(getattr(detector, "rpn_head", None), RPNHead)
                      and isinstance(detector.roi_head, StandardRoIHead))
         if not one_stage and not two_stage:

@@ -190,6 +190,16 @@ def test_another_detector_is_refused_with_a_sentence():
         DetectorLosses(detector)
 
 
+@pytest.mark.parametrize("head", ["ATSSHead", "GFLHead", "FreeAnchorRetinaHead", "FSAFHead"])
+def test_a_head_of_anchors_with_a_loss_of_its_own_is_refused(head):
+    from mmdet.registry import MODELS
+
+    network = tiny("retinanet")
+    network.bbox_head.__class__ = MODELS.get(head)  # what its constructor would make does not matter here
+    with refused("RetinaNet, Faster R-CNN and Mask R-CNN", "RetinaNet with other heads"):
+        DetectorLosses(network)
+
+
 def test_an_instance_data_is_what_a_head_expects():
     images, targets = batch((2, 0))
     sample = data_sample(targets, 1, images)
