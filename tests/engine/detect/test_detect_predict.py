@@ -114,6 +114,18 @@ def test_names_of_pictures(tmp_path: Path) -> None:
         pictures_of([str(tmp_path / "nowhere")], out)
 
 
+def test_data_sets_side_by_side_in_the_config_are_no_obstacle(checkpoint: Path, coco: Path, tmp_path: Path) -> None:
+    config = tmp_path / "mask_rcnn.py"
+    config.write_text(f"""_base_ = {MASK_RCNN!r}
+one = dict(_base_.val_dataloader.dataset)
+val_dataloader = dict(dataset=dict(_delete_=True, type="ConcatDataset", datasets=[one, one]))
+test_dataloader = val_dataloader
+model = dict(test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=5)))
+""")
+    assert run(config, checkpoint, coco / "val2017/0.jpg", "--out", tmp_path / "out", "--score", 0) == 0
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())["annotations"]) == 5
+
+
 def test_no_picture_is_written_over_another_image(tmp_path: Path) -> None:
     for name in ("a/1.jpg", "b/1.jpg"):
         (tmp_path / name).parent.mkdir()
