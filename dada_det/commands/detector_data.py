@@ -153,11 +153,21 @@ def demand_classes(config: Any, categories: Sequence[str], options: Sequence[str
 def demand_class_numbers(model: Any, classes: int, options: Sequence[str], annotations: Path) -> None:
     """UserError where the model's config or `options` give num_classes that is not the number of categories.
 
-    COCO_CLASSES in the file stands for no number given.
+    COCO_CLASSES in the file stands for no number given. Heads whose classes are others than the data's may have any number,
+    but one that is to name stuff (sky, grass) beside things has nothing to learn it from.
     """
+    from dada_det.engine.detect.config import CLASS_NUMBERS, OTHER_HEADS, dicts_in
+
+    for entry in dicts_in(model):
+        if entry.get("num_stuff_classes"):
+            raise UserError(f"the detector's {entry.get('type')} segments {entry['num_stuff_classes']} classes of stuff "
+                            f"(num_stuff_classes), and {annotations} has objects alone; give a config of instances, such as "
+                            "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
     for option in options:
         name, _, value = option.partition("=")
-        if name.startswith("model.") and name.endswith(".num_classes") and value.strip() != str(classes):
+        parts = name.split(".")
+        if (parts[0] == "model" and parts[-1] in CLASS_NUMBERS and not set(parts) & set(OTHER_HEADS)
+                and value.strip() != str(classes)):
             raise UserError(f"--cfg-options gives {option}, and {annotations} lists {classes} categories; leave it out, or "
                             "give a file of so many")
     for place, number in _class_numbers(model, "model"):
@@ -223,10 +233,13 @@ def _kind(leaf: Any) -> dict[str, Any]:
 
 
 def _class_numbers(value: Any, place: str) -> list[tuple[str, int]]:
-    """The num_classes inside the model's config and where they are."""
+    """The numbers of categories inside the model's config and where they are; heads of other classes are left out."""
+    from dada_det.engine.detect.config import CLASS_NUMBERS, OTHER_HEADS
+
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    found = [(f"{place}.num_classes", value["num_classes"])] if isinstance(value, dict) and "num_classes" in value else []
-    return found + [number for key, entry in entries for number in _class_numbers(entry, f"{place}.{key}")]
+    found = [(f"{place}.{name}", value[name]) for name in CLASS_NUMBERS if name in value] if isinstance(value, dict) else []
+    return found + [number for key, entry in entries if key not in OTHER_HEADS
+                    for number in _class_numbers(entry, f"{place}.{key}")]
 
 
 def _some(names: Any) -> str:

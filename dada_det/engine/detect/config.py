@@ -17,6 +17,8 @@ CHECKPOINT_STEPS = 1000  # within an epoch a checkpoint after so many, which is 
 GOLDEN_RATIO = 0.618034  # successive hues this far apart never come close
 KEPT = ("frozen_stages", "norm_eval", "norm_cfg", "init_cfg")  # options that stay when another backbone replaces one
 RESNET_ONLY = ("depth", "num_stages", "out_indices", "style")
+CLASS_NUMBERS = ("num_classes", "num_things_classes")  # how a head's config says for how many categories it is
+OTHER_HEADS = ("rpn_head", "semantic_head")  # one tells objects from background, the other has classes of pixels
 COCO_METRICS = ("CocoMetric", "FasterCocoMetric")  # evaluators that get their ids numbered (NumberedCocoMetric)
 
 
@@ -30,8 +32,11 @@ def use_data(config: Config, layout: CocoLayout, classes: tuple[str, ...]) -> No
     for part, (annotations, images) in {"train": train, "val": val, "test": val}.items():
         dataset = innermost(config[f"{part}_dataloader"].dataset)
         dataset.data_root = ""
-        if annotations is not None:
-            dataset.update(ann_file=str(annotations), data_prefix={"img": str(images)})
+        if annotations is not None and images is not None:
+            prefix, maps = {"img": str(images)}, (dataset.get("data_prefix") or {}).get("seg")
+            if maps:  # of classes of pixels: as the path stands, which is that of a copy of the config, or beside the images
+                prefix["seg"] = str(maps if Path(maps).is_dir() else images.parent / maps)
+            dataset.update(ann_file=str(annotations), data_prefix=prefix)
     for evaluator in (*_evaluators(config.val_evaluator), *_evaluators(config.test_evaluator)):
         if layout.val_annotations is not None and ("ann_file" in evaluator or evaluator.type in COCO_METRICS):
             evaluator.ann_file = str(layout.val_annotations)
@@ -49,9 +54,20 @@ def use_classes(config: Config, classes: tuple[str, ...]) -> None:
         palette = (dataset.get("metainfo") or {}).get("palette") or ()
         dataset.metainfo = {"classes": classes,
                             "palette": palette if len(palette) == len(classes) else palette_of(len(classes))}
-    for entry in dicts_in(config.model):
-        if "num_classes" in entry:
-            entry.num_classes = len(classes)
+    for entry in class_dicts(config.model):
+        entry.update({name: len(classes) for name in CLASS_NUMBERS if name in entry})
+        weights = (entry.get("loss_cls") or {}).get("class_weight")
+        if "num_things_classes" in entry and isinstance(weights, list) and len(weights) != len(classes) + 1:
+            entry.loss_cls.class_weight = [1.0] * len(classes) + weights[-1:]  # the last is that of no object
+
+
+def class_dicts(model: Any) -> Iterator[Any]:
+    """Every dict inside `model` but for those of heads whose classes are others than the data's (OTHER_HEADS)."""
+    if isinstance(model, dict):
+        yield model
+        model = [entry for name, entry in model.items() if name not in OTHER_HEADS]
+    for entry in model if isinstance(model, list | tuple) else ():
+        yield from class_dicts(entry)
 
 
 def palette_of(classes: int) -> list[tuple[int, ...]]:
@@ -223,8 +239,10 @@ def pipeline_of(config: Config, part: str) -> list[Any]:
 
 
 def has_masks(config: Config) -> bool:
-    """Whether the detector learns masks."""
-    return any("mask_head" in entry for entry in dicts_in(config.model))
+    """Whether the detector learns masks: it has a head for them, or its pipelines load them."""
+    loaders = [config.get(f"{part}_dataloader") for part in ("train", "val", "test")]
+    return any("mask_head" in entry for entry in dicts_in(config.model)) or any(
+        entry.get("with_mask") for entry in dicts_in(loaders))
 
 
 def dicts_in(value: Any) -> Iterator[Any]:

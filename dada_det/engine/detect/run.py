@@ -70,6 +70,7 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
     _refuse_sync_bn(config)
     change.use_backbone(config)
     change.use_data(config, layout, summary.categories)
+    demand_maps(config)
     broken, notes = what_trains(config, summary, annotations, images)
     demand_whole(val.pictures, *val_part, reader_of(change.pipeline_of(config, "val")))
     if amp:
@@ -195,6 +196,15 @@ def _demand_masks(config: Config, summary: CocoSummary, annotations: Path) -> No
     if change.has_masks(config) and summary.without_mask:
         raise UserError(f"{annotations} has {summary.without_mask} annotations without a segmentation, "
                         f"which {Path(config.filename).stem} needs; add them or take a detector of boxes")
+
+
+def demand_maps(config: Config) -> None:
+    """UserError where the training loads maps of pixels' classes and their folder is not there."""
+    folder = change.innermost(config.train_dataloader.dataset).data_prefix.get("seg")
+    loads = any(step.get("with_seg") for step in change.pipeline_of(config, "train"))
+    if loads and not (folder and Path(folder).is_dir()):
+        raise UserError(f"{Path(config.filename).stem} learns a class of each pixel, and its maps are not at {folder}; put "
+                        "them there (train_dataloader.dataset.data_prefix.seg), or take a detector without a semantic_head")
 
 
 def _refuse_sync_bn(config: Config) -> None:

@@ -1,6 +1,8 @@
 """The detectors' configs: what they are beside MMDetection's own, that each builds, and what flags and data make of them."""
 
 import copy
+import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +12,13 @@ from mmengine.config import Config
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import resnet50
 
+from dada_det.commands.common import load_config
+from dada_det.commands.detector_data import demand_class_numbers
 from dada_det.data.checks import CocoLayout
 from dada_det.engine.detect import config as detector_config
+from dada_det.engine.detect.run import demand_maps
 from dada_det.models.backbone import IMAGENET, export_backbone
+from tests.messages import refused
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
@@ -177,6 +183,60 @@ def test_data_decides_every_head_s_classes():
     assert train.metainfo.classes == ("cell", "nucleus")
     assert len(set(train.metainfo.palette)) == 2
     assert config.val_evaluator.ann_file == config.test_evaluator.ann_file == "v.json"
+
+
+@pytest.mark.parametrize("name", ["htc/htc_r50_fpn_1x_coco", "faster_rcnn/faster-rcnn_r50_fpn_fcos-rpn_1x_coco"])
+def test_heads_of_other_classes_than_the_datas_keep_theirs(name):
+    config = load_config(f"mmdet::{name}.py")
+    before = [config.model.get("rpn_head", {}).get("num_classes"),
+              config.model.roi_head.get("semantic_head", {}).get("num_classes")]
+    demand_class_numbers(config.model, 80, (), Path("a.json"))
+    demand_class_numbers(config.model, 2, ("model.roi_head.semantic_head.num_classes=183",), Path("a.json"))
+    detector_config.use_classes(config, ("cell", "nucleus"))
+    assert before == [config.model.get("rpn_head", {}).get("num_classes"),
+                      config.model.roi_head.get("semantic_head", {}).get("num_classes")] != [None, None]
+    boxes = config.model.roi_head.bbox_head
+    assert {head.num_classes for head in (boxes if isinstance(boxes, list) else [boxes])} == {2}
+
+
+def test_maps_of_pixels_classes_stay_beside_the_images_or_are_missed(tmp_path):
+    config = load_config("mmdet::htc/htc_r50_fpn_1x_coco.py")
+    layout = CocoLayout(tmp_path / "t.json", tmp_path / "train2017", None, None, None, None)
+    detector_config.use_data(config, layout, ("cell",))
+    maps = tmp_path / "stuffthingmaps/train2017"
+    assert Path(config.train_dataloader.dataset.data_prefix.seg) == maps
+    with refused("htc_r50_fpn_1x_coco", re.compile(re.escape(str(maps))), "data_prefix.seg", "semantic_head"):
+        demand_maps(config)
+    maps.mkdir(parents=True)
+    demand_maps(config)
+    config.train_dataloader.dataset.data_prefix.seg = os.path.relpath(maps)  # as in a copy of the config
+    detector_config.use_data(config, layout, ("cell",))
+    demand_maps(config)
+    demand_maps(config_of("mask_rcnn_r50_dada"))
+
+
+def test_the_data_decides_the_classes_of_mask2former_and_its_masks_are_seen():
+    config = load_config("mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    assert detector_config.has_masks(config)
+    detector_config.use_classes(config, ("cell", "nucleus"))
+    head = config.model.panoptic_head
+    assert head.num_things_classes == config.model.panoptic_fusion_head.num_things_classes == 2
+    assert head.num_stuff_classes == 0 and head.loss_cls.class_weight == [1.0, 1.0, 0.1]
+    with torch.device("meta"):
+        config.model.backbone.init_cfg = None
+        assert build(config.model, "MODELS").panoptic_head.cls_embed.out_features == 3
+    head.loss_cls.class_weight = [2.0, 3.0, 0.5]  # chosen for these classes
+    detector_config.use_classes(config, ("cell", "nucleus"))
+    assert head.loss_cls.class_weight == [2.0, 3.0, 0.5]
+    assert detector_config.has_masks(load_config("mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py"))
+    assert not detector_config.has_masks(load_config("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"))
+
+
+@pytest.mark.parametrize(("name", "head"), [("mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic", "Mask2FormerHead"),
+                                            ("panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco", "PanopticFPNHead")])
+def test_a_head_that_names_stuff_is_refused(name, head):
+    with refused(head, "53", "num_stuff_classes", "a.json", "mask2former_r50_8xb2-lsj-50e_coco.py"):
+        demand_class_numbers(load_config(f"mmdet::{name}.py").model, 80, (), Path("a.json"))
 
 
 def test_a_part_that_is_not_there_leaves_its_dataloader_alone():
