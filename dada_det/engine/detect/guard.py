@@ -100,7 +100,8 @@ class DADATimm(Guarded):
     Args:
         architecture: timm's name.
         strides: of the maps that the neck takes.
-        frozen_stages: so many of the maps, and what comes before, keep the file's weights and statistics.
+        frozen_stages: so many of the stages that end at STRIDES, as a ResNet's do, keep the file's weights and statistics,
+            whichever of them give maps to the neck; what comes before them, too.
         norm_eval: BatchNorm keeps the file's statistics.
         norm_cfg: type SyncBN makes BatchNorm that; requires_grad=False keeps its scales and shifts. Other normalisation
             layers stay as the network has them.
@@ -151,7 +152,11 @@ class DADATimm(Guarded):
         """The modules up to the end of stage `frozen_stages`, in the order in which timm's networks run them."""
         if self.frozen_stages < 1:
             return []
-        stage = self.maps.feature_info.module_name()[self.frozen_stages - 1]
+        ends = {entry["reduction"]: entry["module"] for entry in reversed(self.maps.feature_info.info)
+                if entry["reduction"] <= STRIDES[self.frozen_stages - 1]}
+        if not ends:  # its first map is of a later stage
+            return []
+        stage = ends[max(ends)]
         names = [name for name, _ in self.maps.model.named_modules()]
         last = [place for place, name in enumerate(names) if f"{name}.".startswith(f"{stage}.")]
         if not last:

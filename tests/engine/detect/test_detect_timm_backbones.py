@@ -149,6 +149,13 @@ def test_frozen_stages_keep_their_weights_and_statistics(export):
     assert len(learning(everything)) == len(list(everything.parameters()))
 
 
+@pytest.mark.parametrize("strides", [(4, 8, 16, 32), (8, 16, 32), (32,)])
+def test_the_frozen_stages_are_the_same_whichever_maps_the_neck_takes(strides):
+    """DINO's takes three and YOLOF's the last, and both configs have frozen_stages=1."""
+    names = learning(detection.DADATimm("resnet18", frozen_stages=1, strides=strides))
+    assert {name.partition(".")[0] for name in names} == {"layer2", "layer3", "layer4"}
+
+
 def test_batch_norm_variants(export):
     sync = built(export("resnet18"), **{"model.backbone.norm_cfg.type": "SyncBN", "model.backbone.norm_eval": False})
     norms = [module for module in sync.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
