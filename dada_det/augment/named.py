@@ -188,9 +188,9 @@ def load_transform(text: str | os.PathLike[str], seed: int = 0) -> AnyTransform:
         A callable (images, generator=None). Of a PIL image it makes one in RGB, of uint8 [B,3,H,W] on any device the same.
 
     Raises:
-        UserError: there is no such file or name, or the file is broken.
+        UserError: there is no such file or name, the file is broken, or it is a schedule, which needs a training's progress.
     """
-    return AnyTransform(image_transform(resolve_replayable(str(text), seed)[0]))
+    return AnyTransform(image_transform(resolve_policy(str(text), seed)))
 
 
 def image_transform(policy: Replayable) -> Callable[..., Image.Image | Tensor]:

@@ -21,6 +21,8 @@ NEEDED = {"kind": str, "data": dict, "search": dict, "weights_optimizer": dict, 
           "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int,
           "precision": str}
 
+DEFAULTS = {"mirror": True, "clip_grad": None, "masks": False}  # of entries that a config may leave out
+
 # Every entry that a search's config may have, with its types.
 KNOWN: keys.Table = {
     **{name: (kind,) for name, kind in NEEDED.items()},
@@ -29,7 +31,7 @@ KNOWN: keys.Table = {
              "demo": (bool,)},
     "method": (str,), "classifier": keys.ANY, "weights": (str, None), "model": keys.ANY, "masks": (bool,), "mirror": (bool,),
     "padding": (int,), "operations": (list, tuple, None), "clip_grad": (*keys.NUMBER, None),
-    "architecture_optimizer": (dict,), "checkpoint": common.CHECKPOINT, "trial": (bool, dict), "work_dir": (str, None),
+    "architecture_optimizer": (dict,), "checkpoint": common.CHECKPOINT, "trial": (bool,), "work_dir": (str, None),
     "vis_backends": keys.ANY,
     "backbone": (str,), "backbone_command": (str,)}
 
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def body(args: Namespace) -> None:
     config = common.stage_config(args, NEEDED, KNOWN)
     make_folder(config.work_dir)
+    for name, value in DEFAULTS.items():
+        config.setdefault(name, value)
+    config.data.setdefault("images_per_class", None)
     if args.mirror is not None:
         config.mirror = args.mirror
     if args.groups is not None:

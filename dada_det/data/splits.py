@@ -1,6 +1,7 @@
 """The parts of a classification data set, whatever its layout: to train on, to validate on, and the halves of a search."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,30 @@ def search_lists(data: Mapping[str, Any], seed: int) -> tuple[ImageList, ImageLi
         UserError: there are no training images, or neither val_root nor groups makes two parts of them.
     """
     per_class = data.get("images_per_class")
-    images = search_subset(scan_split(data["root"], "train"), data.get("subset"), data.get("subset_images", SUBSET_IMAGES),
-                           per_class, seed)
+    everything = scan_split(data["root"], "train")
+    images = search_subset(everything, data.get("subset"), data.get("subset_images", SUBSET_IMAGES), per_class, seed)
     if data.get("val_root"):
-        return images, search_subset(scan_folder(data["val_root"], images.classes), None, 0, per_class, seed)
+        target = of_classes(scan_folder(data["val_root"], everything.classes), images.classes)
+        return images, search_subset(target, None, 0, per_class, seed)
     halves(images, data.get("groups", AUTO), seed)
     return images, None
+
+
+def of_classes(images: ImageList, classes: Sequence[str]) -> ImageList:
+    """The images of `classes`, with labels that index these.
+
+    Raises:
+        UserError: there is no such image.
+    """
+    if tuple(classes) == images.classes:
+        return images
+    label_of = {name: label for label, name in enumerate(classes)}
+    kept = [index for index, label in enumerate(images.labels) if images.classes[label] in label_of]
+    if not kept:
+        raise UserError(f"{images.root} has no image of the {len(classes)} classes that the search takes, such as "
+                        f"{classes[0]!r}; give a folder with some of them, or data.subset=None, which takes all classes")
+    return replace(images.select(kept), classes=tuple(classes),
+                   labels=tuple(label_of[images.classes[images.labels[index]]] for index in kept))
 
 
 def halves(images: ImageList, rule: str, seed: int,

@@ -166,17 +166,18 @@ class Verdict:
         return next(standing for standing in self.table if standing.name == name)
 
 
-def better_than_guessing(scores: Scores, chances: Sequence[float]) -> bool:
+def better_than_guessing(scores: Scores, groups: Sequence[Tensor], chances: Sequence[float]) -> bool:
     """Whether a candidate's figure is GUESSING standard errors above that of a guess, the mean over folds.
 
     Args:
+        groups: of each fold, the group of each image [V]; images of a group are one guess.
         chances: of each fold, the figure of a network without knowledge, 0..1.
     """
-    names = dict.fromkeys(name for name, _ in scores)
-    best = max(statistics.fmean(float(scores[name, fold][CORRECT].mean()) for fold in range(len(chances))) for name in names)
-    images = [scores[next(iter(names)), fold].shape[1] for fold in range(len(chances))]
-    variance = sum(p * (1 - p) / count for p, count in zip(chances, images, strict=True)) / len(chances) ** 2
-    return best > statistics.fmean(chances) + GUESSING * math.sqrt(variance)
+    best = max(statistics.fmean(float(scores[name, fold][CORRECT].mean()) for fold in range(len(chances)))
+               for name, _ in scores)
+    variances = [chance * (1 - chance) * int(groups_V.unique(return_counts=True)[1].square().sum()) / len(groups_V) ** 2
+                 for chance, groups_V in zip(chances, groups, strict=True)]
+    return best > statistics.fmean(chances) + GUESSING * math.sqrt(sum(variances)) / len(chances)
 
 
 def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
@@ -184,9 +185,9 @@ def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], 
     """The best found policy if it is `margin` standard errors better than the best fixed one, image by image.
 
     Else the best fixed one if it is `margin` standard errors better than PLAIN, else that. If no candidate is better than
-    guessing (`chances`, of each fold), the differences are noise, and no found policy wins.
+    guessing (`chances`, of each fold), the differences are noise, and PLAIN wins.
     """
-    if chances and not better_than_guessing(scores, chances):
+    if chances and not better_than_guessing(scores, groups, chances):
         return replace(verdict(scores, groups, kinds, reference, part, math.inf), learned=False)
     table = tuple(standings(scores, groups, kinds, reference, part))
     comparison = Comparison(scores, groups, SCORE)

@@ -166,6 +166,9 @@ def test_a_searchs_folder_in_place_of_its_policy_is_told_the_file(tmp_path):
         load_transform(tmp_path)
     with refused("give a policy.json of a search"):
         load_transform(tmp_path.parent)
+    (tmp_path / "schedule.json").write_text('{"schema": 1, "schedule": []}')
+    with refused("schedule", "progress", "policy.json"):
+        load_transform(tmp_path / "schedule.json")
 
 
 def test_the_transform_of_a_table_and_of_no_file(tmp_path):

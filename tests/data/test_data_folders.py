@@ -139,6 +139,18 @@ def test_images_per_class_counts_for_the_images_that_validate_too(tmp_path: Path
     assert [len(part) for part in search_lists(data, seed=0)] == [12, 12]
 
 
+def test_a_target_of_all_classes_of_imagenet_is_taken_down_to_those_of_the_subset(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        touch(tmp_path / split, *(f"n{number:08d}/{split}.jpg" for number in range(1000)))
+    data = {"root": tmp_path, "val_root": tmp_path / "val", "subset": "imagenet120"}
+    images, target = search_lists(data, seed=0)
+    assert target is not None and images.classes == target.classes and len(images) == len(target) == 120
+    assert all(name.startswith(target.classes[label]) for name, label in zip(target.files, target.labels, strict=True))
+    touch(tmp_path / "other", "n00000000/0.jpg")  # a class of ImageNet that is none of the 120
+    with refused(tmp_path / "other", "no image of the 120 classes", "'n00000016'", "data.subset"):
+        search_lists({**data, "val_root": tmp_path / "other"}, seed=0)
+
+
 def test_real_folder(shared: Path) -> None:
     images = scan_folder(shared / "data" / "imagenette-mini" / "train")
     assert len(images) == 400 and len(images.classes) == 10 and images.classes[0] == "n01440764"

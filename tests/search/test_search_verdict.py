@@ -184,7 +184,7 @@ def test_a_trial_in_which_nothing_was_learned_hands_over_no_found_policy() -> No
         return torch.stack([torch.randn(400, generator=generator, dtype=torch.float64),
                             (torch.arange(400) < 400 * right).double()])
 
-    kinds = {"tone": "found", "rand": "fixed"}
+    kinds = {"tone": "found", "rand": "fixed", "none": "fixed"}
     groups = [torch.arange(400)] * 2
     noise = {(name, fold): guessed(0.26) for name in kinds for fold in (0, 1)}
     for fold in (0, 1):
@@ -192,12 +192,15 @@ def test_a_trial_in_which_nothing_was_learned_hands_over_no_found_policy() -> No
     assert verdict(noise, groups, kinds, "rand", margin=MARGIN_ON_TARGET).winner == "tone"
     chances = [0.25, 0.25]
     blind = verdict(noise, groups, kinds, "rand", margin=MARGIN_ON_TARGET, chances=chances)
-    assert (blind.winner, blind.learned, blind.told_apart) == ("rand", False, False)
+    assert (blind.winner, blind.learned, blind.told_apart) == ("none", False, False)
     better = {**noise, ("rand", 0): guessed(0.4)}
     learned = verdict(better, groups, kinds, "rand", margin=MARGIN_ON_TARGET, chances=chances)
     assert learned.learned and learned.winner == "tone"
-    assert not better_than_guessing({("none", 0): torch.zeros(2, 5)}, [0.0])  # no box is found
-    assert better_than_guessing({("none", 0): torch.full((2, 5), 0.001)}, [0.0])
+    alone, five = [torch.arange(5)], [torch.arange(400) // 80]
+    assert not better_than_guessing({("none", 0): torch.zeros(2, 5)}, alone, [0.0])  # no box is found
+    assert better_than_guessing({("none", 0): torch.full((2, 5), 0.001)}, alone, [0.0])
+    assert better_than_guessing({("none", 0): guessed(0.4)}, groups[:1], [0.25])  # seven standard errors
+    assert not better_than_guessing({("none", 0): guessed(0.4)}, five, [0.25])  # 80 images of a thing are one guess
 
 
 def test_ties_of_fixed_policies_go_to_none() -> None:

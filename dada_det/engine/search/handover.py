@@ -109,8 +109,8 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
         return (f"`{winner.name}`, found by the search, has the best score on your {images} validation images, but is not "
                 f"clearly better than the best fixed policy, {found.best_fixed}{points}")
     if winner.name == PLAIN and found.best_fixed != PLAIN:
-        return (f"no policy is clearly better than none on your {images} validation images; `{winner.name}` is handed "
-                f"over{points}")
+        return (f"no fixed policy is clearly better than none on your {images} validation images, and nothing that the "
+                f"search found than {found.best_fixed}; `{winner.name}` is handed over{points}")
     return (f"nothing that the search found is clearly better than the best fixed policy on your {images} validation "
             f"images; `{winner.name}` is handed over{points}")
 

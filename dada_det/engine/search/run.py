@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from dada_det.augment.operations import OPERATION_NAMES
+from dada_det.augment.schedule import MOST_STAGES
 from dada_det.augment.space import AtomSpace, SearchSpace
 from dada_det.devices import float32_arithmetic
 from dada_det.engine.runtime.checkpoint import forbid_unsafe_loading
@@ -102,6 +103,9 @@ def remove_earlier(work_dir: Path, resumed: bool, has_trial: bool) -> None:
     it does not make now: a trial's if it has none, a policy that no trial has seen if it has one."""
     if not resumed or not has_trial:
         for name in ("verdict.json", "effects.json", "proposal.json"):
+            (work_dir / name).unlink(missing_ok=True)
+    if not resumed:  # another method's, which this one may not write
+        for name in ("search.json", "history.json", "schedule.json", "genotype.json", "search.html"):
             (work_dir / name).unlink(missing_ok=True)
     if not resumed or (has_trial and not (work_dir / "verdict.json").exists()):
         (work_dir / "policy.json").unlink(missing_ok=True)
@@ -217,6 +221,9 @@ def daas(config: Config) -> Callable[[nn.Module], Daas]:
 
 def ddas(config: Config) -> Callable[[nn.Module], Ddas]:
     settings = ddas_settings(**config.search)
+    if config.epochs > MOST_STAGES:
+        raise UserError(f"DDAS writes a stage of its schedule an epoch, of which a file has at most {MOST_STAGES}, and "
+                        f"--epochs says {config.epochs}; give fewer")
     space = AtomSpace.of_levels(config.get("operations") or OPERATION_NAMES, settings.levels, settings.ranges)
     return lambda network: Ddas(space, settings, config.epochs)
 

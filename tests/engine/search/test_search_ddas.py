@@ -154,3 +154,16 @@ def test_planted_py_measures_the_ddas_that_the_shipped_config_runs() -> None:
     measured, shipped = (Config.fromfile(f"configs/{name}.py") for name in ("debug/search_ddas", "search_ddas_imagenet"))
     for entry in ("method", "search", "policy_optimizer", "precision", "clip_grad", "mirror"):
         assert measured[entry] == shipped[entry]
+
+
+def test_more_epochs_than_a_schedule_has_stages_are_refused_before_the_search(data: Path, tmp_path: Path,
+                                                                              capsys: pytest.CaptureFixture) -> None:
+    assert search(data, tmp_path, "--epochs", "201") == 2
+    assert_names(capsys.readouterr().err, "DDAS", "200", "--epochs", "201")
+
+
+def test_what_another_method_has_left_in_the_folder_is_gone(data: Path, tmp_path: Path) -> None:
+    for name in ("search.json", "history.json", "genotype.json", "proposal.json", "verdict.json"):
+        (tmp_path / name).write_text("{}")
+    assert search(data, tmp_path, "--epochs", "1") == 0
+    assert {path.name for path in tmp_path.glob("*.json")} == {"policy.json", "schedule.json"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dada_det.augment.named import resolve
-from dada_det.commands.search import main
+from dada_det.commands.search import NEEDED, main
 from dada_det.engine.search import trial
 from dada_det.engine.search.trainings import ImageTrainings
 from tests.conftest import write_noise
@@ -148,3 +148,14 @@ def test_a_resumed_search_may_leave_its_trial_out_or_catch_up_on_it(whole: Path,
     assert "<h2>Verdict</h2>" not in (tmp_path / "w/search.html").read_text()
     assert main(flags(data, tmp_path / "w", "--resume")) == 0
     assert same(whole, tmp_path / "w", [*FILES, "proposal.json"])
+
+
+def test_a_config_of_the_needed_entries_alone_is_searched(data: Path, tmp_path: Path) -> None:
+    values = {"kind": "imagenet", "data": {"root": str(data)}, "classifier": {"name": "convnet"}, "search": {},
+              "weights_optimizer": {"lr": 0.1}, "policy_optimizer": {"betas": (0.5, 0.999)}, "image_size": 16,
+              "batch_size": 4, "base_batch_size": 4, "epochs": 2, "seed": 0, "precision": "float32"}
+    assert values.keys() == {*NEEDED, "classifier"}
+    config = tmp_path / "config.py"
+    config.write_text("\n".join(f"{name} = {value!r}" for name, value in values.items()))
+    assert main(["--config", str(config), "--work-dir", str(tmp_path / "w"), "--no-trial"]) == 0
+    assert (tmp_path / "w/policy.json").exists()
