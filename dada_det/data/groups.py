@@ -221,8 +221,9 @@ def group_halves(offered: Sequence[Sequence[int]], ids: Sequence[int],
     for label, images in enumerate(offered):
         if images and (val.isdisjoint(images) or train.isdisjoint(images)):
             name = f"the class {classes[label]!r}" if classes else "the data"
-            raise UserError(f"the {len({ids[image] for image in images})} groups of {name} ({len(images)} images) do not make "
-                            "two halves; give a finer --groups expression, --groups none, or other images to --val-data")
+            raise UserError(f"the {len({ids[image] for image in images})} groups of {name} ({len(images)} images) do not "
+                            "make two halves; give a finer --groups expression, --groups none, or other images to "
+                            "--val-data")
     return (sorted(train), sorted(val)) if len(train) >= len(val) else (sorted(val), sorted(train))
 
 
