@@ -113,7 +113,7 @@ def test_mistakes(ablation: ModuleType, cifar: Path, tmp_path: Path, capsys: pyt
     assert ablation.main(["--data", str(cifar), "--seeds", "1"]) == 2
     assert_error(capsys.readouterr().err, "paper_ablation.py", "128", "100 training images")
     task = ablation.Task(ablation.CIFAR10, cifar, "full", "relax", 0)
-    with pytest.raises(UserError, match="--batch-size 128 does not fit"):
+    with pytest.raises(UserError, match="--batch-size 128 is more than the 50 images"):
         run_search(ablation.search_flags(task, ablation.full_set(cifar, 0)[0], tmp_path))
 
 

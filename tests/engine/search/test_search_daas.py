@@ -40,7 +40,7 @@ def test_it_writes_cells_and_policy_and_the_same_seed_gives_the_same_bytes(data:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert search(data, tmp_path / name, "--seed", seed) == 0
     out = capsys.readouterr().out.strip().splitlines()
-    assert "ETA" in out[0]
+    assert "--no-mirror" in out[0] and "ETA" in out[1]
     assert_names(out[-1], "3 of 3 sub-policies", tmp_path / "c/genotype.json", "policy.json")
     genotype, policy = Genotype.load(tmp_path / "a/genotype.json"), Policy.load(tmp_path / "a/policy.json")
     assert len(genotype.normal) == len(genotype.reduction) == 1 and len(policy.sub_policies) == 3
