@@ -23,7 +23,8 @@ def identity_of(config: Config, processes: int) -> Identity:
     model, loader = config.model.to_dict(), config.train_dataloader.to_dict()
     model.pop("test_cfg", None)
     backbone = model["backbone"]["init_cfg"].pop("checkpoint")
-    steps = [entry for entry in dicts_in(loader["dataset"]) if entry.get("type") == "ApplyPolicy"]
+    hooks = [hook for hook in config.get("custom_hooks", []) if hook["type"] != "PolicyEpochHook"]
+    steps = [entry for entry in dicts_in([loader["dataset"], hooks]) if entry.get("type") == "ApplyPolicy"]
     files = [entry["ann_file"] for entry in dicts_in(loader["dataset"]) if "ann_file" in entry]
     scaling = config.get("auto_scale_lr") or {}
     return plain({
@@ -33,14 +34,14 @@ def identity_of(config: Config, processes: int) -> Identity:
         "batch_size": (loader.get("batch_size") or 1) * processes,
         "scaled_from": scaling.get("base_batch_size") if scaling.get("enable") else None,
         **{name: config.get(name) for name in ("optim_wrapper", "param_scheduler", "randomness")},
-        "custom_hooks": [hook for hook in config.get("custom_hooks", []) if hook["type"] != "PolicyEpochHook"],
+        "custom_hooks": _kept(hooks),  # one of them may have a pipeline of its own, as RTMDet's has
         "loop": config.train_cfg.get("type") or config.train_cfg.get("by_epoch"),
         "train_dataloader": _kept(loader),
         "model": model})
 
 
 def _kept(value: Any) -> Any:
-    """The loader's config without LOADER_FREE and the policies."""
+    """The config of a loader, or of hooks, without LOADER_FREE and the policies."""
     if isinstance(value, dict):
         return {name: _kept(entry) for name, entry in value.items() if name not in LOADER_FREE}
     if isinstance(value, list | tuple):

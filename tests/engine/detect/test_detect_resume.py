@@ -64,6 +64,19 @@ def test_what_may_change_on_the_way_is_not(tmp_path: Path) -> None:
     demand_same(Path("epoch_1.pth"), first, make(tmp_path, policy=str(tmp_path / "moved/policy.json"), options=free))
 
 
+def test_the_policy_of_a_pipeline_that_a_hook_switches_to_is_known_by_what_it_does(tmp_path: Path) -> None:
+    switch = {"custom_hooks": [{"type": "PipelineSwitchHook", "switch_epoch": 1, "switch_pipeline": [
+        {"type": "LoadAnnotations", "with_bbox": True}]}]}
+    found = []
+    for folder in ("one", "moved"):
+        (tmp_path / folder).mkdir()
+        NamedPolicy("one-op").save(tmp_path / folder / "policy.json")
+        found.append(make(tmp_path, policy=str(tmp_path / folder / "policy.json"), options=switch))
+    assert found[0] == found[1] and len(found[0]["policy"]) == 2
+    with refused("policy"):
+        demand_same(tmp_path, found[0], make(tmp_path, policy="uniform", options=switch))
+
+
 def test_a_file_that_holds_another_policy_now_is_another_run(tmp_path: Path) -> None:
     path, found = tmp_path / "policy.json", {}
     for name in ("none", "one-op"):
