@@ -69,6 +69,7 @@ def with_ends(values: Sequence[float], form: str) -> str:
 
 PROBLEMS = {  # of natural.py: what a reader has to know of each
     "gtsrb12": "twelve traffic signs, 336 pictures, EfficientNet-Lite0 from ImageNet weights",
+    "imagenette-few": "500 photographs of ten classes, a small network from scratch",
     "digits-few": "200 digits, a small network from scratch",
     "pacs-sketch": "photographs to train, sketches to test (PACS), EfficientNet-Lite0",
     "pacs-art": "photographs to train, paintings to test (PACS), EfficientNet-Lite0",
