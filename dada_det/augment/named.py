@@ -70,6 +70,11 @@ AnyPolicy = Policy | TorchvisionAugment | None  # what `--policy` stands for; No
 Replayable = AnyPolicy | Schedule  # and in pretraining
 
 
+def policy_key(policy: Replayable) -> str:
+    """What tells policies apart, whatever file they are in: "none", a fixed policy's name, or a SHA-256 (hexadecimal)."""
+    return "none" if policy is None else policy.sha256 if isinstance(policy, Policy | Schedule) else policy.name
+
+
 def published_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from dada_det.commands import plan
+from dada_det.engine.compare.plan_steps import TRIAL_TRAININGS
+from dada_det.engine.search.trainings import ImageTrainings
 from dada_det.report.measurements import hardware
 from dada_det.report.plan import TRIAL_OVER_STEPS
+from dada_det.search.candidates import FAMILIES
 from tests.conftest import write_noise
 from tests.messages import assert_error, assert_names
 
@@ -212,3 +215,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         plan.main(["--help"])
     assert_names(capsys.readouterr().out, "python tools/plan.py", "--gpus 8")
+
+
+def test_a_plan_counts_the_trainings_that_a_trial_makes():
+    assert len({*ImageTrainings.fixed, "aligned", *FAMILIES}) == TRIAL_TRAININGS

@@ -21,8 +21,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from dada_det.augment.named import AnyPolicy, image_transform
-from dada_det.augment.policy import Policy
+from dada_det.augment.named import AnyPolicy, image_transform, policy_key
 from dada_det.data.memory import MemoryImages, center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.engine.pretrain import classifier, preprocessor  # noqa: F401 (registers Classifier, TopK, ImagePreprocessor)
@@ -145,11 +144,10 @@ def identity_of(data: str, policy: AnyPolicy, recipe: Recipe, seed: int) -> dict
     Args:
         data: from `data_hash`.
     """
-    name = "none" if policy is None else policy.sha256[:16] if isinstance(policy, Policy) else policy.name
     started = {} if recipe.weights is None else {"weights": weights.identity_of(recipe.weights, recipe.model)}
     averaged = {"average": recipe.average} if recipe.average else {}
     without = {key: value for key, value in asdict(recipe).items() if key not in ("weights", "average")}
-    return {**without, **started, **averaged, "seed": seed, "policy": name, "data": data[:16]}
+    return {**without, **started, **averaged, "seed": seed, "policy": policy_key(policy)[:16], "data": data[:16]}
 
 
 def finished(work_dir: Path | str, identity: dict[str, Any]) -> dict[str, float] | None:

@@ -4,8 +4,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from dada_det.augment.named import resolve_dict, resolve_policy
-from dada_det.augment.policy import Policy
+from dada_det.augment.named import policy_key, resolve_dict, resolve_policy
 from dada_det.engine.detect.config import dicts_in
 from dada_det.engine.runtime.identity import Identity, plain
 from dada_det.files import sha256_of
@@ -50,7 +49,6 @@ def _kept(value: Any) -> Any:
 
 
 def _policy(policy: Any, seed: int) -> str:
-    """What tells policies apart: not the file's path, whose content may be another one at a resume."""
-    found = resolve_dict(policy, "ApplyPolicy's policy")[0] if isinstance(policy, dict) else \
-        resolve_policy(str(policy), seed)
-    return "none" if found is None else found.sha256[:12] if isinstance(found, Policy) else found.name
+    """The policy's key: not the file's path, whose content may be another one at a resume."""
+    return policy_key(resolve_dict(policy, "ApplyPolicy's policy")[0] if isinstance(policy, dict) else
+                      resolve_policy(str(policy), seed))[:12]

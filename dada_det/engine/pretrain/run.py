@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from dada_det.augment import Policy
-from dada_det.augment.named import Replayable
+from dada_det.augment.named import Replayable, policy_key
 from dada_det.augment.schedule import Schedule
 from dada_det.data.arrays import ArrayImages
 from dada_det.data.folders import ImageList
@@ -132,18 +132,11 @@ def policy_hash(policy: Replayable) -> str | None:
     return policy.sha256 if isinstance(policy, Policy | Schedule) else None
 
 
-def policy_identity(policy: Replayable) -> str:
-    """What tells policies apart: not the file's path, whose content may be another one at a resume."""
-    if isinstance(policy, Policy | Schedule):
-        return policy.sha256[:12]
-    return "none" if policy is None else policy.name
-
-
 def identity_of(config: Config, policy: Replayable, images: ImageList | ArrayImages) -> Identity:
     """What a run must share with the one whose checkpoint it goes on from: all of its config that the weights depend on."""
     entries = {name: value for name, value in config.to_dict().items() if name not in FREE}
     started = weights.identity_of(config.get("weights"), config.classifier.name)
-    return plain({**entries, "weights": started, "policy": policy_identity(policy),
+    return plain({**entries, "weights": started, "policy": policy_key(policy)[:12],
                   "precision": precision_of(config), "accumulation": parts_of(config), "images": len(images),
                   "classes": len(images.classes), "data": hash_of(images)[:12]})
 

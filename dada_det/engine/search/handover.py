@@ -80,9 +80,8 @@ def hand_over(trial: Trial, found: Verdict, policies: dict[str, AnyPolicy], effe
                 "operations": [row_of_effect(effect) for effect in effects]})
     write_json(Path(work_dir, "verdict.json"), {
         "schema": 1, "winner": winner.name, "told_apart": found.told_apart, "learned": found.learned,
-        "best_fixed": found.best_fixed,
-        "reference": trial.data.reference, "figure": trial.data.figure, "unit": trial.data.unit, "sentence": said,
-        "validation_images": images,
+        "best_fixed": found.best_fixed, "reference": trial.data.reference, "figure": trial.data.figure,
+        "unit": trial.data.unit, "sentence": said, "validation_images": images,
         "trainings": trial.trained, "cost": round(trial.cost, 2), "candidates": [row_of(each) for each in found.table]})
     write_json(Path(work_dir, "policy.json"), chosen.to_dict())
     return said
@@ -110,7 +109,7 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
                 f"clearly better than the best fixed policy, {found.best_fixed}{points}")
     if winner.name == PLAIN and found.best_fixed != PLAIN:
         return (f"no fixed policy is clearly better than none on your {images} validation images, and nothing that the "
-                f"search found than {found.best_fixed}; `{winner.name}` is handed over{points}")
+                f"search found is clearly better than {found.best_fixed}; `{winner.name}` is handed over{points}")
     return (f"nothing that the search found is clearly better than the best fixed policy on your {images} validation "
             f"images; `{winner.name}` is handed over{points}")
 

@@ -48,7 +48,7 @@ def hash_of(*hashes: str) -> str:
 
 
 def say_groups(said: str | None, halved: bool = True) -> None:
-    """One line about the groups that the halves are made of, or of which the validation images are witnesses; of several
-    processes the first prints it."""
+    """One line about the groups that the halves are made of, or that the standard errors count; of several processes the
+    first prints it."""
     if said and world()[0] == 0:
         print(f"search  {'halves' if halved else 'standard errors'} by {said}; --groups none undoes it", flush=True)

@@ -131,7 +131,6 @@ class ImageTrainings(Trainings):
                   for chunk in val.images_NCHW.split(JUDGED_AT_ONCE)]
         return image_scores(torch.cat(logits), val.labels_N.cpu())
 
-
     def chance(self, fold: int) -> float:
         """The share of the most frequent class."""
         labels_V = self.folds[fold].val.labels_N

@@ -84,7 +84,7 @@ def test_the_sentence_says_how_clear_the_winner_is() -> None:
     assert_names(unclear, "`tone`", "is not clearly better", "rand", "20 validation images")
     assert_names(fixed, "nothing", "`rand` is handed over")
     tie = sentence(Verdict("none", "rand", False, (*table, Standing("none", "fixed", 50.0, *[same] * 4))), "rand", 20)
-    assert_names(tie, "no fixed policy is clearly better than none", "20 validation images", "found than rand",
+    assert_names(tie, "no fixed policy is clearly better than none", "20 validation images", "clearly better than rand",
                  "`none` is handed over")
     assert "points" not in clear  # trivial has no row: its training diverged
     compared, itself = (sentence(Verdict("rand", "rand", False, table), reference, 20) for reference in ("tone", "rand"))
