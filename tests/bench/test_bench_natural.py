@@ -56,6 +56,13 @@ def test_the_photographs_have_twenty_labelled_images_a_class_of_the_target_and_1
     assert not set(parts.target.names) & set(parts.test.names)
 
 
+@pytest.mark.slow
+def test_few_sketches_train_and_the_1200_of_the_shifted_problem_test(real):
+    few, shifted = (PROBLEMS[name].load(data_folder(), 8, 0) for name in ("sketch-few", "pacs-sketch"))
+    assert few.target is None
+    assert (few.train.names, few.test.names) == (shifted.target.names, shifted.test.names)
+
+
 def test_digits_draw_few_by_seed(real):
     digits = [PROBLEMS["digits-few"].parts(seed) for seed in (0, 1)]
     assert [(len(parts.train), len(parts.test)) for parts in digits] == [(200, 1597)] * 2

@@ -29,6 +29,7 @@ from dada_det.files import make_folder
 DRAWN, TESTED = 21, 22  # the random streams of a problem: images of a class, images to test on
 PACS_TARGETS, PACS_TEST = 20, 1200  # labelled images a class of the target; others of it
 IMAGENETTE, DIGITS = 50, 20  # training images a class
+PACS = "natural/pacs-96.tar"
 CONFIG = "configs/search_imagenet.py"
 LITE0 = "efficientnet_lite0"
 
@@ -112,12 +113,22 @@ def gtsrb12(data: Path, side: int, seed: int) -> Parts:
 def pacs(domain: str) -> Callable[[Path, int, int], Parts]:
     """Photographs to train; of `domain` PACS_TARGETS images a class are the target, PACS_TEST others test."""
     def load(data: Path, side: int, seed: int) -> Parts:
-        tar = data / "natural/pacs-96.tar"
-        target, others = drawn(read_tar(tar, f"pacs/{domain}/", side), PACS_TARGETS, seed)
-        rows = torch.randperm(len(others), generator=generator_for(seed, TESTED))[:PACS_TEST].sort().values
-        return Parts(read_tar(tar, "pacs/photo/", side), others.select(rows.tolist()), target)
+        few, test = pacs_parts(data, domain, side, seed)
+        return Parts(read_tar(data / PACS, "pacs/photo/", side), test, few)
 
     return load
+
+
+def pacs_parts(data: Path, domain: str, side: int, seed: int) -> tuple[NamedImages, NamedImages]:
+    """(PACS_TARGETS images a class of `domain`, PACS_TEST others of it)."""
+    few, others = drawn(read_tar(data / PACS, f"pacs/{domain}/", side), PACS_TARGETS, seed)
+    rows = torch.randperm(len(others), generator=generator_for(seed, TESTED))[:PACS_TEST].sort().values
+    return few, others.select(rows.tolist())
+
+
+def sketch_few(data: Path, side: int, seed: int) -> Parts:
+    """Sketches (PACS): PACS_TARGETS of a class to train, PACS_TEST others to test. No setting was chosen by it."""
+    return Parts(*pacs_parts(data, "sketch", side, seed))
 
 
 def imagenette_few(data: Path, side: int, seed: int) -> Parts:
@@ -150,6 +161,7 @@ PROBLEMS = {problem.name: problem for problem in (
     Problem("gtsrb12", gtsrb12, replace(LITE0_RECIPE, classes=12, image_size=40, epochs=30, mirror=False)),
     Problem("pacs-art", pacs("art_painting"), LITE0_RECIPE, shift=True),
     Problem("pacs-sketch", pacs("sketch"), LITE0_RECIPE, shift=True),
+    Problem("sketch-few", sketch_few, replace(LITE0_RECIPE, epochs=30)),
     Problem("imagenette-few", imagenette_few, CONVNET_RECIPE),
     Problem("digits-few", digits_few, replace(CONVNET_RECIPE, image_size=14, mirror=False)))}
 

@@ -71,6 +71,7 @@ PROBLEMS = {  # of natural.py: what a reader has to know of each
     "gtsrb12": "twelve traffic signs, 336 pictures, EfficientNet-Lite0 from ImageNet weights",
     "imagenette-few": "500 photographs of ten classes, a small network from scratch",
     "digits-few": "200 digits, a small network from scratch",
+    "sketch-few": "140 sketches of seven classes (PACS), EfficientNet-Lite0 from ImageNet weights",
     "pacs-sketch": "photographs to train, sketches to test (PACS), EfficientNet-Lite0",
     "pacs-art": "photographs to train, paintings to test (PACS), EfficientNet-Lite0",
     "nuclei-stain": "fluorescent nuclei to train, stained tissue to test, RetinaNet around EfficientNet-Lite0, **box AP**",
