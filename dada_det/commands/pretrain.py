@@ -33,11 +33,13 @@ KNOWN: keys.Table = {
     "data_preprocessor": {"mean": (list, tuple), "std": (list, tuple)}, "checkpoint": common.CHECKPOINT,
     "accumulation": (int, None), "workers": (int, None), "warmup_epochs": keys.NUMBER, "warmup_from": keys.NUMBER,
     "lr_drops": (list, tuple, None), "clip_grad": (*keys.NUMBER, None), "label_smoothing": keys.NUMBER, "ema": (dict, None),
+    "mixup": {**dict.fromkeys(("mixup_alpha", "cutmix_alpha", "prob", "switch_prob"), keys.NUMBER),  # of timm's Mixup
+              "cutmix_minmax": (list, tuple, None), "mode": (str,), "correct_lam": (bool,)},
     "channels_last": (bool,), "compile": (bool, dict), "weights": (str, None), "work_dir": (str, None), "kind": (str,),
     # Of these the room that reads them says what they may be.
     **dict.fromkeys(("mirror", "padding", "progressive_size", "policy_on", "color_jitter", "lighting", "cutout",
-                     "interpolation", "crop_share", "layer_decay", "vis_backends", "train_size", "mixup", "bce_threshold",
-                     "repeats"), keys.ANY)}
+                     "interpolation", "crop_share", "layer_decay", "vis_backends", "train_size", "bce_threshold", "repeats"),
+                    keys.ANY)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,6 +51,8 @@ def run(stage: Any, data: Path, work_dir: Path, *options: str) -> int:
     (pretrain, "ema=yes", ("'yes'", "ema", "dict or None")),
     (pretrain, "ema={'momentun': 0.1}", ("ema.momentun", "ema.momentum")),
     (pretrain, "ema.ema_type=Exponential", ("ema.ema_type", "'Exponential'", "write")),
+    (pretrain, "mixup.mixup_alfa=0.1", ("mixup.mixup_alfa", "mixup.mixup_alpha")),
+    (pretrain, "mixup.prob=often", ("'often'", "mixup.prob", "int or float")),
     (pretrain, "checkpoint.kep=3", ("checkpoint.kep", "checkpoint.keep")),
     (pretrain, "paramwise_cfg.norm_decay=0", ("paramwise_cfg.norm_decay", "paramwise_cfg.norm_decay_mult")),
     (pretrain, "checkpoint=None", None), (search, "clip_grad=None", None),
