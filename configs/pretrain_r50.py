@@ -1,8 +1,8 @@
 """ResNet-50 on ImageNet's 1,000 classes with a policy, the classic recipe: 100 epochs, batch 256, cosine.
 
 Source: Bag of Tricks (He et al., CVPR 2019, arXiv:1812.01187): lr 0.1 at batch 256 and linear in the batch, 5 epochs of
-warm-up, cosine, label smoothing 0.1. pretrain_r50_paper.py is the recipe of the paper's tables, pretrain_r50_modern.py a
-shorter way to the same accuracy.
+warm-up, cosine, label smoothing 0.1. pretrain_r50_paper.py is the recipe of the paper's tables, pretrain_r50_modern.py has
+as many epochs on smaller images.
 Command: tools/pretrain_r50.sh --policy work_dirs/search_imagenet/policy.json --data data/imagenet
 Control: the same with --policy none (or random, trivial).
 Hardware: one GPU, or eight with --gpus 8 --batch-size 2048. Hours: not run; 100 epochs are 128 million images, so 30 hours

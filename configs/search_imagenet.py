@@ -19,6 +19,6 @@ search = dict(mode="default")
 base_batch_size = 128  # weights_optimizer.lr is for this batch and scales with --batch-size
 weights_optimizer = dict(lr=0.1, momentum=0.9, weight_decay=2e-4)
 clip_grad = 5.0
-precision = "bfloat16"  # of the training and validation passes on a GPU; rewards, and the CPU, compute in float32
+precision = "bfloat16"  # of the training and validation passes on a GPU; rewards take TF32 there, and the CPU float32
 policy_optimizer = dict(lr=None, betas=(0.5, 0.999))  # lr None: 0.02, and 5e-3 with search.mode="paper"
-checkpoint = dict(seconds=60)  # after the first and the last epoch, and else after one that ends so long after the last
+checkpoint = dict(seconds=60)  # after the first and last epoch, and after one that ends 60 s after the last checkpoint

@@ -214,8 +214,8 @@ def mirror_of(args: argparse.Namespace, config: Any, policys: bool | None) -> bo
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=positive, default=1, metavar="N",
-                        help="processes here; without that many GPUs they talk over gloo on the CPU (default: 1); left out "
-                        "under torchrun and srun, which start them")
+                        help="processes here; with fewer GPUs they share what there is and talk over gloo (default: "
+                        "1); left out under torchrun and srun, which start them")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
                         help="change any entry of the config, as in MMDetection")
 

@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "as 'photos/*.jpg'")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the painted pictures and predictions.json go")
     parser.add_argument("--score", type=share, default=0.3, metavar="S", help="least score that is shown (default: 0.3)")
-    parser.add_argument("--backbone", metavar="FILE", help="the backbone's file, for another network than ResNet-50: its "
-                        "JSON says which")
+    parser.add_argument("--backbone", metavar="FILE", help="the backbone's file: only for a checkpoint from before 30 "
+                        "November 2026 whose backbone is no ResNet-50, as later ones tell their backbone")
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value",
                         help="change any entry of the config, as in MMDetection")
     parser.set_defaults(data=None, work_dir=None)

@@ -39,7 +39,7 @@ SLOWER = 10  # times as long all of it may take with --cpu, at toy sizes
 BENCH = Path(__file__).resolve().parent
 COLUMNS = ("check", "result", "seconds", "figure", "value", "aim")
 CLASSES, EACH, SIDE = 120, 50, 500  # of the ImageNet-shaped search: as many classes and images, and so wide, as DADA's
-EPOCHS, BATCH = 3, 128  # of it; the trial, some 13 whole trainings, would take all the time with the config's 20
+EPOCHS, BATCH = 3, 128  # of it; the trial, nine whole trainings, would take all the time with the config's 20
 
 
 @dataclass(frozen=True)

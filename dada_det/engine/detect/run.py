@@ -158,8 +158,9 @@ def matching_weights(content: dict[str, Any], model: nn.Module, path: str | Path
         here, there = tuple(wanted[name].shape) if name in wanted else None, shapes.get(name)
         if here != there:
             raise UserError(f"the checkpoint {path} does not fit the detector of {config.filename}: {name} is "
-                            f"{there or 'absent'} in the file and {here or 'absent'} in the detector; give the config, "
-                            "the data and, for another network than ResNet-50, the --backbone it was trained with")
+                            f"{there or 'absent'} in the file and {here or 'absent'} in the detector; give the config and "
+                            "the data (and, for a checkpoint from before 30 November 2026, the --backbone) that it was "
+                            "trained with")
     classes = tuple((content.get("meta") or {}).get("dataset_meta", {}).get("classes", ()))
     expected = tuple(config.test_dataloader.dataset.metainfo.classes)
     if classes and classes != expected:
