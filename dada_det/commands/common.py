@@ -22,6 +22,8 @@ CHECKPOINT = {name: keys.ANY for name in (  # of `checkpoint` in a stage's confi
     "interval", "max_keep_ckpts", "by_epoch", "save_optimizer", "save_param_scheduler", "save_last",
     "save_begin", "save_best", "rule", "greater_keys", "less_keys", "published_keys", "out_dir", "filename_tmpl")}
 NEARLY = 0.75
+NOT_THE_CLASSIFIERS = {"weights": "give weights itself", "image_size": "give image_size itself",
+                       "num_classes": "the data say how many classes there are"}
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dada_det"
 
@@ -242,7 +244,10 @@ def load_config(path: str, options: Sequence[str] = ()) -> Any:
     """
     package, separator, inside = path.partition("::")
     if separator:  # as in MMDetection's _base_: mmdet::retinanet/retinanet_r50_fpn_1x_coco.py
-        found = find_spec(package)
+        try:
+            found = find_spec(package)
+        except ModuleNotFoundError:  # of the package above it
+            found = None
         if found is None or found.origin is None:
             raise UserError(f"the config {path} is of the package {package}, which is not installed; install it, or give a "
                             "file")
@@ -280,11 +285,15 @@ def stage_config(args: argparse.Namespace, needed: dict[str, type], known: keys.
     if isinstance(config.get("classifier"), dict) and not isinstance(config.classifier.get("name"), str):
         raise UserError(f"{what_gives(args)} has {config.classifier.get('name')!r} for classifier.name; give the name of a "
                         "network, such as resnet50")
+    for entry, instead in NOT_THE_CLASSIFIERS.items():
+        if entry in (config.get("classifier") or {}):
+            raise UserError(f"{what_gives(args)} gives classifier.{entry}, which nothing reads; {instead}")
     for entry in ("epochs", "batch_size", "image_size", "seed"):
         if getattr(args, entry) is not None:
             config[entry] = getattr(args, entry)
     if args.keep is not None:
-        config.checkpoint = {**(config.get("checkpoint") or {}), "keep": args.keep}
+        others = {name: value for name, value in (config.get("checkpoint") or {}).items() if name != "max_keep_ckpts"}
+        config.checkpoint = {**others, "keep": args.keep}
     if args.weights:
         config.weights = args.weights
     if config.get("weights"):

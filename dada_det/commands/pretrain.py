@@ -32,13 +32,14 @@ KNOWN: keys.Table = {
                                                  "dcn_offset_lr")}},
     "data_preprocessor": {"mean": (list, tuple), "std": (list, tuple)}, "checkpoint": common.CHECKPOINT,
     "accumulation": (int, None), "workers": (int, None), "warmup_epochs": keys.NUMBER, "warmup_from": keys.NUMBER,
-    "lr_drops": (list, tuple, None), "clip_grad": (*keys.NUMBER, None), "label_smoothing": keys.NUMBER, "ema": (dict, None),
+    "lr_drops": (list, tuple, None), "layer_decay": (*keys.NUMBER, None), "ema": (dict, None),
+    "clip_grad": (*keys.NUMBER, None), "label_smoothing": keys.NUMBER,
     "mixup": {**dict.fromkeys(("mixup_alpha", "cutmix_alpha", "prob", "switch_prob"), keys.NUMBER),  # of timm's Mixup
               "cutmix_minmax": (list, tuple, None), "mode": (str,), "correct_lam": (bool,)},
     "channels_last": (bool,), "compile": (bool, dict), "weights": (str, None), "work_dir": (str, None), "kind": (str,),
     # Of these the room that reads them says what they may be.
     **dict.fromkeys(("mirror", "padding", "progressive_size", "policy_on", "color_jitter", "lighting", "cutout",
-                     "interpolation", "crop_share", "layer_decay", "vis_backends", "train_size", "bce_threshold", "repeats"),
+                     "interpolation", "crop_share", "vis_backends", "train_size", "bce_threshold", "repeats"),
                     keys.ANY)}
 
 
@@ -88,6 +89,11 @@ def prepare(args: Namespace) -> tuple[Any, "Replayable"]:
     what = common.what_gives(args)
     common.demand_optimizer({name: value for name, value in config.optimizer.items() if name != "type"},
                             str(config.optimizer.get("type")), what, "optimizer")
+    for name, most in (("label_smoothing", 1.0), ("warmup_epochs", float("inf")), ("workers", float("inf"))):
+        if not 0 <= (config.get(name) or 0) <= most:
+            raise UserError(f"{what} has {name} = {config[name]}; give a number from 0" + (" to 1" if most == 1 else " up"))
+    if not all(isinstance(share, int | float) and 0 < share < 1 for share in config.get("lr_drops") or ()):
+        raise UserError(f"{what} has lr_drops = {config.lr_drops}; give shares of the training, such as [0.3, 0.6, 0.9]")
     config.policy = args.policy
     if args.auto_scale_lr:
         config.auto_scale_lr.enable = True

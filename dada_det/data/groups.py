@@ -257,24 +257,24 @@ def leak_found(train_NF: Tensor, val_MF: Tensor, train_labels_N: Tensor, val_lab
     return _sentence(torch.cat(ratios), target)
 
 
-def leak_found_in_pixels(images_NCHW: Tensor, train: Sequence[int] | Tensor, val: Sequence[int] | Tensor,
-                         labels_N: Tensor) -> str | None:
+def leak_found_in_pixels(train_NCHW: Tensor, val_MCHW: Tensor, train_labels_N: Tensor, val_labels_M: Tensor,
+                         target: bool = False) -> str | None:
     """`leak_found` by the images' pixels. It sees siblings that look the same.
 
     There is a leak if for a quarter of the validation images the nearest training image of the class is at half of the
     eighth's distance, and validation images are as near to training images as those are to each other (halves of whole
     groups keep them farther).
     """
-    pixels_NF = described(images_NCHW, LEAK_SIDE)
     ratios, val_nearest, train_nearest = [], [], []
-    for distances_VN, nearest_N in _distances(pixels_NF[train], pixels_NF[val], labels_N[train], labels_N[val]):
+    for distances_VN, nearest_N in _distances(described(train_NCHW, LEAK_SIDE), described(val_MCHW, LEAK_SIDE),
+                                              train_labels_N, val_labels_M):
         ratios.append(distances_VN[:, 0] / distances_VN[:, NEIGHBOURS - 1])
         val_nearest.append(distances_VN[:, 0])
         train_nearest.append(nearest_N)
     if not ratios or torch.cat(ratios).quantile(0.25) > SIBLING \
             or torch.cat(val_nearest).median() > FARTHER * torch.cat(train_nearest).median():
         return None
-    return _sentence(torch.cat(ratios))
+    return _sentence(torch.cat(ratios), target)
 
 
 def _whitening(features_NF: Tensor) -> Tensor:

@@ -68,10 +68,8 @@ def is_own(name: str) -> bool:
 
 
 def demand_plain(name: str, image_size: int, options: Mapping[str, Any]) -> None:
-    """Raises UserError if `options` give a network of timm's other tensors than it has by its name alone.
-
-    A backbone's file says the name alone.
-    """
+    """Raises UserError if `options` make another network of timm's than its name alone, which is all that a backbone's file
+    says: one of other tensors, or one that computes other features from the same tensors."""
     if is_own(name) or not options:
         return
     with torch.device("meta"):
@@ -83,6 +81,31 @@ def demand_plain(name: str, image_size: int, options: Mapping[str, Any]) -> None
         raise UserError(f"classifier has {dict(options)}, with which it is another network than timm's {name} (the tensor "
                         f"{first} differs), so no detector could load its backbone; leave that out, or write the name "
                         "of a network of timm's that has it")
+    one, other = (with_random_weights(name, 0, image_size, **given) for given in ({}, options))
+    if not computes_the_same(one, other, image_size):
+        raise UserError(f"classifier has {dict(options)}, with which it computes other features than timm's {name}, so no "
+                        "detector could use its backbone; leave that out, or write the name of a network of timm's that "
+                        "has it")
+
+
+@torch.no_grad()
+def computes_the_same(one: nn.Module, other: nn.Module, image_size: int) -> bool:
+    """Whether two networks of timm's with the same tensors predict the same features of an image.
+
+    All tensors are drawn, as timm's first weights hide some layers behind zeros.
+    """
+    source = torch.Generator().manual_seed(0)
+    state = {name: value if not value.is_floating_point() else torch.rand(value.shape, generator=source) * 0.1
+             + (0.95 if value.dim() == 1 and name.endswith(("weight", "running_var")) else -0.05)
+             for name, value in one.state_dict().items()}
+    image = torch.randn(1, 3, image_size, image_size, generator=source)
+
+    def features(network: nn.Module) -> Tensor:
+        network.eval().load_state_dict(state)
+        return network.forward_features(image)  # type: ignore[operator]
+
+    ours, theirs = features(one), features(other)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
 
 
 def has_fixed_size(name: str) -> bool:

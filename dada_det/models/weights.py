@@ -235,7 +235,14 @@ def of_checkpoint(path: Path) -> Preprocessing | None:
 
 
 def of_timm(config: Mapping[str, Any]) -> Preprocessing:
-    """timm's pretrained_cfg, with mean and std in 0..1."""
+    """timm's pretrained_cfg, with mean and std in 0..1.
+
+    Raises:
+        UserError: it lacks them.
+    """
+    if not isinstance(config, Mapping) or not all(isinstance(config.get(name), list | tuple) for name in ("mean", "std")):
+        raise UserError("the pretrained_cfg in the config.json beside the weights has no mean and std; write those of the "
+                        "RGB channels, in 0..1")
     scaled = {name: [round(255 * value, 6) for value in config[name]] for name in ("mean", "std")}
     interpolation = config.get("interpolation")
     if interpolation is not None and interpolation not in INTERPOLATIONS:

@@ -12,6 +12,7 @@ from dada_det.commands.train_arch import main
 from dada_det.data.cifar import write_cifar10
 from dada_det.engine.compare import trial
 from dada_det.engine.compare.trial import UNFINISHED
+from dada_det.engine.pretrain import classifier
 from dada_det.engine.runtime.identity import own_folder
 from dada_det.models.genotype import Genotype
 from tests.conftest import write_noise
@@ -60,12 +61,12 @@ def test_drop_path_rises_and_the_auxiliary_head_joins_the_loss(folder: Path, tmp
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, float, bool]] = []
 
-    def before_train_epoch(self: Any, runner: Any, before: Any = trial.TellProgress.before_train_epoch) -> None:
+    def before_train_epoch(self: Any, runner: Any, before: Any = classifier.TellProgress.before_train_epoch) -> None:
         before(self, runner)
         network = runner.model.network
         seen.append((network.drop_path, network.progress, network.auxiliary is not None))
 
-    monkeypatch.setattr(trial.TellProgress, "before_train_epoch", before_train_epoch)
+    monkeypatch.setattr(classifier.TellProgress, "before_train_epoch", before_train_epoch)
     assert train(folder, tmp_path) == 0
     assert seen == [(0.2, epoch / 3, True) for epoch in range(3)]
     seen.clear()

@@ -4,6 +4,7 @@ import io
 import random
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -187,9 +188,15 @@ def test_signs_are_grouped_by_sign_and_renamed_ones_as_far_as_their_pixels_tell(
     hidden = groups_of(names, images.labels, "auto", pixels)
     assert "near copies" in str(hidden.said) and len(set(hidden.ids)) < len(images)
     labels = torch.tensor(images.labels)
-    leaking = leak_found_in_pixels(pixels, *group_halves(offered_to_validate(images, 0), hidden.ids), labels)
+
+
+    def found(one: Sequence[int], other: Sequence[int], target: bool = False) -> str | None:
+        return leak_found_in_pixels(pixels[one], pixels[other], labels[one], labels[other], target)
+
+    leaking = found(*group_halves(offered_to_validate(images, 0), hidden.ids))
     assert leaking and "stand in both halves" in leaking and "--groups" in leaking and "--val-data" in leaking
-    assert leak_found_in_pixels(pixels, train, val, labels) is None
+    assert found(train, val) is None
+    assert "both among the training images and in --val-data" in str(found(train, train, target=True))
 
 
 def clusters(groups: int, members: int, spread: float, seed: int = 0) -> Tensor:

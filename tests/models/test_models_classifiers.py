@@ -48,3 +48,10 @@ def test_options_that_make_another_network_are_told_by_a_tensor():
                                   ("test_vit", {"embed_dim": 128}, "cls_token")):
         with refused(f"timm's {name}", tensor, next(iter(options)), "leave that out"):
             demand_plain(name, 64, options)
+
+
+def test_options_that_keep_the_tensors_and_change_the_features_are_told():
+    demand_plain("test_vit", 64, {"drop_path_rate": 0.1})
+    for name, options in (("resnet18", {"output_stride": 16}), ("test_vit", {"act_layer": "relu"})):
+        with refused(f"timm's {name}", next(iter(options)), "other features", "leave that out"):
+            demand_plain(name, 64, options)

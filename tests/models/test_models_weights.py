@@ -171,6 +171,10 @@ def test_preprocessing_is_that_of_the_very_file(tmp_path):
         preprocessing_of(folder / "model.safetensors", "resnet18")
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {**cfg, "interpolation": "random"}}))
     assert preprocessing_of(folder / "other.safetensors", "resnet18").interpolation == "bicubic"
+    for broken in ({}, None):
+        (folder / "config.json").write_text(json.dumps({"pretrained_cfg": broken}))
+        with refused("pretrained_cfg", "config.json", "no mean and std"):
+            preprocessing_of(folder / "other.safetensors", "resnet18")
     (folder / "model.json").write_text(json.dumps({**IMAGENET, "interpolation": "lanczoz"}))
     with refused("model.json", "interpolation 'lanczoz'", "nearest, bilinear, bicubic, lanczos"):
         preprocessing_of(folder / "model.safetensors", "resnet18")

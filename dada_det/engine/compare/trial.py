@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
@@ -247,15 +247,6 @@ class TimedCheckpoint(AtomicCheckpoint):
     def after_train_epoch(self, runner: Runner) -> None:
         if not self.is_last_train_epoch(runner):
             super().after_train_epoch(runner)
-
-
-@HOOKS.register_module()
-class TellProgress(Hook):
-    """Before each epoch tells a network that drops paths (models/darts.py) what share of the training is over."""
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        if hasattr(runner.model.network, "progress"):
-            runner.model.network.progress = runner.epoch / runner.max_epochs
 
 
 @HOOKS.register_module()

@@ -11,14 +11,27 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.registry import METRICS, MODELS, OPTIM_WRAPPERS
+from mmengine.registry import HOOKS, METRICS, MODELS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dada_det.errors import UserError
 from dada_det.models.classifiers import build_classifier
-from dada_det.models.darts import AUXILIARY_WEIGHT
+from dada_det.models.darts import AUXILIARY_WEIGHT, SuperNet
+
+
+@HOOKS.register_module()
+class TellProgress(Hook):
+    """Before each epoch tells a network that drops paths (models/darts.py) what share of the training is over."""
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if hasattr(model.network, "progress"):
+            model.network.progress = runner.epoch / runner.max_epochs
 
 
 @MODELS.register_module()
@@ -39,6 +52,10 @@ class Classifier(BaseModel):
                  bce_threshold: float | None = None) -> None:
         super().__init__(data_preprocessor or {"type": "ImagePreprocessor"})
         self.network = build_classifier(**classifier)
+        if isinstance(self.network, SuperNet):
+            raise UserError("darts_supernet holds all architectures and runs one at a time, so it is not trained as it is; "
+                            "search it with configs/search_daas_cifar10.py, and train what that finds with "
+                            "tools/train_arch.py")
         self.channels_last = channels_last
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -61,7 +61,7 @@ class Photometric:
             try:
                 self.jitter = ColorJitter(**color_jitter)
             except (TypeError, ValueError) as error:
-                raise UserError(f"color_jitter = {dict(color_jitter)} does not fit torchvision's ColorJitter ({error}); "
+                raise UserError(f"color_jitter = {color_jitter!r} does not fit torchvision's ColorJitter ({error}); "
                                 "write color_jitter = dict(brightness=0.4, contrast=0.4, saturation=0.4) or None") from error
         if not (isinstance(lighting, int | float) and lighting >= 0):
             raise UserError(f"lighting is {lighting!r}; write a standard deviation such as lighting = 0.1, or 0 for none")

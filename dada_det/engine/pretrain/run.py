@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     began = time.monotonic()
     demand_plain(config.classifier.name, config.image_size, {name: value for name, value in config.classifier.items()
                                                              if name not in GIVEN})
+    demand_compilable(config.get("compile"))
     identity = identity_of(config, policy, train)
     checkpoint = resume_point(config.work_dir, identity, "pretrain") if resume else None
     if config.get("mirror") is False and is_main_process():
@@ -84,6 +86,16 @@ def run_pretraining(config: Config, policy: Replayable, train: ImageList | Array
     if is_main_process():
         finish(runner, config, policy, val, began)
     barrier()
+
+
+def demand_compilable(options: Any) -> None:
+    """Raises UserError if torch.compile does not take the config's `compile`; `target` in it is mmengine's."""
+    if isinstance(options, Mapping):
+        try:
+            torch.compile(torch.nn.Identity(), **{name: value for name, value in options.items() if name != "target"})
+        except (TypeError, RuntimeError) as error:
+            raise UserError(f"compile = {dict(options)} does not fit torch.compile ({error}); write compile = True, or "
+                            "arguments of torch.compile such as dict(mode=\"max-autotune\")") from error
 
 
 def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], identity: Identity, checkpoint: Path | None,
@@ -110,6 +122,7 @@ def build_runner(config: Config, data: tuple[DataLoader[Any], DataLoader[Any]], 
                        "checkpoint": {"type": "AtomicCheckpoint", **(config.get("checkpoint") or {})},
                        "param_scheduler": {"type": "SchedulePerUpdate", "parts": parts}},
         custom_hooks=[{"type": WatchImages}, {"type": "StopAtNaN"}, {"type": "SyncBuffersHook"}, *averaging(config),
+                      {"type": "TellProgress"},
                       {"type": "StampIdentity", "identity": identity}, {"type": "ExactResume"},
                       {"type": "ProgressLine", "stage": "pretrain"}],
         launcher="pytorch" if distributed else "none", randomness={"seed": config.seed}, visualizer=visualizer(config),

@@ -59,6 +59,7 @@ def load_detection(config: Config) -> Problem:
     rule, trains = config.data.get("groups", AUTO), bool(config.data.get("target_trains"))
     if config.data.get("val_root"):
         target = loaded(*find_annotations(config.data.val_root), config)
+        say_leak(train, target, target=True)
         folds = halves(target, rule, config.seed, beside=train) if trains else [Fold(train, target, grouped(target, rule))]
     else:
         target, folds = None, halves(train, rule, config.seed)
@@ -96,12 +97,18 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
     order = torch.randperm(len(images), generator=generator_for(seed))
     parts = [torch.tensor(part) for part in group_halves([torch.cat([order[1::2], order[::2]]).tolist()], groups.ids)]
     say_groups(groups.said)
-    if (leak := leak_found_in_pixels(images.images_NCHW, parts[0], parts[1], torch.zeros(len(images)))) and world()[0] == 0:
-        print(f"search  {leak}", flush=True)
     ids_N = torch.tensor(groups.ids)
     first, second = (images[part] for part in parts)
+    say_leak(first, second)
     return [Fold(ours if beside is None else beside + ours, theirs, ids_N[rows])
             for ours, theirs, rows in ((first, second, parts[1]), (second, first, parts[0]))]
+
+
+def say_leak(train: MemoryDetection, val: MemoryDetection, target: bool = False) -> None:
+    """Prints one line if images of one thing, judged by their pixels, stand in both parts (groups.leak_found_in_pixels)."""
+    leak = leak_found_in_pixels(train.images_NCHW, val.images_NCHW, torch.zeros(len(train)), torch.zeros(len(val)), target)
+    if leak and world()[0] == 0:
+        print(f"search  {leak}", flush=True)
 
 
 def grouped(images: MemoryDetection, rule: str) -> Tensor:

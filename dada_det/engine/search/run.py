@@ -67,6 +67,9 @@ def run_search(config: Config, resume: bool) -> None:
               "signs need", flush=True)
     torch.manual_seed(config.seed)  # every process starts from the same weights
     network = problem.network()
+    if isinstance(network, SuperNet) and method != "daas":
+        raise UserError(f"the method {method} searches one network, and darts_supernet holds all architectures; give "
+                        "another classifier.name, or configs/search_daas_cifar10.py")
     algorithm = make_algorithm(network)
     own = identity(config, problem, algorithm)
     checkpoint = resume_point(config.work_dir, own, "search") if resume else None

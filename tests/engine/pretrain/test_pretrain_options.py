@@ -9,6 +9,7 @@ import torch
 
 from dada_det.commands.common import ROOT
 from dada_det.commands.pretrain import NEEDED, main
+from dada_det.engine.pretrain import classifier
 from dada_det.engine.runtime.checkpoint import check_checkpoint
 from dada_det.models.backbone import load_backbone
 from dada_det.models.classifiers import build_classifier
@@ -117,13 +118,21 @@ def test_another_network_of_timms_is_exported_with_its_own_keys(images, tmp_path
                                 "strides": [64 // found.shape[2] for found in maps]}
 
 
-def test_a_network_of_a_cell_search_ends_without_a_backbone(images, tmp_path, capsys):
+def test_a_network_of_a_cell_search_drops_paths_and_ends_without_a_backbone(images, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def tell(self, runner, before=classifier.TellProgress.before_train_epoch):
+        before(self, runner)
+        seen.append((runner.model.network.drop_path, runner.model.network.progress))
+
+    monkeypatch.setattr(classifier.TellProgress, "before_train_epoch", tell)
     config = tmp_path / "config.py"
-    name = "darts/2/2/0/1/sep_conv_3x3:0,skip_connect:1|max_pool_3x3:0,skip_connect:1"
+    name = "darts/2/2/0.2/1/sep_conv_3x3:0,skip_connect:1|max_pool_3x3:0,skip_connect:1"
     config.write_text(f"_base_ = '{ROOT}/configs/pretrain_r50.py'\nclassifier = dict(name='{name}')\n")
-    arguments = flags(images, tmp_path / "w", "--config", str(config), epochs=1)
+    arguments = flags(images, tmp_path / "w", "--config", str(config), epochs=2)
     assert main([argument for argument in arguments if not argument.startswith("classifier.name")]) == 0
-    assert {path.name for path in (tmp_path / "w").glob("*.pth")} == {"epoch_1.pth"}
+    assert seen == [(0.2, 0.0), (0.2, 0.5)]
+    assert {path.name for path in (tmp_path / "w").glob("*.pth")} == {"epoch_1.pth", "epoch_2.pth"}
     assert_names(capsys.readouterr().out, f"pretrain  done: metrics.json in {tmp_path}")
 
 
@@ -156,7 +165,16 @@ MISTAKES = {
     ("test_vit", "one size"): ["progressive_size=8", "classifier.name=test_vit"],
     ("color_jitter and lighting", "policy_on"): ["policy_on=device", "lighting=0.1"],
     ("'tint'", "ColorJitter"): ["color_jitter.tint=0.1"],
+    ("color_jitter = 0.4", "ColorJitter", "brightness"): ["color_jitter=0.4"],
     ("lighting is -1", "standard deviation"): ["lighting=-1"],
+    ("'fast'", "layer_decay", "int or float"): ["layer_decay=fast"],
+    ("workers = -1", "from 0"): ["workers=-1"],
+    ("label_smoothing = 1.5", "from 0 to 1"): ["label_smoothing=1.5"],
+    ("warmup_epochs = -1", "from 0"): ["warmup_epochs=-1"],
+    ("lr_drops = ['a']", "shares of the training"): ["lr_drops=[a]"],
+    ("modee", "torch.compile"): ["compile={'modee': 'x'}"],
+    ("fast", "torch.compile"): ["compile={'mode': 'fast'}"],
+    ("darts_supernet", "train_arch.py"): ["classifier.name=darts_supernet"],
     ("interpolation 'lanczoz'", "the config", "nearest, bilinear, bicubic, lanczos"): ["interpolation=lanczoz"],
     ("train_size is 'abc'", "number of pixels"): ["train_size=abc"],
     ("test_vit", "one size", "train_size = None"): ["train_size=8", "classifier.name=test_vit"],

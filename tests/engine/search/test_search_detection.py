@@ -103,6 +103,17 @@ def test_halves_that_leak_are_said_by_the_pixels(capsys):
     assert "stand in both halves" not in (out := capsys.readouterr().out) and "12 groups of file names" in out
 
 
+def test_a_target_that_is_the_training_data_is_said(data, tmp_path, capsys):
+    same = write_coco(tmp_path / "same", train=squares(24, 0), val=squares(24, 0))
+    other = write_coco(tmp_path / "other", train=squares(24, 0), val=squares(24, 1))
+    for root, said in ((same, True), (other, False)):
+        config = Config.fromfile(CONFIG)
+        config.merge_from_dict({"data.root": str(root), "data.val_root": f"{root}/annotations/instances_val.json",
+                                "image_size": SIDE, "mirror": True})
+        search_detection.load_detection(config)
+        assert ("both among the training images and in --val-data" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize(("flags", "options"), [
     (("--val-data", "{data}/annotations/instances_val.json"), ()), (("--val-data", "{data}"), ("masks=True",)),
     ((), ("search.mode=paper",)), ((), ("search.draws_per_image=1",))],
