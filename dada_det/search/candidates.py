@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,12 +27,6 @@ def families(operations: Iterable[str] = OPERATION_NAMES) -> dict[str, Policy]:
             found[name] = Policy(RANGES, tuple(SubPolicy(1.0, (Operation(operation, 1.0, 0.5),)) for operation in members),
                                  uniform_strength=True)
     return found
-
-
-def sharper(policy: Policy) -> Policy:
-    """The policy with the squares of its sub-policies' weights: those that it prefers act more often still."""
-    total = sum(each.weight**2 for each in policy.sub_policies)
-    return replace(policy, sub_policies=tuple(replace(each, weight=each.weight**2 / total) for each in policy.sub_policies))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from dada_det.augment.named import fixed_policy
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Operation, Policy, SubPolicy
-from dada_det.search.candidates import families, operation_effects, ours, sharper, use_of
+from dada_det.search.candidates import families, operation_effects, ours, use_of
 from dada_det.search.verdict import Estimate
 
 
@@ -22,16 +22,6 @@ def test_families_hold_every_operation_once_and_keep_to_those_that_are_allowed()
         assert use_of(policy).sum() == pytest.approx(1.0) and policy.uniform_strength
     some = families(["Rotate", "Invert", "Color"])
     assert list(some) == ["tone"] and len(some["tone"].sub_policies) == 2
-
-
-def test_sharper_prefers_more_of_what_is_preferred_and_changes_nothing_else() -> None:
-    subs = tuple(SubPolicy(weight, (Operation(name, 0.5, 0.3),)) for weight, name in ((0.6, "Invert"), (0.2, "Color"),
-                                                                                     (0.2, "Rotate")))
-    policy = Policy("strength", subs, unaugmented=0.25)
-    found = sharper(policy)
-    assert [each.weight for each in found.sub_policies] == pytest.approx([9 / 11, 1 / 11, 1 / 11])
-    assert [each.operations for each in found.sub_policies] == [each.operations for each in subs]
-    assert found.unaugmented == 0.25
 
 
 def test_use_is_the_mean_number_of_times_that_an_operation_acts() -> None:

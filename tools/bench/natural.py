@@ -30,7 +30,7 @@ from dada_det.commands import common
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, write_json
 from dada_det.report.measurements import Rows
-from dada_det.search.candidates import FAMILIES, families, sharper
+from dada_det.search.candidates import FAMILIES, families
 from dada_det.search.settings import dada_settings
 from measuring import measure, rows_in, run_search
 from natural_detection import NUCLEI, DetectionProblem
@@ -40,8 +40,7 @@ from natural_table import FIXED, LEARNED, WITH_TARGET, noise_lines, table, truth
 
 PROBLEMS: dict[str, Problem | DetectionProblem] = {**CLASSIFICATION, NUCLEI.name: NUCLEI}
 
-PROPOSED = ("aligned", "sharper")
-CANDIDATES = (*PROPOSED, *FAMILIES)  # what else the trial of a search trains
+CANDIDATES = ("aligned", *FAMILIES)  # what else the trial of a search trains
 ARMS = (*FIXED, LEARNED)
 NAMES = (*ARMS, *CANDIDATES)
 IMAGES_ALONE = ("trivial", "rand")  # torchvision's, which leave the boxes where they were
@@ -110,13 +109,12 @@ def what_it_does(policy: AnyPolicy) -> str:
 
 def policy_for(task: Task, folder: Path) -> AnyPolicy:
     """What the task trains with; what alignment proposed is read from the search of the same seed, which must have run."""
-    if task.fixed not in PROPOSED:
+    if task.fixed != "aligned":
         return policy_of(task.fixed, task.seed)
-    found = search_folder(folder, LEARNED + task.arm.removeprefix(task.fixed)) / "proposal.json"
+    found = search_folder(folder, LEARNED + task.arm.removeprefix("aligned")) / "proposal.json"
     if not found.exists():
         raise UserError(f"the arm {task.arm} needs {found}; name the arm {LEARNED} before it")
-    proposed = resolve_policy(str(found), task.seed)
-    return sharper(proposed) if task.fixed == "sharper" and isinstance(proposed, Policy) else proposed
+    return resolve_policy(str(found), task.seed)
 
 
 def search_folder(folder: Path, arm: str) -> Path:

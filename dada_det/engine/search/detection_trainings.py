@@ -37,7 +37,6 @@ class DetectionTrainings(Trainings):
     reference = "none"
     figure = "AP"
     unit = "an image's own box AP, 0 to 1"
-    sharper = True  # a detector's loss has few steps in which preferences grow, and two fixed policies fewer are tried
 
     def augmented(self, fold: int, policy: AnyPolicy) -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Any]]:
         train = self.folds[fold].train

@@ -18,7 +18,7 @@ from dada_det.engine.search.problem import search_device
 from dada_det.engine.search.trainings import Trainings
 from dada_det.engine.search.trial import Trial
 from dada_det.files import write_json
-from dada_det.search.candidates import Effect, sharper
+from dada_det.search.candidates import Effect
 from dada_det.search.ranks import world
 from dada_det.search.training import ADAMW, SGD, TrainingRecipe
 from dada_det.search.verdict import PLAIN, Standing, Verdict
@@ -50,7 +50,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     barrier()
     trial = Trial(data, channels_last(network().to(search_device())), recipe, config.epochs, config.seed, folder, low,
                   operations)
-    found, policies, effects = trial.run({"aligned": proposed, **({"sharper": sharper(proposed)} if data.sharper else {})})
+    found, policies, effects = trial.run({"aligned": proposed})
     if world()[0] == 0:
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
                          {**provenance, "version": __version__})

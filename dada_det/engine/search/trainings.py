@@ -45,14 +45,13 @@ class Trainings:
     whole: images of a whole training, by which costs are counted; target: the user has given the images that validate;
     normalise: uint8 images -> what the network takes.
     fixed: the policies that a user would otherwise take; reference: that of them to which differences are given; figure:
-    what `judge` gives beside the score, for the head of a table; unit: of the score; sharper: candidates.sharper is tried.
+    what `judge` gives beside the score, for the head of a table; unit: of the score.
     """
 
     fixed: tuple[str, ...]
     reference: str
     figure: str
     unit: str
-    sharper = False
 
     def __init__(self, folds: Sequence[Fold], *, whole: int, target: bool, mirror: bool, batch_size: int, seed: int,
                  normalise: Callable[[Tensor], Tensor]) -> None:

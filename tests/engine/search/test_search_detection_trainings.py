@@ -84,7 +84,7 @@ def test_the_command_hands_over_what_won(tmp_path: Path, capsys: pytest.CaptureF
         assert main([*flags, "--work-dir", str(tmp_path / name), *more]) == 0
         verdict = json.loads((tmp_path / name / "verdict.json").read_text())
         assert {row["name"] for row in verdict["candidates"]} == \
-            {*DetectionTrainings.fixed, "aligned", "sharper", "tone", "geometry"}
+            {*DetectionTrainings.fixed, "aligned", "tone", "geometry"}
         assert "handed over" in capsys.readouterr().out
         resolve(str(tmp_path / name / "policy.json"))
 
