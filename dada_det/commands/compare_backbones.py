@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dada_det.commands import common
-from dada_det.commands.detector_data import demand_classes, demand_nothing_given, use_single
+from dada_det.commands.detector_data import demand_classes, demand_nothing_given, demand_same_categories, use_single
 from dada_det.commands.train_det import check_backbone, detector_config
 from dada_det.data.checks import CocoLayout, check_coco, find_coco
 from dada_det.errors import UserError
@@ -73,8 +73,7 @@ def body(args: Namespace) -> None:
     if args.image_size is not None and args.image_size < 32:
         raise UserError(f"--image-size {args.image_size} is too small for a detector; give at least 32 px")
     layout = find_coco(args.data)
-    for part in ("train", "val"):
-        check_coco(*layout.part(part))
+    demand_same_categories(layout, check_coco(*layout.part("train")), check_coco(*layout.part("val")))
     work_dir = make_folder(args.work_dir)
     trials = make_trials(args, names, detectors, layout, work_dir)
     for file in dict.fromkeys(trial.config.model.backbone.init_cfg.checkpoint for trial in trials):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.data.checks import CocoLayout, check_coco, find_annotations, find_coco
+from dada_det.data.coco_instances import CocoSummary
 from dada_det.errors import UserError
 from dada_det.files import make_folder, read_json, write_text
 
@@ -174,6 +175,13 @@ def demand_class_numbers(model: Any, classes: int, options: Sequence[str], annot
         if number not in (classes, COCO_CLASSES):
             raise UserError(f"{place} is {number}, and {annotations} lists {classes} categories; make it that number, or "
                             "give a file of so many")
+
+
+def demand_same_categories(layout: CocoLayout, train: CocoSummary, val: CocoSummary) -> None:
+    """UserError where the training and the validation annotations list other categories, or in another order."""
+    if (train.categories, train.category_ids) != (val.categories, val.category_ids):
+        raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
+                        "give both the same list in the same order")
 
 
 def demand_evaluators(config: Any, parts: Sequence[str], layout: CocoLayout) -> None:

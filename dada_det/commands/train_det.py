@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dada_det.commands import common
-from dada_det.commands.detector_data import data_layout, demand_classes, demand_evaluators
+from dada_det.commands.detector_data import data_layout, demand_classes, demand_evaluators, demand_same_categories
 from dada_det.data.checks import check_coco
 from dada_det.data.coco_instances import CocoSummary, what_is_learned
 from dada_det.errors import UserError
@@ -48,9 +48,7 @@ def body(args: Namespace) -> None:
     what_is_learned(summary, layout.part("train")[0], filter_of(config))
     demand_classes(config, summary.categories, args.cfg_options, layout.part("train")[0])
     demand_evaluators(config, ("val",), layout)
-    if (summary.categories, summary.category_ids) != (val.categories, val.category_ids):
-        raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
-                        "give both the same list in the same order")
+    demand_same_categories(layout, summary, val)
     if args.resume not in (None, "auto") and not Path(args.resume).is_file():
         raise UserError(f"the checkpoint {args.resume} of --resume does not exist; give an epoch_N.pth of a work_dir")
     scaling = config.auto_scale_lr = config.get("auto_scale_lr") or {"enable": False}

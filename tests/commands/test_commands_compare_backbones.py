@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,22 @@ def test_mistakes_get_one_sentence_before_anything_runs(flags, names, backbone, 
     assert compare(backbone, data, tmp_path / "w", *flags) == 2
     captured = capsys.readouterr()
     assert_error(captured.err, "compare_backbones.py", *names)
+    assert not trained
+
+
+@pytest.mark.parametrize("change", [lambda categories: categories[::-1], lambda categories: categories[:1],
+                                    lambda categories: [{**entry, "id": entry["id"] + 1} for entry in categories]])
+def test_parts_that_list_different_categories_are_refused(change, backbone, data, tmp_path, capsys, trained):
+    root = shutil.copytree(data, tmp_path / "data")
+    file = root / "annotations/instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"] = change(content["categories"])
+    known = {entry["id"] for entry in content["categories"]}
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] in known]
+    file.write_text(json.dumps(content))
+    assert compare(backbone, root, tmp_path / "w") == 2
+    assert_error(capsys.readouterr().err, "compare_backbones.py", root / "annotations/instances_train.json", file,
+                 "different categories", "same order")
     assert not trained
 
 
