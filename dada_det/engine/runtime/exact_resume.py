@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -24,6 +26,8 @@ from dada_det.data.random import generator_for
 from dada_det.errors import UserError
 
 SAMPLE, STEP = 1, 2  # first of the keys, so that no two streams are one
+WAITING = "waiting_gradients"  # in a checkpoint: those of steps whose update comes later, by parameter
+LOST = "Resumed iteration number is not divisible"  # how mmengine begins to say that gradients are lost
 Place = tuple[int, int]  # (epoch or step, index in the data set)
 
 
@@ -34,7 +38,8 @@ class ExactResume(Hook):
     It works for loops by epoch and by iteration, and for finite and endless samplers. On the CPU the weights are equal bit
     for bit. If a validation was due at the checkpoint and the process ended before it, it is run on resume. Data without
     indices (IterableDataset) keys its own randomness and is not skipped. A data set with an order of its own, such as
-    MMDetection's RepeatDataset, is fine.
+    MMDetection's RepeatDataset, is fine. Gradients that wait at a checkpoint for those of later steps
+    (accumulative_counts) are in it, but only of a run of one process: several have each their own, and lose them.
 
     Raises:
         UserError: the checkpoint was written in the middle of an epoch of another length (other batch, other processes).
@@ -45,11 +50,15 @@ class ExactResume(Hook):
     def __init__(self) -> None:
         self.batches: KeyedBatches | None = None
         self.resumed: dict[str, Any] = {}  # what before_save_checkpoint wrote into the checkpoint that is resumed
+        self.waiting: dict[str, torch.Tensor] = {}  # the gradients of the parameters in the checkpoint that is resumed
         self.began = (0, 0)  # this epoch, and the step at which it began
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
-            self.resumed = checkpoint.get("meta", {}).get("exact_resume", {})
+            self.resumed = (checkpoint.get("meta") or {}).get("exact_resume", {})
+            self.waiting = checkpoint.pop(WAITING, {})
+            if self.waiting:
+                runner.logger.addFilter(lambda record: not record.getMessage().startswith(LOST))
 
     def before_train(self, runner: Runner) -> None:
         loop = runner.train_loop
@@ -59,6 +68,10 @@ class ExactResume(Hook):
             raise UserError(f"the checkpoint was written after {done} of the {self.resumed['batches']} batches of an epoch, "
                             f"and an epoch has {len(loop.dataloader)} here; resume with the batch size and the processes of "
                             "that run, or give its last epoch_N.pth")
+        for name, parameter in _unwrapped(runner.model).named_parameters():
+            if name in self.waiting:
+                parameter.grad = self.waiting[name].to(parameter)
+        self.waiting = {}
         if not isinstance(loop.dataloader.dataset, IterableDataset):
             self.batches = use_keys(loop.dataloader, runner.seed, endless=not by_epoch)
             self.batches.skip = done
@@ -80,6 +93,10 @@ class ExactResume(Hook):
         meta = checkpoint["meta"]
         done = meta["iter"] - self.began[1] if meta["epoch"] == self.began[0] else 0
         meta["exact_resume"] = {"batches_done": done, "batches": len(runner.train_loop.dataloader)}
+        steps = runner.optim_wrapper
+        if runner.world_size == 1 and isinstance(steps, OptimWrapper) and not steps.should_update():
+            checkpoint[WAITING] = {name: parameter.grad.cpu() for name, parameter in
+                                   _unwrapped(runner.model).named_parameters() if parameter.grad is not None}
 
     def _make_up_for_validation(self, runner: Runner, done: int) -> None:
         """Runs the validation that was due after `done` epochs or steps, if the process ended before it."""
@@ -165,6 +182,12 @@ def use_keys(loader: DataLoader[Any], seed: int, endless: bool) -> KeyedBatches:
     batches = loader.batch_sampler
     assert isinstance(batches, KeyedBatches)
     return batches
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    inner = model.module if is_model_wrapper(model) else model
+    assert isinstance(inner, torch.nn.Module)
+    return inner
 
 
 def seed_everything(*keys: int) -> int:

@@ -143,6 +143,30 @@ def test_gradients_that_wait_for_more_are_not_lost(tmp_path, monkeypatch):
                     "iter_14.pth", "epoch_3.pth"]
 
 
+@pytest.mark.parametrize(("loop", "sampler", "name", "last"), [
+    ("epoch", "default", "epoch_1.pth", "epoch_3.pth"), ("step", "infinite", "iter_7.pth", "iter_15.pth"),
+    ("epoch", "default", "epoch_2.pth", "epoch_3.pth")])
+def test_gradients_that_wait_at_a_checkpoint_go_on_waiting(loop, sampler, name, last, tmp_path, capfd):
+    """Five steps an epoch and an update every two: one gradient waits at the end of the first epoch, none of the second."""
+    runner_for(tmp_path / "whole", loop, sampler, 0, accumulate=2).train()
+    waiting = check_checkpoint(tmp_path / "whole" / name).get("waiting_gradients")
+    assert (name == "epoch_2.pth") == (waiting is None)
+    assert waiting is None or waiting["layers.1.weight"].abs().sum() > 0
+    capfd.readouterr()
+    runner_for(tmp_path / "parts", loop, sampler, 0, accumulate=2, resume=tmp_path / "whole" / name).train()
+    assert same(*(state_of(tmp_path / folder / last) for folder in ("whole", "parts")))
+    assert "gradient of some iterations is lost" not in "".join(capfd.readouterr())
+    assert "waiting_gradients" not in check_checkpoint(tmp_path / "parts" / last)
+
+
+def test_several_processes_leave_their_gradients_to_be_lost(tmp_path, monkeypatch):
+    """Each has its own, and the file has room for one rank's."""
+    runner = runner_for(tmp_path, "epoch", "default", 0, accumulate=2)
+    monkeypatch.setattr(type(runner), "world_size", 2)
+    runner.train()
+    assert "waiting_gradients" not in check_checkpoint(tmp_path / "epoch_1.pth")
+
+
 def test_an_epoch_of_another_length_is_refused_and_checkpoints_within_one_need_the_hook(tmp_path):
     runner = runner_for(tmp_path, "epoch", "default", 0)
     StopHook(runner, 3)

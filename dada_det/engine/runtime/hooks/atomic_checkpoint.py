@@ -86,7 +86,8 @@ class AtomicCheckpoint(CheckpointHook):
         if not (self.by_epoch and self.steps):
             return
         self.late = self.late or (runner.iter + 1) % self.steps == 0
-        # Accumulated gradients are not saved: wait for an update. After the last batch the epoch's own checkpoint follows.
+        # Accumulated gradients of several processes are not saved: wait for an update. After the last batch the epoch's own
+        # checkpoint follows.
         if self.late and runner.optim_wrapper.should_update() and (runner.iter + 1) % len(runner.train_dataloader):
             self.late = False
             for hook in runner.hooks:
