@@ -129,6 +129,14 @@ def leave_out(config: Config, names: list[str]) -> None:
         dataset.update(type="WholeCocoDataset", left_out=names)
 
 
+def take_back(config: Config) -> None:
+    """Takes away what leave_out has changed, where the config is the copy of an earlier run's: this one looks anew."""
+    dataset = innermost(config.train_dataloader.dataset)
+    if dataset.type == "WholeCocoDataset":
+        dataset.type = "CocoDataset"
+        dataset.pop("left_out", None)
+
+
 def write_results_to(config: Config, prefix: Path) -> None:
     """Makes the test evaluator write COCO's results files <prefix>.{bbox,segm}.json, as it goes, in the place of figures.
 

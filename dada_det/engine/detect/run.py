@@ -62,6 +62,7 @@ def run_training(config: Config, layout: CocoLayout, summary: CocoSummary, *, re
         resume = config.pop("load_from", None) or "auto"
     config.resume = False  # it is this run's alone, and the work_dir's copy of the config can begin another
     change.drop_training_hooks(config)
+    change.take_back(config)
     say_machines(Path(config.filename).stem, config.work_dir, resume is not None)
     (annotations, images), val_part = layout.part("train"), layout.part("val")
     val = check_coco(*val_part)

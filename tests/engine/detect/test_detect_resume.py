@@ -29,13 +29,19 @@ FASTER_RCNN = str(ROOT / "configs/debug/faster_rcnn.py")
 def make(folder: Path, name: str = "one", policy: str = "none", weights: str = "weights",
          options: dict[str, Any] | None = None, processes: int = 1) -> dict[str, Any]:
     """The identity of a training on folder/<name>.json, with backbone file folder/<weights>.pth."""
+    return identity_of(config_of(folder, name, policy, weights, options), processes)
+
+
+def config_of(folder: Path, name: str = "one", policy: str = "none", weights: str = "weights",
+              options: dict[str, Any] | None = None) -> Config:
+    """The config of that training."""
     for path in (folder / f"{name}.json", folder / f"{weights}.pth"):
         path.write_text(path.stem)
     config = Config.fromfile(FASTER_RCNN, import_custom_modules=False, format_python_code=False)
     config.merge_from_dict({"model.backbone.init_cfg.checkpoint": str(folder / f"{weights}.pth"), **(options or {})})
     use_policy(config, policy)
     change.use_data(config, CocoLayout(folder / f"{name}.json", folder, None, None, None, None), ("cell",))
-    return identity_of(config, processes)
+    return config
 
 
 @pytest.mark.parametrize(("other", "named"), [
@@ -62,6 +68,24 @@ def test_what_may_change_on_the_way_is_not(tmp_path: Path) -> None:
     free = {"train_cfg.max_iters": 99, "train_cfg.val_interval": 3, "train_dataloader.num_workers": 2, "model.test_cfg.x": 1,
             "default_hooks.checkpoint.interval": 7}
     demand_same(Path("epoch_1.pth"), first, make(tmp_path, policy=str(tmp_path / "moved/policy.json"), options=free))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_run_goes_on_from_its_copy_where_broken_images_were_left_out(wrapped: bool, tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    if wrapped:
+        config.train_dataloader.dataset = {"type": "RepeatDataset", "times": 2, "dataset": config.train_dataloader.dataset}
+    first = identity_of(config, 1)
+    change.leave_out(config, ["1.jpg"])
+    change.use_training_hooks(config, "faster_rcnn")
+    config.dump(tmp_path / "copy.py")
+    copy = Config.fromfile(tmp_path / "copy.py", import_custom_modules=False, format_python_code=False)
+    change.drop_training_hooks(copy)
+    with refused(re.compile("left_out")):
+        demand_same(Path("epoch_1.pth"), first, identity_of(copy, 1))
+    change.take_back(copy)
+    demand_same(Path("epoch_1.pth"), first, identity_of(copy, 1))
+    assert change.innermost(copy.train_dataloader.dataset).type == "CocoDataset"
 
 
 def test_the_policy_of_a_pipeline_that_a_hook_switches_to_is_known_by_what_it_does(tmp_path: Path) -> None:
