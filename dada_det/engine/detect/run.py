@@ -282,8 +282,8 @@ def _give_weights(runner: Runner, content: dict[str, Any] | None, path: str, con
 
 
 def _score(files: dict[str, Path], annotations: Path, config: Config) -> None:
-    metrics = {kind: {name: evaluate_results(annotations, path, kind)[name] for name in FIGURES[:6]}
-               for kind, path in files.items()}
+    figures = {kind: evaluate_results(annotations, path, kind) for kind, path in files.items()}
+    metrics = {kind: {name: found[name] for name in FIGURES[:6]} for kind, found in figures.items()}
     path = Path(config.work_dir) / "metrics.json"
     write_json(path, metrics)
     said = ", ".join(f"{'box' if kind == 'bbox' else 'mask'} AP {values['AP']:.1f} (AP50 {values['AP50']:.1f})"

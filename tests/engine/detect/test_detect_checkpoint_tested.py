@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +54,19 @@ def test_load_from_and_resume_of_the_config_are_not_what_is_tested(files: dict[s
     assert torch.equal(scores(files, "given.pth", tmp_path, f"load_from={files['other.pth']}"), given)
     (tmp_path / "w/last_checkpoint").write_text(files["other.pth"])
     assert torch.equal(scores(files, "given.pth", tmp_path, f"load_from={files['other.pth']}", "resume=True"), given)
+
+
+def test_each_kind_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dada_det.engine.detect import run
+
+    kinds = []
+
+    def evaluate(annotations: Path, results: Path, kind: str) -> dict[str, float]:
+        kinds.append(kind)
+        return dict.fromkeys(run.FIGURES, 50.0)
+
+    monkeypatch.setattr(run, "evaluate_results", evaluate)
+    config: Any = Namespace(work_dir=str(tmp_path), filename="mask_rcnn.py")
+    run._score({"bbox": Path("b.json"), "segm": Path("s.json")}, Path("a.json"), config)
+    assert kinds == ["bbox", "segm"]
+    assert list(load(tmp_path / "metrics.json")["segm"]) == list(run.FIGURES[:6])
