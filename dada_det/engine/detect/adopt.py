@@ -108,9 +108,15 @@ def adopt(config: Any, backbone: str | None, name: str, facts: dict[str, Any] | 
 
 def neck_channels(model: Any) -> list[int]:
     """The channels of the maps that the neck takes from the backbone; [] where there is none, or one that does not list
-    them in the backbone's order."""
+    them in the backbone's order, as YOLOV3Neck begins with the last map."""
     channels = _first_neck(model).get("in_channels")
-    return [channels] if isinstance(channels, int) else list(channels) if isinstance(channels, list) else []
+    if isinstance(channels, int):
+        return [channels]
+    if not isinstance(channels, list) or not channels:
+        return []
+    # Every map is wider than the one before, but for a few networks of timm's, and then the first and the last are.
+    timms = model["backbone"]["type"] == "DADATimm"
+    return list(channels) if (channels[0] <= channels[-1] if timms else channels == sorted(channels)) else []
 
 
 def use_neck_channels(model: Any, channels: list[int]) -> None:

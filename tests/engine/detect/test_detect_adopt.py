@@ -10,7 +10,7 @@ import torch
 from dada_det.commands import predict, test_det, train_det
 from dada_det.commands.common import load_config
 from dada_det.commands.train_det import detector_config
-from dada_det.engine.detect.adopt import adopt, facts_beside, facts_of_checkpoint
+from dada_det.engine.detect.adopt import adopt, facts_beside, facts_of_checkpoint, neck_channels
 from dada_det.engine.detect.config import follow_preprocessing, use_backbone
 from dada_det.models.backbone import IMAGENET, export_backbone
 from dada_det.models.classifiers import build_classifier
@@ -87,8 +87,9 @@ def test_a_neck_of_several_parts_or_of_one_map_takes_timms_networks(path: str, c
     assert first.in_channels == channels and tuple(other.model.backbone.strides) == strides
 
 
-@pytest.mark.parametrize("neck", [None, [], {"type": "SSDNeck", "in_channels": (512, 1024)}])
-def test_a_neck_that_takes_no_list_of_maps_is_refused(neck: object, files: dict[str, str]) -> None:
+@pytest.mark.parametrize("neck", [None, [], {"type": "SSDNeck", "in_channels": (512, 1024)},
+                                  {"type": "YOLOV3Neck", "in_channels": [1024, 512, 256]}])
+def test_a_neck_that_takes_no_list_of_maps_or_another_order_is_refused(neck: object, files: dict[str, str]) -> None:
     config = load_config(RTMDET)
     config.model.neck = neck
     with refused("rtmdet", "CSPNeXt", files["resnet18"], "neck"):
@@ -98,6 +99,11 @@ def test_a_neck_that_takes_no_list_of_maps_is_refused(neck: object, files: dict[
     config.model.backbone.init_cfg.checkpoint = files["resnet18"]
     with refused("retinanet_r50_dada.py", "another neck", "resnet18"):
         use_backbone(config)
+
+
+def test_a_network_of_timms_that_narrows_on_the_way_keeps_its_neck() -> None:
+    model = {"backbone": {"type": "DADATimm"}, "neck": {"type": "FPN", "in_channels": [24, 112, 96, 320]}}
+    assert neck_channels(model) == [24, 112, 96, 320]
 
 
 def test_mean_and_std_of_the_file_take_imagenets_place_and_no_others(files: dict[str, str], tmp_path: Path) -> None:
