@@ -174,7 +174,7 @@ def use_epochs(config: Config, epochs: int | None, images: int, processes: int) 
     before = loop.max_epochs if by_epoch else loop.max_iters
     after = before if epochs is None else epochs if by_epoch else epochs * steps_an_epoch
     loop["max_epochs" if by_epoch else "max_iters"] = after
-    for schedule in config.param_scheduler:
+    for schedule in dicts_in(config.get("param_scheduler")):  # a list, one alone, or none
         for name in ("begin", "end", "T_max", "milestones"):
             if name in schedule and schedule.get("by_epoch", True) == by_epoch:
                 value, least = schedule[name], 0 if name == "begin" else 1
@@ -185,21 +185,35 @@ def use_epochs(config: Config, epochs: int | None, images: int, processes: int) 
 
 
 def use_image_size(config: Config, side: int) -> None:
-    """Resizes every image so that its longer side is `side` px; a range of scales keeps its ratios below that."""
-    for part in ("train", "val", "test"):
-        for step in innermost(config[f"{part}_dataloader"].dataset).pipeline:
-            if step["type"] == "Resize":
-                step.update(scale=(side, side), keep_ratio=True)
-            elif step["type"] == "RandomResize":
-                shorter = [min(scale) for scale in step["scale"]]
-                step.update(scale=[(round(side * each / max(shorter)),) * 2 for each in shorter], keep_ratio=True)
+    """Resizes every image so that its longer side is `side` px; a range of scales keeps its ratios below that.
+
+    Raises:
+        UserError: an image is resized by something else, before anything is changed.
+    """
+    places = {**{f"{part}_dataloader": config[f"{part}_dataloader"].dataset for part in ("train", "val", "test")},
+              "custom_hooks": config.get("custom_hooks"), "model.data_preprocessor": config.model.get("data_preprocessor")}
+    steps = [(step, place) for place, value in places.items() for step in dicts_in(value)
+             if "Resize" in str(step.get("type"))]
+    for step, place in steps:
+        more = [name for name in ("ratio_range", "resize_type") if step.get(name)]
+        if step["type"] not in ("Resize", "RandomResize") or more:
+            raise UserError(f"--image-size does not fit {config.filename}, where {' with '.join([str(step['type']), *more])} in "
+                            f"{place} chooses the size; leave it out, or set the sizes with --cfg-options")
+    for step, _ in steps:
+        if step["type"] == "Resize":
+            step.update(scale=(side, side), keep_ratio=True)
+        else:
+            shorter = [min(scale) for scale in step["scale"]]
+            step.update(scale=[(round(side * each / max(shorter)),) * 2 for each in shorter], keep_ratio=True)
 
 
 def use_processes(config: Config, launcher: str, gloo: bool) -> None:
     """Many processes; over gloo each holds its model where it is, and DDP must not ask for a device of its own."""
     config.launcher = launcher
     if gloo:
-        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
+        own = config.get("model_wrapper_cfg") or {"find_unused_parameters": config.get("find_unused_parameters", False)}
+        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "broadcast_buffers": False, **own,
+                                    "device_ids": None}
 
 
 def use_training_hooks(config: Config, stage: str) -> None:

@@ -282,12 +282,58 @@ def test_a_very_short_schedule_has_no_empty_part():
     assert config.train_cfg.max_iters == 1 and [each["end"] for each in schedule_of(config)] == [1, 1]
 
 
+def test_a_schedule_that_is_one_dict_or_none_is_stretched_too():
+    config = load_config("mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    detector_config.use_epochs(config, 5, images=200, processes=1)  # batch 2: 100 steps an epoch
+    assert config.train_cfg.max_iters == 500
+    assert (config.param_scheduler.end, config.param_scheduler.milestones) == (500, [444, 481])
+    config.param_scheduler = None
+    detector_config.use_epochs(config, 1, images=200, processes=1)
+    assert config.train_cfg.max_iters == 100 and config.param_scheduler is None
+
+
 def test_image_size_is_the_longer_side_in_every_pipeline():
     config = config_of("mask_rcnn_r50_dada_ms3x")
     detector_config.use_image_size(config, 400)
     pipelines = dict(pipelines_of(config))
     assert pipelines["train"][2].scale == [(320, 320), (400, 400)] and pipelines["train"][2].keep_ratio
     assert [step.scale for part in ("val", "test") for step in pipelines[part] if step.type == "Resize"] == [(400, 400)] * 2
+
+
+@pytest.mark.parametrize(("name", "changes", "names"), [
+    ("mask2former/mask2former_r50_8xb2-lsj-50e_coco", {}, ("RandomResize", "ratio_range", "train_dataloader")),
+    ("detr/detr_r50_8xb2-150e_coco", {}, ("RandomChoiceResize", "train_dataloader")),  # inside RandomChoice
+    ("retinanet/retinanet_r50_fpn_1x_coco", {"test_dataloader.dataset.pipeline.1.type": "mmdet.FixScaleResize"},
+     ("mmdet.FixScaleResize", "test_dataloader")),
+    ("yolox/yolox_s_8xb8-300e_coco", {}, ("BatchSyncRandomResize", "model.data_preprocessor"))])
+def test_an_image_size_that_a_pipeline_cannot_take_is_refused_and_nothing_changed(name, changes, names):
+    config = load_config(f"mmdet::{name}.py")
+    config.merge_from_dict(changes)
+    before = config.to_dict()
+    with refused("--image-size", re.compile(re.escape(name)), "--cfg-options", *names):
+        detector_config.use_image_size(config, 400)
+    assert config.to_dict() == before
+
+
+def test_image_size_reaches_the_pipeline_behind_a_mosaic():
+    config = load_config("mmdet::yolox/yolox_s_8xb8-300e_coco.py")
+    config.model.data_preprocessor.batch_augments = None
+    detector_config.use_image_size(config, 400)
+    assert [step.scale for step in config.train_dataloader.dataset.pipeline if step.type == "Resize"] == [(400, 400)]
+
+
+@pytest.mark.parametrize(("given", "wrapper"), [
+    ({}, {"find_unused_parameters": False}), ({"find_unused_parameters": True}, {"find_unused_parameters": True}),
+    ({"model_wrapper_cfg": {"static_graph": True, "broadcast_buffers": True}},
+     {"static_graph": True, "broadcast_buffers": True})])
+def test_over_gloo_the_config_s_own_wrapper_stays(given, wrapper):
+    config = config_of("retinanet_r50_dada", **given)
+    detector_config.use_processes(config, "pytorch", gloo=True)
+    assert config.launcher == "pytorch" and config.model_wrapper_cfg == {
+        "type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False, **wrapper}
+    config = config_of("retinanet_r50_dada", **given)
+    detector_config.use_processes(config, "pytorch", gloo=False)
+    assert config.get("model_wrapper_cfg") == given.get("model_wrapper_cfg")
 
 
 def test_results_of_the_validation_are_kept_beside_its_figures(tmp_path):
