@@ -19,7 +19,7 @@ from dada_det.data.checks import coco_categories
 from dada_det.data.decode import load_image
 from dada_det.engine.detect import config as change
 from dada_det.engine.detect import guard  # noqa: F401  registers DADAResNet and hands mmcv its operators
-from dada_det.engine.detect.run import matching_weights
+from dada_det.engine.detect.run import classes_in, matching_weights
 from dada_det.engine.runtime.checkpoint import check_checkpoint, forbid_unsafe_loading
 from dada_det.errors import UserError
 from dada_det.files import write_json
@@ -83,7 +83,7 @@ def detector(config: Config, checkpoint: str) -> tuple[nn.Module, tuple[str, ...
     from mmdet.registry import MODELS  # guard has imported mmdet
 
     content = check_checkpoint(checkpoint)
-    classes = tuple((content.get("meta") or {}).get("dataset_meta", {}).get("classes", ()))
+    classes = classes_in(content)
     if not classes:
         raise UserError(f"the checkpoint {checkpoint} does not name its categories; give an epoch_N.pth that "
                         "tools/train_det.py wrote")

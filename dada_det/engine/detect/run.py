@@ -162,12 +162,19 @@ def matching_weights(content: dict[str, Any], model: nn.Module, path: str | Path
                             f"{there or 'absent'} in the file and {here or 'absent'} in the detector; give the config and "
                             "the data (and, for a checkpoint from before 30 November 2026, the --backbone) that it was "
                             "trained with")
-    classes = tuple((content.get("meta") or {}).get("dataset_meta", {}).get("classes", ()))
+    classes = classes_in(content)
     expected = tuple(config.test_dataloader.dataset.metainfo.classes)
     if classes and classes != expected:
         raise UserError(f"the checkpoint {path} was trained on other categories ({', '.join(classes[:3])}..) than the "
                         f"annotations have ({', '.join(expected[:3])}..); give the data it was trained for")
     return found
+
+
+def classes_in(content: dict[str, Any]) -> tuple[str, ...]:
+    """The categories that a checkpoint's `content` names; () where it names none."""
+    meta = (content.get("meta") or {}).get("dataset_meta")
+    classes = meta.get("classes") if isinstance(meta, dict) else None
+    return tuple(map(str, classes)) if isinstance(classes, list | tuple) else ()
 
 
 def _join(config: Config, launcher: str) -> None:

@@ -94,6 +94,9 @@ def check_checkpoint(path: str | Path) -> dict[str, Any]:
     content = load_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict", content), dict):
         raise DamagedCheckpoint(f"{path} holds no state dict; give a checkpoint that training wrote")
+    if not isinstance(content.get("meta"), dict | None):
+        raise DamagedCheckpoint(f"{path} has a {type(content['meta']).__name__} in the place of the dict `meta`; give a "
+                                "checkpoint that training wrote")
     return content
 
 
@@ -167,7 +170,7 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
+    except Exception:  # of damage: an entry can be called encrypted, or packed in any way
         return False
 
 

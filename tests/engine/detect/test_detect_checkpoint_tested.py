@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import load
 
 from dada_det.commands import test_det
 from dada_det.commands.train_det import detector_config
 from tests.engine.detect.test_detect_detection_commands import RETINANET, TINY, write_coco
+from tests.messages import refused
 
 OPTIONS = [*TINY, "model.test_cfg.score_thr=0.0", "model.test_cfg.max_per_img=5"]
 
@@ -70,3 +72,16 @@ def test_each_kind_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run._score({"bbox": Path("b.json"), "segm": Path("s.json")}, Path("a.json"), config)
     assert kinds == ["bbox", "segm"]
     assert list(load(tmp_path / "metrics.json")["segm"]) == list(run.FIGURES[:6])
+
+
+@pytest.mark.parametrize("meta", [None, {}, {"dataset_meta": None}, {"dataset_meta": "cell"},
+                                  {"dataset_meta": {"classes": 1}}])
+def test_a_checkpoint_need_not_name_its_categories(meta: object) -> None:
+    from dada_det.engine.detect.run import matching_weights
+
+    config = Config({"test_dataloader": {"dataset": {"metainfo": {"classes": ("cell",)}}}})
+    content: dict[str, Any] = {"state_dict": {}, "meta": meta}
+    assert matching_weights(content, torch.nn.Identity(), "epoch_1.pth", config) == {}
+    content["meta"] = {"dataset_meta": {"classes": ["nucleus"]}}
+    with refused("epoch_1.pth", "nucleus", "cell"):
+        matching_weights(content, torch.nn.Identity(), "epoch_1.pth", config)

@@ -81,6 +81,8 @@ def test_truncated_missing_and_foreign_files_are_named(tmp_path):
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no state dict"):
         check_checkpoint(tmp_path / "list.pth")
+    with refused(save(tmp_path / "text.pth", meta="of text"), "meta"):
+        check_checkpoint(tmp_path / "text.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Call(os.system, "true")))
     with pytest.raises(UserError, match=r"plain.pth (carries code|is truncated)"):
         check_checkpoint(tmp_path / "plain.pth")
@@ -133,13 +135,19 @@ def test_damaged_checkpoints_are_skipped_by_name(tmp_path, capsys):
     with zipfile.ZipFile(tmp_path / "iter_5.pth", "w") as archive:  # whole, and still no checkpoint
         archive.writestr("archive/data.pkl", b"nothing")
     torch.save([1], tmp_path / "epoch_2.pth")
+    for name, place, bit in (("epoch_4.pth", 8, 1), ("epoch_5.pth", 10, 64), ("epoch_6.pth", 10, 8)):
+        raw = bytearray(save(tmp_path / name).read_bytes())  # as encrypted, or packed in a way that is not
+        raw[raw.index(b"PK\x01\x02") + place] |= bit
+        (tmp_path / name).write_bytes(raw)
+    save(tmp_path / "epoch_7.pth", meta="of text")
     found = newest_that_loads(tmp_path, "search")
     assert found is not None and found[0] == tmp_path / "epoch_1.pth" and found[1]["meta"]["epoch"] == 1
     said = capsys.readouterr().out.splitlines()
     *skipped, going_on = said
-    for line, name in zip(sorted(skipped), ("epoch_2.pth", "epoch_3.pth", "iter_5.pth"), strict=True):
+    for line, name in zip(sorted(skipped), (*(f"epoch_{number}.pth" for number in range(2, 8)), "iter_5.pth"), strict=True):
         assert_names(line, "--resume", "skipped", tmp_path / name)
     assert_names(going_on, "--resume", "going on", tmp_path / "epoch_1.pth")
+    assert find_checkpoint(tmp_path) == tmp_path / "epoch_1.pth"
     (tmp_path / "epoch_1.pth").write_bytes(b"")
     assert newest_that_loads(tmp_path, "search") is None
     assert_names(capsys.readouterr().out.splitlines()[-1], "--resume", tmp_path)
