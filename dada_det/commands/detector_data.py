@@ -157,13 +157,9 @@ def demand_class_numbers(model: Any, classes: int, options: Sequence[str], annot
     COCO_CLASSES in the file stands for no number given. Heads whose classes are others than the data's may have any number,
     but one that is to name stuff (sky, grass) beside things has nothing to learn it from.
     """
-    from dada_det.engine.detect.config import CLASS_NUMBERS, OTHER_HEADS, dicts_in
+    from dada_det.engine.detect.config import CLASS_NUMBERS, OTHER_HEADS
 
-    for entry in dicts_in(model):
-        if entry.get("num_stuff_classes"):
-            raise UserError(f"the detector's {entry.get('type')} segments {entry['num_stuff_classes']} classes of stuff "
-                            f"(num_stuff_classes), and {annotations} has objects alone; give a config of instances, such as "
-                            "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
+    refuse_stuff(model, f"{annotations} has objects alone")
     for option in options:
         name, _, value = option.partition("=")
         parts = name.split(".")
@@ -175,6 +171,17 @@ def demand_class_numbers(model: Any, classes: int, options: Sequence[str], annot
         if number not in (classes, COCO_CLASSES):
             raise UserError(f"{place} is {number}, and {annotations} lists {classes} categories; make it that number, or "
                             "give a file of so many")
+
+
+def refuse_stuff(model: Any, why: str) -> None:
+    """UserError where a head of the model is to name stuff (sky, grass) beside things, and `why` that cannot be."""
+    from dada_det.engine.detect.config import dicts_in
+
+    for entry in dicts_in(model):
+        if entry.get("num_stuff_classes"):
+            raise UserError(f"the detector's {entry.get('type')} segments {entry['num_stuff_classes']} classes of stuff "
+                            f"(num_stuff_classes), and {why}; give a config of instances, such as "
+                            "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
 
 
 def demand_same_categories(layout: CocoLayout, train: CocoSummary, val: CocoSummary) -> None:

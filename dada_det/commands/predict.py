@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dada_det.commands import common
-from dada_det.commands.detector_data import use_single
+from dada_det.commands.detector_data import refuse_stuff, use_single
 from dada_det.commands.train_det import detector_config
 from dada_det.data.folders import IMAGE_SUFFIXES
 from dada_det.errors import UserError
@@ -50,6 +50,7 @@ def body(args: Namespace) -> None:
         raise UserError(f"the checkpoint {args.checkpoint} does not exist; give an epoch_N.pth that training wrote")
     pictures = pictures_of(args.images, Path(args.out))
     config = detector_config(args)
+    refuse_stuff(config.model, "objects alone are found here")
     for part in ("train", "val", "test"):
         use_single(config, part)
     out = make_folder(args.out)

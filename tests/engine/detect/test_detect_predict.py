@@ -154,7 +154,12 @@ def test_pictures_of_an_earlier_run_are_no_images(tmp_path: Path) -> None:
 
 def test_mistakes_get_one_sentence(coco: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     torch.save({"state_dict": {}}, tmp_path / "nameless.pth")
-    cases = [((MASK_RCNN, "no.pth", coco), "the checkpoint no.pth does not exist"),
+    torch.save({"state_dict": {}, "meta": {"dataset_meta": None}}, tmp_path / "none.pth")
+    panoptic = [f"mmdet::{name}.py" for name in ("mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic",
+                                                 "panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco")]
+    cases = [*(((name, checkpoint, coco), "(num_stuff_classes), and") for name in panoptic),
+             ((MASK_RCNN, tmp_path / "none.pth", coco), "does not name its categories"),
+             ((MASK_RCNN, "no.pth", coco), "the checkpoint no.pth does not exist"),
              ((MASK_RCNN, tmp_path / "nameless.pth", coco), "does not name its categories"),
              ((MASK_RCNN.replace("mask_rcnn", "retinanet"), checkpoint, coco), "does not fit the detector"),
              (("configs/search_imagenet.py", checkpoint, coco), "is no detector's config")]
