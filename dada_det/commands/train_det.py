@@ -9,6 +9,7 @@ from dada_det.commands import common
 from dada_det.commands.detector_data import data_layout, demand_classes, demand_evaluators, demand_same_categories
 from dada_det.data.checks import check_coco
 from dada_det.data.coco_instances import CocoSummary, what_is_learned
+from dada_det.engine.runtime.environment import check_launcher
 from dada_det.errors import UserError
 from dada_det.files import make_folder
 
@@ -56,7 +57,8 @@ def body(args: Namespace) -> None:
         raise UserError(f"--auto-scale-lr: {args.config} does not say for which batch its learning rate is; add "
                         "auto_scale_lr=dict(base_batch_size=16) to it")
     if args.keep is not None:
-        config.default_hooks.checkpoint.max_keep_ckpts = args.keep
+        hooks = config.get("default_hooks") or {}
+        config.default_hooks = {**hooks, "checkpoint": {**(hooks.get("checkpoint") or {}), "max_keep_ckpts": args.keep}}
     from dada_det.augment.named import resolve
 
     mirror = common.mirror_of(args, config, resolve(args.policy)[1])  # a mistake is said before heavy imports
@@ -86,8 +88,9 @@ def detector_config(args: Namespace) -> Any:
     """CONFIG with --cfg-options, --work-dir and --backbone applied.
 
     Raises:
-        UserError: it is no config of a detector that can be trained here.
+        UserError: it is no config of a detector that can be trained here, or nothing of --launcher has started the command.
     """
+    check_launcher(getattr(args, "launcher", "none"))
     for name in ("backbone", "data"):
         path = getattr(args, name)
         if path and not Path(path).exists():

@@ -197,8 +197,9 @@ def use_image_size(config: Config, side: int) -> None:
     for step, place in steps:
         more = [name for name in ("ratio_range", "resize_type") if step.get(name)]
         if step["type"] not in ("Resize", "RandomResize") or more:
-            raise UserError(f"--image-size does not fit {config.filename}, where {' with '.join([str(step['type']), *more])} in "
-                            f"{place} chooses the size; leave it out, or set the sizes with --cfg-options")
+            kind = " with ".join([str(step["type"]), *more])
+            raise UserError(f"--image-size does not fit {config.filename}, where {kind} in {place} chooses the size; leave "
+                            "it out, or set the sizes with --cfg-options")
     for step, _ in steps:
         if step["type"] == "Resize":
             step.update(scale=(side, side), keep_ratio=True)
@@ -218,7 +219,8 @@ def use_processes(config: Config, launcher: str, gloo: bool) -> None:
 
 def use_training_hooks(config: Config, stage: str) -> None:
     """Whole checkpoints, a stop at NaN and lines of progress in place of MMDetection's log on the console."""
-    exact = any(hook["type"] == "ExactResume" for hook in config.get("custom_hooks", []))
+    exact = any(hook["type"] == "ExactResume" for hook in config.get("custom_hooks") or [])
+    config.default_hooks = config.get("default_hooks") or {}
     config.default_hooks.checkpoint = {"steps": CHECKPOINT_STEPS if exact else 0,
                                        **(config.default_hooks.get("checkpoint") or {}), "type": "AtomicCheckpoint"}
     config.default_hooks.runtime_info = {"type": "LateRuntimeInfo"}

@@ -273,8 +273,12 @@ def _use_test_flags(config: Config, flags: TestFlags) -> None:
                             f"for {Path(config.filename).stem}")
         change.use_test_time_augmentation(config)
     if flags.show or flags.show_dir:
-        config.default_hooks.visualization.update(draw=True, show=flags.show, wait_time=flags.wait_time,
-                                                  test_out_dir=flags.show_dir)
+        hooks = config.get("default_hooks") or {}
+        drawing = {"type": "DetVisualizationHook", **(hooks.get("visualization") or {}), "draw": True, "show": flags.show,
+                   "wait_time": flags.wait_time, "test_out_dir": flags.show_dir}
+        config.default_hooks = {**hooks, "visualization": drawing}
+        config.visualizer = config.get("visualizer") or {"type": "DetLocalVisualizer",
+                                                         "vis_backends": [{"type": "LocalVisBackend"}]}
     config.custom_hooks = [{"type": "TestProgressLine", "stage": Path(config.filename).stem}]
 
 

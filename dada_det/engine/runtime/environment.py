@@ -9,6 +9,9 @@ import re
 
 from dada_det.errors import UserError
 
+# --launcher -> what starts the processes, and a variable that it sets for each.
+STARTERS = {"pytorch": ("torchrun", "LOCAL_RANK"), "slurm": ("srun", "SLURM_PROCID"),
+            "mpi": ("mpirun", "OMPI_COMM_WORLD_LOCAL_RANK")}
 FIRST_PORT, PORTS = 20_000, 20_000  # first and number of the ports; the job's number chooses one
 
 
@@ -34,6 +37,14 @@ def check_processes(asked: int, started: int) -> None:
     if started > 1 and asked not in (1, started):
         raise UserError(f"torchrun or srun has started {started} processes and --gpus says {asked}; leave --gpus out, and "
                         "start one process a GPU (torchrun --nproc-per-node, srun --ntasks-per-node)")
+
+
+def check_launcher(launcher: str) -> None:
+    """Raises UserError if --launcher names what has not started this process."""
+    starter, variable = STARTERS.get(launcher, ("", ""))
+    if starter and not {"LOCAL_RANK", variable} & set(os.environ):
+        raise UserError(f"--launcher {launcher} is for processes that {starter} starts, and it has not started this one "
+                        f"({variable} is not set); leave it out, or begin the command with {starter}")
 
 
 def first_host(nodes: str) -> str:

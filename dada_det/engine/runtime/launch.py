@@ -44,8 +44,12 @@ def read_config(path: str, options: Sequence[str] = ()) -> Config:
         config = without_layout(Config.fromfile(path))
         make_room(config, given)
         config.merge_from_dict(given)
-    except (ValueError, TypeError, KeyError, SyntaxError, ImportError, OSError) as error:
-        raise UserError(f"cannot read the config {path} with options {list(options)}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a config is code, which raises what it likes
+        said = " ".join(str(error).split()) or type(error).__name__
+        given_too = f" with --cfg-options {' '.join(options)}" if options else ""
+        raise UserError(f"cannot read the config {path}{given_too}: {said}; correct it") from error
     return config
 
 
