@@ -21,6 +21,7 @@ NEEDED = {"kind": str, "data": dict, "search": dict, "weights_optimizer": dict, 
           "image_size": int, "batch_size": int, "base_batch_size": int, "epochs": int, "seed": int,
           "precision": str}
 
+PRECISIONS = ("float32", "bfloat16")
 DEFAULTS = {"mirror": True, "clip_grad": None, "masks": False}  # of entries that a config may leave out
 
 # Every entry that a search's config may have, with its types.
@@ -75,6 +76,7 @@ def body(args: Namespace) -> None:
             raise UserError("--target-trains says that the images of --val-data will train too, and there are none; give "
                             "--val-data, or leave it out")
         config.data.target_trains = True
+    demand_sizes(config, common.what_gives(args))
     if config.kind not in CHECKS:
         raise UserError(f"the config's kind is {config.kind!r}; give one of {', '.join(CHECKS)}")
     network = "model" if config.kind == "coco" else "classifier"
@@ -104,6 +106,19 @@ def body(args: Namespace) -> None:
     run_search(config, args.resume)
 
 
+def demand_sizes(config: Any, what: str) -> None:
+    """Raises UserError if a number of the config is too small, or its precision is none of a search's."""
+    sizes = {"base_batch_size": (config.get("base_batch_size"), 1), "padding": (config.get("padding"), 0),
+             **{f"data.{name}": (config.data.get(name), 1) for name in ("images_per_class", "subset_images", "images")}}
+    for name, (value, least) in sizes.items():
+        if value is not None and value < least:
+            raise UserError(f"{what} has {name} = {value}; give {least} or more")
+    if config.precision not in PRECISIONS:
+        raise UserError(f"{what} has precision = {config.precision!r}; give one of {', '.join(PRECISIONS)}")
+    if config.get("method") == "daas" and "architecture_optimizer" not in config:
+        raise UserError(f"{what} has no architecture_optimizer, which the method daas needs; give one such as dict(lr=3e-4)")
+
+
 def check_folders(config: Any) -> None:
     """Folders of images in ImageNet's layout."""
     search_lists(config.data, config.seed)
@@ -111,7 +126,7 @@ def check_folders(config: Any) -> None:
 
 def check_arrays(config: Any) -> None:
     """CIFAR's or SVHN's files, split in halves."""
-    if config.data.get("val_root") or config.image_size > 32 + 2 * config.get("padding", 0):
+    if config.data.get("val_root") or config.image_size > 32:  # padding enlarges no validation image
         raise UserError(f"the images of {config.kind} are 32 px and split in halves: --image-size {config.image_size} or "
                         "--val-data does not fit; leave it out, or search a folder of images")
     if config.data.get("groups", AUTO) not in (AUTO, NONE):

@@ -228,7 +228,8 @@ def load_coco(annotations: Path, images: Path, side: int, masks: bool, most: int
         labels_M.append(torch.tensor([label_of[entry["category_id"]] for entry in own]))
         run_lengths.append([_mask(entry, info, side) for entry in own] if masks else [])
     everything = MemoryDetection(torch.from_numpy(pixels_NCSS), boxes_M4, labels_M, run_lengths if masks else None,
-                                 [info["file_name"] for info in infos], [_scaled(info, side)[::-1] for info in infos])
+                                 [os.path.relpath(images / info["file_name"], images) for info in infos],
+                                 [_scaled(info, side)[::-1] for info in infos])
     return everything[fine.nonzero().flatten()] if broken else everything, broken
 
 

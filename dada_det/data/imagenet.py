@@ -88,6 +88,26 @@ def decode_to_memory(images: ImageList, image_size: int, stage: str, interpolati
     return MemoryImages(pixels_NCHW, torch.tensor(images.labels))
 
 
+def decodable(images: ImageList, image_size: int, stage: str, interpolation: str = "bilinear",
+              crop_share: float = VAL_SHARE) -> tuple[ImageList, MemoryImages]:
+    """decode_to_memory without the images that do not decode: (the list of the others, their pixels). A replacement would
+    stand in the list twice, and a search could part the two.
+
+    Raises:
+        UserError: as `decode` does.
+    """
+    say_passed_over(images, stage)
+    pixels_NCHW, broken = decode(images, round(image_size / crop_share), len(os.sched_getaffinity(0)), interpolation)
+    if broken:
+        if is_first_process():
+            print(f"{stage}  {len(broken)} of {len(images)} images in {images.root} did not decode and are left out: "
+                  f"{', '.join(map(printable, broken[:3]))}", flush=True)
+        left_out = set(broken)
+        rows = [row for row, name in enumerate(images.files) if name not in left_out]
+        images, pixels_NCHW = images.select(rows), pixels_NCHW[rows]
+    return images, MemoryImages(pixels_NCHW, torch.tensor(images.labels))
+
+
 def check_broken(broken: Sequence[str], total: int, root: Path | str) -> None:
     """Raises UserError if at least two of `total` images, and more than 1 % of them, are broken."""
     if len(broken) >= 2 and len(broken) > BROKEN_SHARE * total:

@@ -51,8 +51,10 @@ def random_crop(images_BCHW: Tensor, size: int, padding: int, mirror: bool, gene
 
 
 def center_crop(images_BCHW: Tensor, size: int) -> Tensor:
-    """The middle `size` x `size` pixels."""
+    """The middle `size` x `size` pixels; ValueError if the images are smaller."""
     h, w = images_BCHW.shape[-2:]
+    if size > min(h, w):
+        raise ValueError(f"a crop of {size} px does not fit into {h} x {w} px")
     y, x = (h - size) // 2, (w - size) // 2
     return images_BCHW[..., y:y + size, x:x + size]
 

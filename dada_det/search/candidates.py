@@ -41,9 +41,12 @@ def operation_effects(policies: Mapping[str, Policy | None], scores: Mapping[str
     """The effect of each operation on the score of the policies that hold it, the best first.
 
     Bayesian linear regression of the policies' scores on how often each operation acts. The prior of an effect is a normal
-    with mean 0 and the variance of the scores. Operations that no policy tells apart have the same effect.
+    with mean 0 and the variance of the scores. Operations that no policy tells apart have the same effect; one policy alone
+    tells of none, and all effects are 0.
     """
     names = list(policies)
+    if len(names) < 2:
+        return [Effect(name, Estimate(0.0, 0.0)) for name in OPERATION_NAMES]
     use_CO = torch.stack([use_of(policies[name]) for name in names])
     use_CO = use_CO - use_CO.mean(0)
     score_C = torch.tensor([scores[name].mean for name in names], dtype=torch.float64)

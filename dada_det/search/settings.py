@@ -69,7 +69,7 @@ def dada_settings(mode: str = "default", **changes: object) -> DadaSettings:
     Raises:
         UserError: the mode or an entry is unknown, or a value is impossible.
     """
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise UserError(f"search has no mode {mode!r}; modes: {', '.join(MODES)}")
     unknown = [name for name in changes if name not in ENTRIES[mode]]
     if unknown:

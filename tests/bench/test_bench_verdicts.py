@@ -25,7 +25,7 @@ def stored(bench: ModuleType, folder: Path, better: dict[str, tuple[float, float
     for number, name in enumerate(bench.KINDS):
         for fold in range(2):
             score = better.get(name, (0.0, 0.0))[fold] + noise + 0.01 * number * torch.linspace(-1, 1, IMAGES)
-            results.put(f"{name}_fold{fold}", torch.stack([score, (score > 0).float()]).double())
+            results.put(f"{name}_fold{fold}_0123456789ab", torch.stack([score, (score > 0).float()]).double())
 
 
 def table(bench: ModuleType, path: Path, without: str = "") -> Path:

@@ -53,6 +53,14 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_absolute_names_are_kept_relative_to_the_folder(folder):
+    path = folder / "annotations/train.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = str(folder / "train/1.png")
+    path.write_text(json.dumps(content))
+    assert load_coco(path, folder / "train", SIDE, True, None, generator())[0].names == ["1.png", "2.png"]
+
+
 def test_images_are_scaled_and_padded_and_their_instances_follow(folder):
     memory, broken = load_coco(folder / "annotations/train.json", folder / "train", SIDE, True, None, generator())
     assert broken == []

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from dada_det.data.decode import load_image
 from dada_det.data.folders import scan_folder
-from dada_det.data.imagenet import ImageFolder, check_broken, decode, random_crop
+from dada_det.data.imagenet import ImageFolder, check_broken, decodable, decode, random_crop
 from dada_det.data.random import generator_for
 from dada_det.errors import UserError
-from tests.messages import refused
+from tests.messages import assert_names, refused
 
 
 def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
@@ -113,6 +113,19 @@ def test_one_broken_image_is_replaced_by_its_class_and_named(tmp_path: Path) -> 
     pixels, broken = decode(scan_folder(tmp_path), 16, workers=2)
     assert broken == ["c0/3.png"]
     assert torch.equal(pixels[3], pixels[0])  # the next of its class, around the end
+
+
+def test_a_broken_image_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path)
+    whole = scan_folder(tmp_path)
+    images, memory = decodable(whole, 14, "search")
+    assert images == whole and len(memory) == 8 and capsys.readouterr().out == ""
+    (tmp_path / "c0" / "3.png").write_bytes(jpeg_bytes()[:500])
+    images, fewer = decodable(scan_folder(tmp_path), 14, "search")
+    rows = [0, 1, 2, 4, 5, 6, 7]
+    assert images.files == tuple(whole.files[row] for row in rows)
+    assert torch.equal(fewer.images_NCHW, memory.images_NCHW[rows]) and torch.equal(fewer.labels_N, memory.labels_N[rows])
+    assert_names(capsys.readouterr().out, "1 of 8", tmp_path, "left out", "c0/3.png")
 
 
 def test_decode_stops_at_many_broken_images(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dada_det.data import memory
@@ -22,6 +23,14 @@ def test_more_images_than_memory_holds_are_refused(tmp_path: Path, monkeypatch: 
         decode(images, 17, 1)
     monkeypatch.setattr(memory, "free_memory", lambda: None)  # where the system does not say, nobody is kept from trying
     assert len(decode(images, 17, 1)[0]) == 1
+
+
+def test_the_central_crop_is_the_middle_and_never_larger_than_the_image() -> None:
+    images = torch.arange(30).view(1, 1, 5, 6)
+    assert memory.center_crop(images, 3).tolist() == [[[[7, 8, 9], [13, 14, 15], [19, 20, 21]]]]
+    assert torch.equal(memory.center_crop(images[..., :5], 5), images[..., :5])
+    with pytest.raises(ValueError, match="6 px does not fit into 5 x 6"):
+        memory.center_crop(images, 6)
 
 
 def test_free_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,13 @@ def test_effects_are_the_exact_posterior_of_a_linear_model() -> None:
     assert min(by_name[name] for name in ("Invert", "Color")) > max(by_name[name] for name in ("Rotate", "ShearX"))
 
 
+def test_one_policy_alone_tells_of_no_operation() -> None:
+    for left in ([], ["none"]):
+        found = operation_effects({name: None for name in left}, {name: Estimate(0.3, 0.1) for name in left})
+        assert [effect.name for effect in found] == list(OPERATION_NAMES)
+        assert all(effect.value == Estimate(0.0, 0.0) for effect in found)
+
+
 def test_candidates_of_equal_scores_give_operations_no_effect() -> None:
     policies = ours({name: fixed_policy(name) for name in ("none", "uniform", "one-op", "random")})
     found = operation_effects(policies, {name: Estimate(0.0, 1e-18) for name in policies})

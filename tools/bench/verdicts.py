@@ -20,7 +20,7 @@ from torch import Tensor
 from dada_det.commands import common
 from dada_det.engine.search.handover import TRAININGS
 from dada_det.engine.search.trainings import StoredTensors
-from dada_det.engine.search.trial import GROUPS, result_name
+from dada_det.engine.search.trial import GROUPS
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.measurements import Rows, write_rows
@@ -85,8 +85,8 @@ def judged(row: dict, rows: Rows, folder: Path) -> dict[str, float] | None:
     groups = results.get(GROUPS)
     if groups is None:
         raise UserError(f"{folder} has no {GROUPS}.pth; run natural.py in the same --work-dir first")
-    scores = {(name, fold): result for name in whole for fold in range(len(groups))
-              if (result := results.get(result_name(name, fold))) is not None}
+    scores = {(name, fold): results.get(path.stem) for name in whole for fold in range(len(groups))
+              for path in folder.glob(f"{name}_fold{fold}_*.pth")}
     kept = {name: score for name, score in whole.items() if score is not None and (name, 0) in scores}
     if any(name not in kept for name, _ in scores):
         return None

@@ -26,6 +26,7 @@ from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
 from dada_det.engine.search.detection_trainings import DetectionTrainings
 from dada_det.engine.search.detector_losses import DetectorLosses
+from dada_det.engine.search.leaks import MOST
 from dada_det.engine.search.loop import SearchBatches, draw_rows, own_part, validates
 from dada_det.engine.search.problem import Problem, say_groups, search_device
 from dada_det.engine.search.trainings import Fold
@@ -105,8 +106,10 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
 
 
 def say_leak(train: MemoryDetection, val: MemoryDetection, target: bool = False) -> None:
-    """Prints one line if images of one thing, judged by their pixels, stand in both parts (groups.leak_found_in_pixels)."""
-    leak = leak_found_in_pixels(train.images_NCHW, val.images_NCHW, torch.zeros(len(train)), torch.zeros(len(val)), target)
+    """Prints one line if images of one thing, judged by their pixels, stand in both parts (groups.leak_found_in_pixels); of
+    each part at most MOST images are compared."""
+    ours, theirs = (part.images_NCHW[torch.linspace(0, len(part) - 1, min(len(part), MOST)).long()] for part in (train, val))
+    leak = leak_found_in_pixels(ours, theirs, torch.zeros(len(ours)), torch.zeros(len(theirs)), target)
     if leak and world()[0] == 0:
         print(f"search  {leak}", flush=True)
 

@@ -8,9 +8,9 @@ import torch
 from mmengine.config import Config
 
 from dada_det.data.arrays import READERS
-from dada_det.data.folders import AUTO
+from dada_det.data.folders import AUTO, ImageList
 from dada_det.data.groups import group_halves, groups_of
-from dada_det.data.imagenet import decode_to_memory
+from dada_det.data.imagenet import decodable
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.data.splits import halves, search_lists
@@ -100,19 +100,24 @@ def load_imagenet(config: Config) -> Problem:
     rule, trains = data.get("groups", AUTO), bool(data.get("target_trains"))
     images, val_images = search_lists(data, config.seed)
     prepared = preprocessing_of(config.get("weights"), config.classifier.name)
-    memory = decode_to_memory(images, config.image_size, "search", prepared.interpolation)
+    images, memory = decodable(images, config.image_size, "search", prepared.interpolation)
     if val_images is not None:
-        target = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation, prepared.crop_share)
-        training = decode_to_memory(val_images, config.image_size, "search", prepared.interpolation) if trains else None
+        val_images, target = decodable(val_images, config.image_size, "search", prepared.interpolation, prepared.crop_share)
+        training = decodable(val_images, config.image_size, "search", prepared.interpolation)[1] if trains else None
         groups = groups_of(val_images.names(), val_images.labels, rule, target.images_NCHW)
         say_groups(groups.said, halved=trains)
         folds = against_target(memory, target, training, config.seed, groups.ids)
         return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
-                              hash_of(images.hash(), val_images.hash()), rule, target=True)
+                              hash_of(labelled(images), labelled(val_images)), rule, target=True)
     train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)
     say_groups(groups.said)
     return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(images.classes),
-                          hash_of(images.select(train).hash(), images.select(val).hash()), rule)
+                          hash_of(labelled(images.select(train)), labelled(images.select(val))), rule)
+
+
+def labelled(images: ImageList) -> str:
+    """What identifies a list's images and labels; a label need not be in its image's name."""
+    return images.hash() + repr(images.labels)
 
 
 def load_arrays(config: Config) -> Problem:
@@ -127,7 +132,8 @@ def load_arrays(config: Config) -> Problem:
     offered = [torch.searchsorted(drawn, torch.cat([of_class[1::2], of_class[::2]])).tolist() for of_class in chosen]
     train, val = group_halves(offered, groups.ids, classes)
     say_groups(groups.said)
-    hashes = [hashlib.sha256(memory[part].images_NCHW.numpy().tobytes()).hexdigest() for part in (train, val)]
+    hashes = [hashlib.sha256(memory[part].images_NCHW.numpy().tobytes()).hexdigest() + repr(memory[part].labels_N.tolist())
+              for part in (train, val)]
     return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(classes),
                           hash_of(*hashes), rule)
 

@@ -5,6 +5,8 @@ policy and fold alone, so trainings can be shared out over processes, and a sear
 that it has.
 """
 
+import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from dada_det.augment.named import AnyPolicy, image_transform
 from dada_det.data.memory import center_crop, random_crop
 from dada_det.data.random import epoch_order, generator_for
+from dada_det.engine.runtime.checkpoint import is_whole
 from dada_det.files import make_folder, whole_file
 from dada_det.search.ranks import world
 from dada_det.search.training import Batches, image_scores
@@ -138,7 +141,8 @@ class ImageTrainings(Trainings):
 
 
 class StoredTensors:
-    """A folder of tensors by name, each written whole; every process sees all of them after shared_out."""
+    """A folder of tensors by name, each written whole; every process sees all of them after shared_out. A damaged file
+    counts as absent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_folder(folder)
@@ -147,13 +151,17 @@ class StoredTensors:
     def get(self, name: str) -> Any:
         """What is stored under `name`, or None."""
         path = self.path(name)
-        if name not in self.known and path.exists():
+        if name not in self.known and is_whole(path):
             self.known[name] = torch.load(path, map_location="cpu", weights_only=True)
         return self.known.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        with whole_file(self.path(name)) as temporary:
-            torch.save(value, temporary)
+        written = io.BytesIO()
+        torch.save(value, written)  # into memory: of a full disk torch tells by a RuntimeError
+        with whole_file(self.path(name)) as temporary, open(temporary, "wb") as file:
+            file.write(written.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
         self.known[name] = value
 
     def path(self, name: str) -> Path:

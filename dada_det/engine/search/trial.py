@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dada_det.augment.named import AnyPolicy, fixed_policy
+from dada_det.augment.named import AnyPolicy, fixed_policy, policy_key
 from dada_det.augment.operations import OPERATION_NAMES
 from dada_det.augment.policy import Policy
 from dada_det.engine.search.trainings import StoredTensors, Trainings, shared_out
@@ -91,7 +91,7 @@ class Trial:
 
     def train(self, policies: Mapping[str, AnyPolicy]) -> dict[tuple[str, int], Tensor]:
         """The scores of a training with each policy on each fold."""
-        tasks = {result_name(name, fold): (name, fold) for name in policies for fold in self.folds}
+        tasks = {result_name(name, fold, policy): (name, fold) for name, policy in policies.items() for fold in self.folds}
         recipe = replace(self.recipe, steps=self.data.steps(self.epochs))
 
         def work(task: str) -> Tensor:
@@ -122,6 +122,7 @@ def made_of(policy: AnyPolicy, operations: Sequence[str]) -> bool:
                                               for own in each.operations)
 
 
-def result_name(policy: str, fold: int) -> str:
-    """Of a training's result in the work folder."""
-    return f"{policy}_fold{fold}".replace(" ", "_")
+def result_name(name: str, fold: int, policy: AnyPolicy) -> str:
+    """Of a training's result in the work folder, which says what the policy does: what alignment proposes can change if
+    its last epochs are computed anew elsewhere."""
+    return f"{name}_fold{fold}_{policy_key(policy)[:12]}"

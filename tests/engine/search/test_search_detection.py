@@ -114,6 +114,15 @@ def test_a_target_that_is_the_training_data_is_said(data, tmp_path, capsys):
         assert ("both among the training images and in --val-data" in capsys.readouterr().out) == said
 
 
+def test_no_more_images_are_compared_for_leaks_than_the_classifiers_search_compares(monkeypatch):
+    seen = []
+    monkeypatch.setattr(search_detection, "MOST", 7)
+    monkeypatch.setattr(search_detection, "leak_found_in_pixels",
+                        lambda *parts: seen.append([len(own) for own in parts[:4]]))
+    search_detection.say_leak(squares(20, 0), squares(5, 1))
+    assert seen == [[7, 5, 7, 5]]
+
+
 @pytest.mark.parametrize(("flags", "options"), [
     (("--val-data", "{data}/annotations/instances_val.json"), ()), (("--val-data", "{data}"), ("masks=True",)),
     ((), ("search.mode=paper",)), ((), ("search.draws_per_image=1",))],

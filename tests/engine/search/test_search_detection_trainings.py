@@ -4,9 +4,11 @@ command's trial."""
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.structures import InstanceData
 
 from dada_det.augment.named import fixed_policy, resolve
 from dada_det.augment.policy import Operation, Policy, SubPolicy
@@ -68,6 +70,25 @@ def test_a_detector_is_judged_image_by_image() -> None:
     folds = [Fold(squares(4, 0), squares(5, 1), torch.arange(5))]
     scores = trainings(folds).judge(DetectorLosses(tiny("retinanet").float()), 0)
     assert scores.shape == (2, 5) and torch.equal(scores[0], scores[1]) and ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_what_a_detector_finds_is_held_against_the_right_boxes_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A detector that finds the boxes of the padded images as they are has AP 1; one that errs in box or label has less."""
+    network = DetectorLosses(tiny("retinanet"))
+    val = replace(squares(5, 1), labels_M=[torch.tensor([0, 1])] * 5)
+
+    def judged(moved: float, label: int) -> torch.Tensor:
+        def predict(images: torch.Tensor, samples: list, rescale: bool) -> list:
+            assert not rescale
+            found = [sample.gt_instances for sample in samples]
+            return [SimpleNamespace(pred_instances=InstanceData(bboxes=each.bboxes + moved, labels=each.labels + label,
+                                                                scores=torch.ones(len(each.labels)))) for each in found]
+
+        monkeypatch.setattr(network.detector, "predict", predict)
+        return trainings([Fold(squares(4, 0), val, torch.arange(5))]).judge(network, 0)
+
+    assert judged(0, 0).min() > 1 - 1e-9
+    assert (judged(3, 0) < 0.9).all() and (judged(0, 1) < 0.9).all()
 
 
 def test_the_target_trains_beside_the_others() -> None:

@@ -269,6 +269,13 @@ def test_a_policy_of_a_smaller_space_searched_without_flips(data: Path, tmp_path
     (["--cfg-options", "operations=[Invert]"], ("two different operations",)),
     (["--batch-size", "13"], ("--batch-size", "13", "12 images")),
     (["--config", "configs/none.py"], ("configs/none.py",)),
+    (["--cfg-options", "search.mode=[1,2]"], ("[1, 2]", "default, paper")),
+    (["--cfg-options", "base_batch_size=0"], ("base_batch_size = 0", "1 or more")),
+    (["--cfg-options", "padding=-4"], ("padding = -4", "0 or more")),
+    (["--cfg-options", "data.images_per_class=0"], ("data.images_per_class = 0", "1 or more")),
+    (["--cfg-options", "data.images_per_class=-1"], ("data.images_per_class = -1", "1 or more")),
+    (["--cfg-options", "precision=bf16"], ("'bf16'", "float32, bfloat16")),
+    (["--cfg-options", "method=daas"], ("daas", "architecture_optimizer", "dict(lr=")),
     (["--cfg-options", "classifier.name=resnet51"], ("'resnet51'", "timm.list_models()")),
 ])
 def test_mistakes_get_one_sentence(flags: list[str], names: tuple[str, ...], data: Path, tmp_path: Path,
@@ -314,6 +321,8 @@ def test_a_search_of_few_steps_learns_too(flags: list[str], data: Path, tmp_path
 def test_cifar10_has_no_validation_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["--config", "configs/search_cifar10.py", "--val-data", str(tmp_path), "--work-dir", str(tmp_path)]) == 2
     assert "split in halves" in capsys.readouterr().err
+    assert main(["--config", "configs/search_cifar10.py", "--image-size", "36", "--work-dir", str(tmp_path)]) == 2
+    assert_names(capsys.readouterr().err, "--image-size 36", "32 px")
 
 
 @pytest.mark.parametrize("seed", ["-1", "99999999999", "x"])

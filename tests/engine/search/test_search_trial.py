@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import nn
 from dada_det.augment import apply_operation
 from dada_det.augment.named import resolve
 from dada_det.augment.operations import OPERATIONS
+from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.search import trainings, trial
 from dada_det.engine.search.handover import hand_over, sentence, table_of
@@ -95,8 +98,9 @@ def test_the_sentence_says_how_clear_the_winner_is() -> None:
     assert "points" not in blind
 
 
-@pytest.mark.parametrize("bad", ["geometry", "none"])
-def test_a_candidate_that_diverges_is_left_out_and_named(bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("bad", [{"geometry"}, {"none"}, {"random", "uniform", "one-op", "tone", "geometry"},
+                                 {"none", "random", "uniform", "one-op", "rand", "tone", "geometry"}], ids=len)
+def test_candidates_that_diverge_are_left_out_and_named(bad: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                          capsys: pytest.CaptureFixture[str]) -> None:
     ours, plain = make(tmp_path), trial.train
     ours.epochs = 1
@@ -104,17 +108,57 @@ def test_a_candidate_that_diverges_is_left_out_and_named(bad: str, tmp_path: Pat
 
     def diverging(network: nn.Module, *args: Any, **options: Any) -> None:
         plain(network, *args, **options)
-        if next(names) == bad:
+        if next(names) in bad:
             for parameter in network.parameters():
                 parameter.detach().fill_(float("nan"))
 
     monkeypatch.setattr(trial, "train", diverging)
     found, policies, effects = ours.run({})
-    assert bad not in policies and bad not in [each.name for each in found.table] and len(found.table) == 7
+    assert bad.isdisjoint(policies) and bad.isdisjoint(each.name for each in found.table)
+    assert len(found.table) == 8 - len(bad)
     hand_over(ours, found, policies, effects, tmp_path, mirror=False, provenance={})
     assert json.loads((tmp_path / "verdict.json").read_text())["trainings"] == ours.trained == 8
     [line] = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-    assert_names(line, bad, "infinite")
+    assert_names(line, *bad, "infinite")
+    assert len(json.loads((tmp_path / "effects.json").read_text())["operations"]) == len(OPERATIONS)
+
+
+def test_a_result_is_of_what_the_policy_does_not_of_its_name(tmp_path: Path) -> None:
+    """What alignment proposes can change under one name, if a damaged checkpoint made it compute its last epochs anew."""
+    ours = make(tmp_path / "one")
+    ours.epochs = 1
+    invert, shift = (Policy("strength", (SubPolicy(1.0, (Operation(name, 1.0, 0.5),)),))
+                     for name in ("Invert", "TranslateX"))
+    before = ours.train({"aligned": invert})
+    after = ours.train({"aligned": shift})
+    fresh = make(tmp_path / "two")
+    fresh.epochs = 1
+    assert torch.equal(after["aligned", 0], fresh.train({"aligned": shift})["aligned", 0])
+    assert not torch.equal(after["aligned", 0], before["aligned", 0])
+
+
+def test_a_damaged_result_is_computed_anew(tmp_path: Path) -> None:
+    results = StoredTensors(tmp_path)
+    results.put("whole", torch.ones(3))
+    for damage in (lambda raw: b"", lambda raw: raw[:-40], lambda raw: raw[:200] + b"x" + raw[201:]):
+        results.put("one", torch.ones(3))
+        path = results.path("one")
+        path.write_bytes(damage(path.read_bytes()))
+        assert [value.tolist() for _, value in shared_out(["whole", "one"], StoredTensors(tmp_path),
+                                                          lambda name: torch.zeros(3))] == [[1.0] * 3, [0.0] * 3]
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    results, before = StoredTensors(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails with "File too large"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with refused("cannot write", results.path("one")):
+            results.put("one", torch.zeros(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert results.get("one") is None and not list(tmp_path.glob(".*"))
 
 
 def test_a_trial_whose_fixed_policies_all_diverge_says_so(tmp_path: Path) -> None:
