@@ -59,8 +59,9 @@ def resume_point(work_dir: str | Path, identity: Identity, stage: str, checkpoin
 
 
 def demand_own(folder: Path) -> None:
-    """Raises UserError if `folder` holds files but no marker, so that no run has made it."""
-    empty = folder.is_dir() and not any(folder.iterdir())
+    """Raises UserError if `folder` holds files but no marker, so that no run has made it; a marker that a kill has left half
+    written does not count."""
+    empty = folder.is_dir() and all(path.name.startswith(f".{MARKER}.") for path in folder.iterdir())
     if folder.is_symlink() or (folder.exists() and not empty and not (folder / MARKER).is_file()):
         raise UserError(f"{folder} was not made by a run, which would write there; move it away, or give another --work-dir")
 
@@ -79,10 +80,13 @@ def own_folder(folder: Path, identity: Identity, keep: bool, written: str | None
     same = keep and marker.is_file() and _leaves(read_json(marker, "run's marker")) == _leaves(plain(identity))
     if same:
         return
-    if folder.exists() and written is None:
-        shutil.rmtree(folder)
+    if folder.exists() and written is None:  # renamed first: a kill would leave files without their marker
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
     for path in folder.glob(written) if written else ():
-        path.unlink()
+        path.unlink(missing_ok=True)  # several processes may do this
     write_json(marker, plain(identity))
 
 

@@ -45,9 +45,10 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
                             clip_grad=config.clip_grad, optimizer=kind, at_once=config.base_batch_size,
                             options={name: value for name, value in weights.items() if name not in RECIPE})
     folder = Path(config.work_dir, TRAININGS)
-    if world()[0] == 0:
-        own_folder(folder, identity, keep=resume, written="*.pth")
-    barrier()
+    for first in (True, False):  # then the others, whose machines may have folders of their own
+        if (world()[0] == 0) == first:
+            own_folder(folder, identity, keep=resume or not first, written="*.pth")
+        barrier()
     trial = Trial(data, channels_last(network().to(search_device())), recipe, config.epochs, config.seed, folder, low,
                   operations)
     found, policies, effects = trial.run({"aligned": proposed})

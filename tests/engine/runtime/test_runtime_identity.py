@@ -67,6 +67,22 @@ def test_a_folder_with_somebody_elses_files_is_left_alone(tmp_path: Path) -> Non
     assert (folder / "model.pth").read_text() == "mine"
 
 
+def test_what_a_kill_leaves_of_a_marker_or_of_a_removal_is_no_obstacle(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "trainings"
+    folder.mkdir()
+    (folder / f".{MARKER}.77.tmp").write_text("{")
+    demand_own(folder)
+    own_folder(folder, OURS, keep=True)
+    (folder / "result.pth").write_text("result")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt) if path.exists() else None)
+        with pytest.raises(KeyboardInterrupt):
+            own_folder(folder, {"lr": 1}, keep=True)
+    own_folder(folder, {"lr": 1}, keep=True)
+    assert [path.name for path in folder.iterdir()] == [MARKER]
+
+
 def test_a_folder_of_ones_own_is_kept_for_the_same_run_alone(tmp_path: Path) -> None:
     folder = tmp_path / "trainings"
     for identity, keep, stays in ((OURS, True, False), (OURS, True, True), (OURS, False, False), ({"lr": 1}, True, False)):

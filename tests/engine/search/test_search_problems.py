@@ -1,10 +1,13 @@
 """How the images of a search become folds where the target's labelled images will train, too."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from dada_det.data.folders import ImageList
 from dada_det.data.memory import MemoryImages
-from dada_det.engine.search.problems import against_target
+from dada_det.engine.search.problems import against_target, labelled
 from tests.messages import refused
 
 
@@ -16,6 +19,14 @@ def numbered(labels: list[int], first: int) -> MemoryImages:
 
 def numbers(images: MemoryImages) -> list[int]:
     return images.images_NCHW[:, 0, 0, 0].tolist()
+
+
+def test_labels_are_part_of_what_identifies_a_list(tmp_path: Path) -> None:
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(b"image")
+    one, other = (ImageList(tmp_path, ("a", "b"), ("1.jpg", "2.jpg"), labels) for labels in ((0, 1), (1, 0)))
+    assert one.hash() == other.hash() and labelled(one) != labelled(other)
+    assert labelled(one) == labelled(one.select([0, 1]))
 
 
 def test_halves_of_the_target_are_of_whole_groups_each_validates_once_and_the_training_images_always_train() -> None:
