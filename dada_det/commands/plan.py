@@ -71,6 +71,8 @@ def body(args: Namespace) -> None:
     known, trial = read_figures(folder), trial_share(args.measured) if args.measured else 0.0
     paths = args.config or STUDY
     configs = {config_name(path, args.cfg_options): common.load_config(path, args.cfg_options) for path in paths}
+    if len(configs) < len(set(paths)):
+        raise UserError("two of the configs have one name, by which figures are kept; rename one of the files")
     scales = SCALES if args.measured and not (args.gpus or args.nodes) else ((args.gpus or 1, args.nodes or 1),)
     from dada_det.engine.compare.plan_steps import demand_of, has_trial
 
@@ -85,7 +87,8 @@ def body(args: Namespace) -> None:
     rows, notes, on_gpu = [], dict[str, None](), False
     options = f" --cfg-options {' '.join(args.cfg_options)}" if args.cfg_options else ""
     for name, config in configs.items():
-        found = [figures for figures in known if figures.config == name] or stand_ins(known, name, config)
+        found = [figures for figures in known if figures.config == name and fits(figures, config)] \
+            or stand_ins(known, name, config)
         if not found:
             again = f"`bash tools/bench/gpu.sh {folder} --only images plan_images plan_boxes`" if args.measured else \
                 f"`python tools/plan.py {' '.join(args.config)} --measure{options}` on the machine that will train"
@@ -94,7 +97,7 @@ def body(args: Namespace) -> None:
             on_gpu |= figures.on_gpu
             measured = facts(figures)
             if figures.stage == "search" and has_trial(config):
-                figures, note = with_trial(figures, trial) if trial else with_estimated_trial(figures, known)
+                figures, note = with_trial(figures, trial) if trial else with_estimated_trial(figures, known, config)
                 notes[f"{name}: the time {note}."] = None
             for gpus, nodes in scales:
                 devices = (gpus if figures.on_gpu else 1) * nodes
@@ -127,19 +130,20 @@ def trial_share(folder: Path) -> float:
     return values[0] if values else 0.0
 
 
-def with_estimated_trial(figures: Figures, known: Sequence[Figures]) -> tuple[Figures, str]:
+def with_estimated_trial(figures: Figures, known: Sequence[Figures], config: Any) -> tuple[Figures, str]:
     """(a search's figures with the time of its trial, where that is from): nine trainings, each as long as a pretraining of
     the same network takes for as many images. The figures stay where no such training was measured on their hardware."""
-    from dada_det.engine.compare.plan_steps import TRIAL_PASSES, TRIAL_TRAININGS
+    from dada_det.engine.compare.plan_steps import TRIAL_TRAININGS, trial_passes
 
+    passes = trial_passes(config)
     same = ("hardware", "threads", "model", "precision", "image_size")
     for one in known:
         if one.stage == "pretraining" and all(getattr(one, name) == getattr(figures, name) for name in same):
-            share = TRIAL_PASSES * one.seconds_per_image / figures.seconds_per_image
-            return (replace(figures, **{name: getattr(figures, name) + TRIAL_PASSES * getattr(one, name) for name in TIMES}),
+            share = passes * one.seconds_per_image / figures.seconds_per_image
+            return (replace(figures, **{name: getattr(figures, name) + passes * getattr(one, name) for name in TIMES}),
                     f"holds the search's trial, {TRIAL_TRAININGS} trainings at the cost of {one.config}'s step, {share:.2f} "
                     "times the time of the steps")
-    return figures, (f"leaves out the search's trial, {TRIAL_TRAININGS} trainings, {TRIAL_PASSES} times the images of the "
+    return figures, (f"leaves out the search's trial, {TRIAL_TRAININGS} trainings, {passes} times the images of the "
                      f"steps; --measure a pretraining of {figures.model} too, in {figures.precision} and with the same "
                      "image_size")
 
@@ -148,6 +152,12 @@ def with_trial(figures: Figures, share: float) -> tuple[Figures, str]:
     """The same with the `share` of the steps' time that a trial took; trainings share out over devices as batches do."""
     return (replace(figures, **{name: getattr(figures, name) * (1 + share) for name in TIMES}),
             f"holds the search's trial, which has taken {share:.2f} times as long as the steps")
+
+
+def fits(figures: Figures, config: Any) -> bool:
+    """Whether figures under a config's name are of its network and image size; another file may have the same name."""
+    return figures.stage == "detection" or (figures.model, figures.image_size or config.image_size) == (
+        config.classifier.name, config.image_size)
 
 
 def stand_ins(known: Sequence[Figures], name: str, config: Any) -> list[Figures]:

@@ -12,7 +12,7 @@ from dada_det.report.measurements import hardware
 from dada_det.report.plan import TRIAL_OVER_STEPS
 from dada_det.search.candidates import FAMILIES
 from tests.conftest import write_noise
-from tests.messages import assert_error, assert_names
+from tests.messages import assert_error, assert_names, refused
 
 SMALL = ["classifier.name=convnet", "image_size=32"]  # at 16 px an image takes no memory that can be told
 
@@ -181,6 +181,42 @@ def test_what_each_config_goes_through(config: str, images: float, per_device: i
 
     demand = demand_of(load_config(config), 8, None)
     assert demand.images == pytest.approx(images) and demand.per_device == per_device
+
+
+def test_a_search_against_a_target_trains_on_all_of_its_images() -> None:
+    from dada_det.commands.common import load_config
+    from dada_det.engine.compare.plan_steps import demand_of, trial_passes
+
+    halves, target = (load_config("configs/search_imagenet.py", options) for options in ([], ["data.val_root=x"]))
+    assert demand_of(target, 1, None).images == 6000 // 128 * 128 * 20
+    assert (trial_passes(halves), trial_passes(target)) == (18, 9)
+
+
+def test_a_config_of_the_needed_entries_alone_is_planned_where_the_images_are_said(tmp_path: Path) -> None:
+    from dada_det.commands.common import load_config
+    from dada_det.engine.compare.plan_steps import demand_of
+
+    config = load_config("configs/search_imagenet.py")
+    for name in ("mirror", "clip_grad"):
+        config.pop(name)
+    config.data = {"root": "data"}
+    assert demand_of(config, 1, 1280).images == 1280 * 20
+    with refused("data.subset=None", "--images"):
+        demand_of(config, 1, None)
+
+
+def test_figures_under_a_name_are_of_its_network_and_its_name_is_of_one_config(tmp_path: Path,
+                                                                             capsys: pytest.CaptureFixture) -> None:
+    figures(tmp_path / "results")
+    own = tmp_path / "my/pretrain_r50.py"
+    own.parent.mkdir()
+    own.write_text(f"_base_ = {str(Path('configs/pretrain_r50.py').resolve())!r}\nclassifier = dict(name='resnet18')\n")
+    arguments = ["--results", str(tmp_path / "results")]
+    assert plan.main(["configs/pretrain_r50.py", *arguments]) == 0
+    assert plan.main([str(own), *arguments]) == 2
+    assert_names(capsys.readouterr().err, "no figures of pretrain_r50", "--measure")
+    assert plan.main([str(own), "configs/pretrain_r50.py", *arguments]) == 2
+    assert_names(capsys.readouterr().err, "one name", "rename")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from dada_det.augment.named import resolve_policy
 from dada_det.data.checks import check_coco, find_coco
+from dada_det.data.folders import SUBSET_IMAGES
 from dada_det.data.imagenet import MARGIN
 from dada_det.data.memory import MemoryImages
 from dada_det.engine.compare.step_cost import TrainingStep, build_optimizer, classifier_step
@@ -37,7 +38,6 @@ CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "svhn": 10}
 VAL_BATCHES = 8  # of validation images, at least as many as any search's val_batches
 SEARCHED = {"imagenet": 120, "cifar10": 10, "cifar100": 100, "svhn": 10}  # classes of a search, by kind
 TRIAL_TRAININGS = 9  # of a search's trial: one for each policy, on all images of the search
-TRIAL_PASSES = 2 * TRIAL_TRAININGS  # images of the trial for each of the steps', which half of the search's images train
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def demand_of(config: Config, devices: int, images: int | None) -> Demand:
         return detection_demand(config, devices, images)
     kind, batch = config.get("kind", "imagenet"), config.batch_size
     if name == "search":
-        per_class = config.data.images_per_class or config.data.subset_images
-        own, source = SEARCHED[kind] * per_class // 2, f"half of {SEARCHED[kind]} classes x {per_class} images"
+        own, source = searched_images(config, images)
     else:
         own, source = IMAGES[kind], f"the training images of {kind}"
     count = own if images is None else images
@@ -95,6 +94,26 @@ def demand_of(config: Config, devices: int, images: int | None) -> Demand:
     passes = sum(size**2 for size in sizes) / config.image_size**2
     held = -(-batch // devices // (parts_of(config) if name == "pretraining" else 1))
     return Demand(whole * passes, held, "--images" if images else source)
+
+
+def searched_images(config: Config, images: int | None) -> tuple[int, str]:
+    """(the images that train in a search's steps: with data.val_root all, else half; what they are); `images` counts instead
+    where it is given.
+
+    Raises:
+        UserError: it is not, and nobody can know how many there are.
+    """
+    if images is None and config.kind == "imagenet" and config.data.get("subset") is None:
+        raise UserError(f"{config.filename} searches all classes of a folder (data.subset=None), whose images nobody has "
+                        "counted; give how many of them train with --images")
+    per_class = config.data.get("images_per_class") or config.data.get("subset_images", SUBSET_IMAGES)
+    whole, said = SEARCHED[config.kind] * per_class, f"{SEARCHED[config.kind]} classes x {per_class} images"
+    return (whole, said) if config.data.get("val_root") else (whole // 2, f"half of {said}")
+
+
+def trial_passes(config: Config) -> int:
+    """The images that a search's trial trains on, over those of its steps: all, over all with data.val_root, else half."""
+    return TRIAL_TRAININGS * (1 if config.data.get("val_root") else 2)
 
 
 def detection_demand(config: Config, devices: int, images: int | None) -> Demand:
@@ -154,7 +173,7 @@ def search_stage(config: Config, data: str | None) -> PlannedStage:
     low = config.precision == "bfloat16" and device().type == "cuda"
 
     def step(batch: int) -> TrainingStep:
-        wanted = Config({**config, "batch_size": batch})
+        wanted = Config({"mirror": True, "clip_grad": None, **config, "batch_size": batch})
         train, val = (MemoryImages(torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8),
                                    torch.arange(count) % classes) for count in (batch, VAL_BATCHES * batch))
         problem = classification(wanted, [Fold(train, val, torch.arange(len(val)))], len(train), classes, "")
