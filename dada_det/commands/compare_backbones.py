@@ -73,7 +73,8 @@ def body(args: Namespace) -> None:
     if args.image_size is not None and args.image_size < 32:
         raise UserError(f"--image-size {args.image_size} is too small for a detector; give at least 32 px")
     layout = find_coco(args.data)
-    demand_same_categories(layout, check_coco(*layout.part("train")), check_coco(*layout.part("val")))
+    demand_same_categories(layout.train_annotations, check_coco(*layout.part("train")),
+                           layout.val_annotations, check_coco(*layout.part("val")))
     work_dir = make_folder(args.work_dir)
     trials = make_trials(args, names, detectors, layout, work_dir)
     for file in dict.fromkeys(trial.config.model.backbone.init_cfg.checkpoint for trial in trials):

@@ -184,11 +184,10 @@ def refuse_stuff(model: Any, why: str) -> None:
                             "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
 
 
-def demand_same_categories(layout: CocoLayout, train: CocoSummary, val: CocoSummary) -> None:
-    """UserError where the training and the validation annotations list other categories, or in another order."""
-    if (train.categories, train.category_ids) != (val.categories, val.category_ids):
-        raise UserError(f"{layout.train_annotations} and {layout.val_annotations} list different categories; "
-                        "give both the same list in the same order")
+def demand_same_categories(one_file: Path | None, one: CocoSummary, other_file: Path | None, other: CocoSummary) -> None:
+    """UserError where two annotation files list other categories, or the same in another order."""
+    if (one.categories, one.category_ids) != (other.categories, other.category_ids):
+        raise UserError(f"{one_file} and {other_file} list different categories; give both the same list in the same order")
 
 
 def demand_evaluators(config: Any, parts: Sequence[str], layout: CocoLayout) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dada_det import keys
 from dada_det.commands import common
-from dada_det.commands.detector_data import demand_class_numbers
+from dada_det.commands.detector_data import demand_class_numbers, demand_same_categories
 from dada_det.data.arrays import READERS
 from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.coco_instances import FILTER, what_is_learned
@@ -143,8 +143,7 @@ def check_detection(config: Any) -> None:
         val = find_annotations(config.data.val_root)
         other = check_coco(*val)
         what_is_learned(other, val[0], FILTER)
-        if (other.categories, other.category_ids) != (summary.categories, summary.category_ids):
-            raise UserError(f"{val[0]} and {part[0]} list different categories; give both the same list in the same order")
+        demand_same_categories(val[0], other, part[0], summary)
     demand_class_numbers(config.model, len(summary.categories), (), part[0])
     init = config.model.backbone.get("init_cfg")
     if isinstance(init, dict) and "checkpoint" in init and not Path(init['checkpoint']).is_file():

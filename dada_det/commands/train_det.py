@@ -49,7 +49,7 @@ def body(args: Namespace) -> None:
     what_is_learned(summary, layout.part("train")[0], filter_of(config))
     demand_classes(config, summary.categories, args.cfg_options, layout.part("train")[0])
     demand_evaluators(config, ("val",), layout)
-    demand_same_categories(layout, summary, val)
+    demand_same_categories(layout.train_annotations, summary, layout.val_annotations, val)
     if args.resume not in (None, "auto") and not Path(args.resume).is_file():
         raise UserError(f"the checkpoint {args.resume} of --resume does not exist; give an epoch_N.pth of a work_dir")
     scaling = config.auto_scale_lr = config.get("auto_scale_lr") or {"enable": False}

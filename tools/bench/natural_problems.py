@@ -127,7 +127,8 @@ def pacs_parts(data: Path, domain: str, side: int, seed: int) -> tuple[NamedImag
 
 
 def sketch_few(data: Path, side: int, seed: int) -> Parts:
-    """Sketches (PACS): PACS_TARGETS of a class to train, PACS_TEST others to test. No setting was chosen by it."""
+    """Sketches (PACS): PACS_TARGETS of a class to train, PACS_TEST others to test. No setting of the search was
+    chosen by it; that 30 epochs are enough for `none` and `uniform` was seen on seed 0."""
     return Parts(*pacs_parts(data, "sketch", side, seed))
 
 
