@@ -23,6 +23,7 @@ LARGEST = 1 / 2  # of a class's images in one group; a larger one leaves no halv
 ONE_SIDED = 1e6  # halves by which a class with no image on one side is worse; more than all other distances together
 LAST_NUMBER = re.compile(r"\d+(?=\D*$)")
 SIDE = 16  # of the images that are compared, in pixels
+SAME = 0.995  # correlation of the copies of one image
 LEAST, ONE_CLASS = 0.95, 0.98  # correlation of near copies: at least, and where there is no other class to compare with
 NEARER = 1 / 4  # of the distance between images of two classes
 FLAT = 2.0  # grey levels of standard deviation
@@ -144,6 +145,17 @@ def near_copies(images_NCHW: Tensor, labels: Sequence[int]) -> list[tuple[int, i
             links = (found[:-1, 1] * len(rows) + found[1:, 1])[found[:-1, 0] == found[1:, 0]].unique()
             pairs += zip(rows[links // len(rows)].tolist(), rows[links % len(rows)].tolist(), strict=True)
     return pairs
+
+
+def copied(train_NCHW: Tensor, val_MCHW: Tensor) -> list[int]:
+    """The validation images that also train: those whose pixels at 16 x 16 correlate with a training image's by 0.995."""
+    side = min(train_NCHW.shape[-1], val_MCHW.shape[-1])
+    train_ND, val_MD = (described(images if images.shape[-1] == side else
+                                  F.interpolate(images, side, mode="bilinear", antialias=True))
+                        for images in (train_NCHW, val_MCHW))
+    alike_M = torch.cat([torch.stack([(part @ other.T).amax(1) for other in train_ND.split(SAMPLE)]).amax(0)
+                         for part in val_MD.split(CHUNK)])
+    return (alike_M > SAME).nonzero().flatten().tolist()
 
 
 def described(images_NCHW: Tensor, side: int = SIDE) -> Tensor:

@@ -20,11 +20,12 @@ FACTOR_LOST, FACTOR_ERROR = 1.2, 0.25
 # The variance between trainings over that between images. It is assumed: one training a fold cannot show it.
 TRAINING_NOISE = 0.5
 # Standard errors by which a found policy must be better than the best fixed one to be handed over. The fixed policies were
-# made for test images like the training images; against a target they have no such head start (docs/method.md).
+# made for test images like the training images; where only a target's images validate they have no such head start, and
+# where half of these train they have it again (docs/method.md).
 MARGIN, MARGIN_ON_TARGET = 1.0, 0.0
 # Ties go to no policy: what short trainings on fewer images gain from augmentation is less on all of them.
 PLAIN = "none"
-GUESSING = 3.0  # standard errors above chance, which the best of nine guesses does not reach by luck
+GUESSING = 3.0  # standard errors above a guess, which the best of nine guesses does not reach by luck
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str]
               part: float = 1.0) -> list[Standing]:
     """All candidates, the largest shrunken score first; where these are equal (nothing told apart), the largest score.
 
-    kinds: name -> kind; part: of the images that train in a fold. Shrinkage is an empirical Bayes estimate within a kind:
-    true effects come from a normal, whose mean and variance are estimated (DerSimonian and Laird, 1986). It takes out of the
-    best of many what luck has put in.
+    kinds: name -> kind; part: of the images that train in a fold (Trainings.part). Shrinkage is an empirical Bayes estimate
+    within a kind: true effects come from a normal, whose mean and variance are estimated (DerSimonian and Laird, 1986). It
+    takes out of the best of many what luck has put in.
     """
     score, correct = Comparison(scores, groups, SCORE), Comparison(scores, groups, CORRECT)
     raw = {name: score.contrast({name: 1.0}) for name in score.names}
@@ -112,16 +113,17 @@ def standings(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str]
         right = [float(scores[name, fold][CORRECT].mean()) for fold in range(len(groups))]
         points = correct.difference(name, reference) if reference in score.names else Estimate(0.0, 0.0)
         points = Estimate(100 * points.mean, 100 * points.error)
-        table.append(Standing(name, kinds[name], 100 * sum(right) / len(right), points, on_all_images(points, part),
-                              raw[name], shrunken(raw[name], *priors[kinds[name]])))
+        table.append(Standing(name, kinds[name], 100 * sum(right) / len(right), points,
+                              on_all_images(points, part, len(groups)), raw[name],
+                              shrunken(raw[name], *priors[kinds[name]])))
     return sorted(table, key=lambda standing: (-standing.shrunken.mean, -standing.score.mean))
 
 
-def on_all_images(measured: Estimate, part: float) -> Estimate:
-    """What a difference in points, measured by trainings on `part` (0..1) of the images, is in one training of each policy
-    on all of them: more images leave less to gain. The error holds the factor's and the noise of one more training."""
+def on_all_images(measured: Estimate, part: float, folds: int) -> Estimate:
+    """What a difference in points, the mean of `folds` trainings on `part` (0..1) of the images, is in one training of each
+    policy on all of them: more images leave less to gain. The error holds the factor's and one more training's noise."""
     factor = 1 - FACTOR_LOST * (1 - part)
-    noise = TRAINING_NOISE / (1 + TRAINING_NOISE)  # share of the measured variance
+    noise = folds * TRAINING_NOISE / (1 + TRAINING_NOISE)  # a single training's, as a share of the measured variance
     variance = (factor**2 + noise) * measured.error**2 + (FACTOR_ERROR * measured.mean) ** 2
     return Estimate(factor * measured.mean, math.sqrt(variance))
 
@@ -166,37 +168,64 @@ class Verdict:
         return next(standing for standing in self.table if standing.name == name)
 
 
-def better_than_guessing(scores: Scores, groups: Sequence[Tensor], chances: Sequence[float]) -> bool:
-    """Whether a candidate's figure is GUESSING standard errors above that of a guess, the mean over folds.
+def better_than_guessing(scores: Scores, groups: Sequence[Tensor], guesses: Sequence[Tensor]) -> bool:
+    """Whether a candidate's figure or its score is GUESSING standard errors above that of a guess, the mean over folds.
+
+    A network that has learned a rare class need not be right more often than one that always says the frequent one; its
+    score shows it. Where all images of a fold are of one class, no guess can be told from knowledge: True.
 
     Args:
         groups: of each fold, the group of each image [V]; images of a group are one guess.
-        chances: of each fold, the figure of a network without knowledge, 0..1.
+        guesses: of each fold, training.image_scores of a network that knows how frequent the classes are and no more [2,V].
     """
-    best = max(statistics.fmean(float(scores[name, fold][CORRECT].mean()) for fold in range(len(chances)))
-               for name, _ in scores)
-    variances = [chance * (1 - chance) * int(groups_V.unique(return_counts=True)[1].square().sum()) / len(groups_V) ** 2
-                 for chance, groups_V in zip(chances, groups, strict=True)]
-    return best > statistics.fmean(chances) + GUESSING * math.sqrt(sum(variances)) / len(chances)
+    if any(bool((guess_2V[CORRECT] == 1).all()) for guess_2V in guesses):
+        return True
+    folds = range(len(guesses))
+
+    def above(values: Sequence[Tensor], spread: Sequence[Tensor]) -> bool:
+        variance = sum(map(clustered_variance, spread, groups)) / len(folds) ** 2
+        return statistics.fmean(float(values_V.mean()) for values_V in values) > GUESSING * math.sqrt(variance)
+
+    for name in dict.fromkeys(name for name, _ in scores):
+        more = [scores[name, fold] - guesses[fold] for fold in folds]
+        if above([more_2V[CORRECT] for more_2V in more], [guess_2V[CORRECT] for guess_2V in guesses]) or \
+                above([more_2V[SCORE] for more_2V in more], [more_2V[SCORE] for more_2V in more]):
+            return True
+    return False
 
 
 def verdict(scores: Scores, groups: Sequence[Tensor], kinds: Mapping[str, str], reference: str,
-            part: float = 1.0, margin: float = MARGIN, chances: Sequence[float] = ()) -> Verdict:
+            part: float = 1.0, margin: float = MARGIN, guesses: Sequence[Tensor] = ()) -> Verdict:
     """The best found policy if it is `margin` standard errors better than the best fixed one, image by image.
 
-    Else the best fixed one if it is `margin` standard errors better than PLAIN, else that. If no candidate is better than
-    guessing (`chances`, of each fold), the differences are noise, and PLAIN wins.
+    Else the best fixed one if its gain over PLAIN, shrunken as all differences of fixed policies, is above zero and `margin`
+    standard errors; else PLAIN. If no candidate is better than guessing (`guesses`, of each fold), the differences are
+    noise, and PLAIN wins; so it does if there is no error to compare with, as with one validation image.
     """
-    if chances and not better_than_guessing(scores, groups, chances):
+    if guesses and not better_than_guessing(scores, groups, guesses):
         return replace(verdict(scores, groups, kinds, reference, part, math.inf), learned=False)
     table = tuple(standings(scores, groups, kinds, reference, part))
     comparison = Comparison(scores, groups, SCORE)
-    fixed = [standing.name for standing in table if standing.kind == "fixed"]
+    fixed = [standing for standing in table if standing.kind == "fixed"]
+    best = fixed[0].name
     found = next((standing.name for standing in table if standing.kind == "found"), None)
     if found is not None:
-        gain = comparison.difference(found, fixed[0])
-        if gain.mean > margin * gain.error:
-            return Verdict(found, fixed[0], gain.mean > gain.error, table)
-    plain = PLAIN if PLAIN in fixed else fixed[0]
-    gain = comparison.difference(fixed[0], plain)
-    return Verdict(fixed[0] if gain.mean > margin * gain.error else plain, fixed[0], False, table)
+        gain = comparison.difference(found, best)
+        if gain.error > 0 and gain.mean > margin * gain.error:
+            return Verdict(found, best, gain.mean > gain.error, table)
+    plain = PLAIN if PLAIN in [standing.name for standing in fixed] else best
+    gain = comparison.difference(best, plain)
+    return Verdict(best if clearly_better(gain, fixed, margin) else plain, best, False, table)
+
+
+def clearly_better(gain: Estimate, fixed: Sequence[Standing], margin: float) -> bool:
+    """Whether a gain of one fixed policy over another is above zero, and `margin` of its standard errors after shrinkage.
+
+    The best of six policies that are all alike is better than PLAIN by luck. The prior of a gain is that of a difference of
+    two of the `fixed` policies; its posterior lies sqrt(share) times as many standard errors above zero as measured.
+    """
+    if gain.error == 0:
+        return False
+    variance = 2 * random_effects([standing.score for standing in fixed])[1]
+    share = variance / (variance + gain.error**2)
+    return gain.mean > 0 and math.sqrt(share) * gain.mean >= margin * gain.error

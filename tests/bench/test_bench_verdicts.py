@@ -1,6 +1,7 @@
 """tools/bench/verdicts.py: stored trainings judged by each rule, and looked up in whole trainings."""
 
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -20,12 +21,16 @@ def bench() -> ModuleType:
 
 def stored(bench: ModuleType, folder: Path, better: dict[str, tuple[float, float]]) -> None:
     """Trainings of all candidates on two folds: `better` says by how many nats in each, all images with the same noise."""
+    proposal = bench.policy_of("Rotate@0.6", 0)
+    folder.mkdir(parents=True)
+    (folder.parent / "proposal.json").write_text(json.dumps(proposal.to_dict()))
     results, noise = StoredTensors(folder), torch.randn(IMAGES, generator=torch.Generator().manual_seed(0))
     results.put("groups", [torch.arange(IMAGES)] * 2)
     for number, name in enumerate(bench.KINDS):
         for fold in range(2):
             score = better.get(name, (0.0, 0.0))[fold] + noise + 0.01 * number * torch.linspace(-1, 1, IMAGES)
-            results.put(f"{name}_fold{fold}_0123456789ab", torch.stack([score, (score > 0).float()]).double())
+            policy = proposal if name == "aligned" else bench.policy_of(name, 0)
+            results.put(bench.result_name(name, fold, policy), torch.stack([score, (score > 0).float()]).double())
 
 
 def table(bench: ModuleType, path: Path, without: str = "") -> Path:
@@ -40,7 +45,8 @@ def table(bench: ModuleType, path: Path, without: str = "") -> Path:
 def test_each_rule_hands_over_what_its_trainings_say(bench: ModuleType, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "gtsrb12-s0/search-learned/trainings"
-    stored(bench, folder, {"tone": (2.0, 2.0), "geometry": (3.0, -3.0), "rand": (1.0, 1.0)})
+    stored(bench, folder, {"tone": (2.0, 2.0), "geometry": (3.0, -3.0), "rand": (1.0, 1.0), "one-op": (math.nan, 0.0)})
+    StoredTensors(folder).put("aligned_fold0_0123456789ab", torch.full((2, IMAGES), 9.0))  # of another proposal
     assert bench.main([str(table(bench, tmp_path / "rows.json")), "--work-dir", str(tmp_path), "--json",
                        str(tmp_path / "verdicts.json")]) == 0
     scores = {row["rule"]: row["score"] for row in json.loads((tmp_path / "verdicts.json").read_text())["rows"]}

@@ -112,8 +112,8 @@ def policy_for(task: Task, folder: Path) -> AnyPolicy:
     if task.fixed != "aligned":
         return policy_of(task.fixed, task.seed)
     found = search_folder(folder, LEARNED + task.arm.removeprefix("aligned")) / "proposal.json"
-    if not found.exists():
-        raise UserError(f"the arm {task.arm} needs {found}; name the arm {LEARNED} before it")
+    if not found.with_name("policy.json").exists():  # which a search writes last; the proposal changes until alignment ends
+        raise UserError(f"the arm {task.arm} needs a whole search in {found.parent}; measure the arm {LEARNED} before it")
     return resolve_policy(str(found), task.seed)
 
 

@@ -6,7 +6,8 @@
 
 A search leaves what each validation image says of each training in its work folder. This tool makes the verdict from it by
 other rules, and looks up in the file what a whole training with the policy that they hand over has scored. A search counts
-where the file holds whole trainings of all its candidates. Intervals are of 95 % over the searches, paired.
+where the file holds whole trainings of all its candidates, diverged ones aside. The rule about networks that only guess is
+left out. Intervals are of 95 % over the searches, paired.
 """
 
 import argparse
@@ -17,16 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dada_det.augment.named import resolve_policy
 from dada_det.commands import common
 from dada_det.engine.search.handover import TRAININGS
 from dada_det.engine.search.trainings import StoredTensors
-from dada_det.engine.search.trial import GROUPS
+from dada_det.engine.search.trial import GROUPS, result_name
 from dada_det.errors import UserError
 from dada_det.files import read_json
 from dada_det.report.measurements import Rows, write_rows
 from dada_det.report.statistics import paired_difference
 from dada_det.search.verdict import CORRECT, MARGIN, MARGIN_ON_TARGET, SCORE, Comparison, Scores, verdict
-from natural import CANDIDATES, PROBLEMS, WORK_DIR, search_folder
+from natural import CANDIDATES, PROBLEMS, WORK_DIR, policy_of, search_folder
 from natural_table import FIXED, LEARNED, REFERENCE, by_arm, interval
 
 Judge = Callable[[Scores, Sequence[Tensor], float], str]  # (scores, groups, the shipped margin) -> what is handed over
@@ -85,8 +87,12 @@ def judged(row: dict, rows: Rows, folder: Path) -> dict[str, float] | None:
     groups = results.get(GROUPS)
     if groups is None:
         raise UserError(f"{folder} has no {GROUPS}.pth; run natural.py in the same --work-dir first")
-    scores = {(name, fold): results.get(path.stem) for name in whole for fold in range(len(groups))
-              for path in folder.glob(f"{name}_fold{fold}_*.pth")}
+    policies = {name: policy_of(name, row["seed"]) for name in KINDS if name != "aligned"}
+    policies["aligned"] = resolve_policy(str(folder.parent / "proposal.json"), row["seed"])
+    stored = {(name, fold): results.get(result_name(name, fold, policy)) for name, policy in policies.items()
+              for fold in range(len(groups))}
+    diverged = {name for (name, _), value in stored.items() if value is not None and not bool(value.isfinite().all())}
+    scores = {key: value for key, value in stored.items() if value is not None and key[0] not in diverged}
     kept = {name: score for name, score in whole.items() if score is not None and (name, 0) in scores}
     if any(name not in kept for name, _ in scores):
         return None

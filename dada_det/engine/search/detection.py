@@ -28,7 +28,7 @@ from dada_det.engine.search.detection_trainings import DetectionTrainings
 from dada_det.engine.search.detector_losses import DetectorLosses
 from dada_det.engine.search.leaks import MOST
 from dada_det.engine.search.loop import SearchBatches, draw_rows, own_part, validates
-from dada_det.engine.search.problem import Problem, say_groups, search_device
+from dada_det.engine.search.problem import Problem, say_copies, say_groups, search_device
 from dada_det.engine.search.trainings import Fold
 from dada_det.errors import UserError
 from dada_det.files import sha256_of
@@ -60,6 +60,7 @@ def load_detection(config: Config) -> Problem:
     rule, trains = config.data.get("groups", AUTO), bool(config.data.get("target_trains"))
     if config.data.get("val_root"):
         target = loaded(*find_annotations(config.data.val_root), config)
+        say_copies(train.images_NCHW, target.images_NCHW, target.names)
         say_leak(train, target, target=True)
         folds = halves(target, rule, config.seed, beside=train) if trains else [Fold(train, target, grouped(target, rule))]
     else:

@@ -5,6 +5,7 @@ B images of a batch, V validation images, S x S pixels.
 
 import contextlib
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ from dada_det.engine.search.problem import search_device
 from dada_det.engine.search.trainings import CROPS, DRAWS, Trainings
 
 JUDGED_AT_ONCE = 16  # validation images of a pass
+APART = 1e5  # pixels between two categories; no image is as wide
 
 
 class DetectionTrainings(Trainings):
@@ -35,7 +37,7 @@ class DetectionTrainings(Trainings):
 
     fixed = ("none", "random", "uniform", "one-op")  # torchvision's policies do not move boxes
     reference = "none"
-    figure = "AP"
+    figure = "image AP"
     unit = "an image's own box AP, 0 to 1"
 
     def augmented(self, fold: int, policy: AnyPolicy) -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Any]]:
@@ -56,6 +58,8 @@ class DetectionTrainings(Trainings):
     @torch.no_grad()
     def judge(self, network: nn.Module, fold: int) -> Tensor:
         val: MemoryDetection = self.folds[fold].val
+        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+            return torch.full((2, len(val)), math.nan, dtype=torch.float64)  # it finds nothing, as an AP of 0 does
         detector: Any = network.eval().detector
         found: list[list[dict[str, Any]]] = []
         for rows in torch.arange(len(val)).split(JUDGED_AT_ONCE):
@@ -71,27 +75,36 @@ class DetectionTrainings(Trainings):
                              for row, own in enumerate(found)], dtype=torch.float64)
         return torch.stack([ap_V, ap_V])
 
-    def chance(self, fold: int) -> float:
+    def guess(self, fold: int) -> Tensor:
         """0: the AP of boxes that are guessed."""
-        return 0.0
+        return torch.zeros(2, len(self.folds[fold].val), dtype=torch.float64)
 
 
 def image_ap(boxes_M4: list[list[float]], labels_M: list[int], found: list[dict[str, Any]]) -> float:
-    """COCO's box AP of one image, 0..1; 0 where it has no instance or nothing was found."""
+    """COCO's box AP of one image, 0..1, with all categories in one ranking; 0 where it has no instance or nothing was found.
+
+    A detection can match instances of its category alone: those of another are moved APART pixels to the right. A mean over
+    the image's own categories would not see what was found of others.
+    """
     if not boxes_M4 or not found:
         return 0.0
+    true = [moved(corner_and_size(box), label + 1) for box, label in zip(boxes_M4, labels_M, strict=True)]
+    ours = [{**each, "image_id": 1, "category_id": 1, "bbox": moved(each["bbox"], each["category_id"])} for each in found]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": [{"id": 1}], "categories": [{"id": label + 1} for label in sorted(set(labels_M))],
-                         "annotations": [{"id": number, "image_id": 1, "category_id": label + 1, "iscrowd": 0,
-                                          "bbox": corner_and_size(box), "area": (box[2] - box[0]) * (box[3] - box[1])}
-                                         for number, (box, label) in enumerate(zip(boxes_M4, labels_M, strict=True), 1)]}
+        truth.dataset = {"images": [{"id": 1}], "categories": [{"id": 1}],
+                         "annotations": [{"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": box,
+                                          "area": box[2] * box[3]} for number, box in enumerate(true, 1)]}
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([{**each, "image_id": 1} for each in found]), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(ours), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     precision = torch.from_numpy(evaluation.eval["precision"][:, :, :, 0, -1])  # all areas, 100 detections
     return max(0.0, float(precision[precision > -1].mean())) if (precision > -1).any() else 0.0
+
+
+def moved(box: list[float], category: int) -> list[float]:
+    return [box[0] + APART * category, *box[1:]]
 
 
 def corner_and_size(box: list[float]) -> list[float]:

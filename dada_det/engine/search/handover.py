@@ -131,10 +131,10 @@ def row_of_effect(effect: Effect) -> dict[str, Any]:
 def table_of(found: Verdict, reference: str, figure: str = "top-1 %") -> str:
     """The verdict's table for the screen, the best first by its last column, the shrunken score."""
     width = max(len(standing.name) for standing in found.table)
-    lines = [f"{'policy':{width}}  {figure:>7}  points to {reference}  score, shrunken"]
+    lines = [f"{'policy':{width}}  {figure:>8}  points to {reference}  score, shrunken"]
     for standing in found.table:
         mark = "  <- handed over" if standing.name == found.winner else ""
         points, score = standing.points, standing.shrunken
-        lines.append(f"{standing.name:{width}}  {standing.accuracy:7.1f}  {points.mean:+6.1f} ± {points.error:4.1f}   "
+        lines.append(f"{standing.name:{width}}  {standing.accuracy:8.1f}  {points.mean:+6.1f} ± {points.error:4.1f}   "
                      f"  {score.mean:+.3f} ± {score.error:.3f}{mark}")
     return "\n".join(lines)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dada_det.data.coco_instances import listed
+from dada_det.data.groups import copied
 from dada_det.models.backbone import IMAGENET
 from dada_det.search.ranks import world
 from dada_det.search.step import Algorithm, Apply, apply_to_images
@@ -52,3 +54,11 @@ def say_groups(said: str | None, halved: bool = True) -> None:
     first prints it."""
     if said and world()[0] == 0:
         print(f"search  {'halves' if halved else 'standard errors'} by {said}; --groups none undoes it", flush=True)
+
+
+def say_copies(train_NCHW: Tensor, target_MCHW: Tensor, names: Sequence[str]) -> None:
+    """One line about the target's images that are among the training images too (groups.copied)."""
+    if world()[0] == 0 and (found := copied(train_NCHW, target_MCHW)):
+        print(f"search  {len(found)} of the {len(target_MCHW)} images of --val-data are training images too "
+              f"({listed([names[row] for row in found])}); the network knows them by heart, and a search then undervalues "
+              "augmentation; take them out of --data or of --val-data", flush=True)

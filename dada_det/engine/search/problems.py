@@ -15,7 +15,7 @@ from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.data.splits import halves, search_lists
 from dada_det.engine.search.loop import SearchBatches
-from dada_det.engine.search.problem import Problem, hash_of, say_groups, search_device
+from dada_det.engine.search.problem import Problem, hash_of, say_copies, say_groups, search_device
 from dada_det.engine.search.trainings import Fold, ImageTrainings
 from dada_det.errors import UserError
 from dada_det.models.classifiers import build_classifier
@@ -106,6 +106,7 @@ def load_imagenet(config: Config) -> Problem:
         training = decodable(val_images, config.image_size, "search", prepared.interpolation)[1] if trains else None
         groups = groups_of(val_images.names(), val_images.labels, rule, target.images_NCHW)
         say_groups(groups.said, halved=trains)
+        say_copies(memory.images_NCHW, target.images_NCHW, val_images.names())
         folds = against_target(memory, target, training, config.seed, groups.ids)
         return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
                               hash_of(labelled(images), labelled(val_images)), rule, target=True)

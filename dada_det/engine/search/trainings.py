@@ -66,8 +66,15 @@ class Trainings:
         return max(1, round(epochs * self.whole / len(self.folds) / self.batch_size))
 
     @property
+    def shift(self) -> bool:
+        """Whether no image of the target, which validates, trains."""
+        return self.target and len(self.folds) == 1
+
+    @property
     def part(self) -> float:
-        """Share of all images that trains in a fold, 0..1, the mean over folds."""
+        """Share of all images that trains in a fold, 0..1, the mean over folds; if a target trains too, of its images."""
+        if self.target and not self.shift:
+            return 1 / 2
         return min(1.0, sum(len(fold.train) for fold in self.folds) / len(self.folds) / self.whole)
 
     def batches(self, fold: int, policy: AnyPolicy) -> Batches:
@@ -94,8 +101,8 @@ class Trainings:
         """What each validation image says of a network, float64 [2,V] on the CPU: its score, and its share of `figure`."""
         raise NotImplementedError
 
-    def chance(self, fold: int) -> float:
-        """The `figure` that a network without knowledge reaches on a fold's validation images, 0..1."""
+    def guess(self, fold: int) -> Tensor:
+        """What `judge` gives for a network that has learned nothing from the images, float64 [2,V]."""
         raise NotImplementedError
 
     def for_network(self, images_BCHW: Tensor) -> Tensor:
@@ -134,10 +141,11 @@ class ImageTrainings(Trainings):
                   for chunk in val.images_NCHW.split(JUDGED_AT_ONCE)]
         return image_scores(torch.cat(logits), val.labels_N.cpu())
 
-    def chance(self, fold: int) -> float:
-        """The share of the most frequent class."""
-        labels_V = self.folds[fold].val.labels_N
-        return int(labels_V.bincount().max()) / len(labels_V)
+    def guess(self, fold: int) -> Tensor:
+        """The scores of a network that knows how frequent the classes are, and gives every image the same logits."""
+        labels_V = self.folds[fold].val.labels_N.cpu()
+        shares_K = labels_V.bincount().double() / len(labels_V)
+        return torch.stack([shares_K.log()[labels_V], (labels_V == shares_K.argmax()).double()])
 
 
 class StoredTensors:

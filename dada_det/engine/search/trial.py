@@ -63,9 +63,9 @@ class Trial:
         policies = self.without_diverged(policies)
         kinds = {name: "found" if name in found else "fixed" if made_of(policy, self.operations) else "outside"
                  for name, policy in policies.items()}  # what is outside is compared, never handed over
-        margin = MARGIN_ON_TARGET if self.data.target else MARGIN
+        margin = MARGIN_ON_TARGET if self.data.shift else MARGIN
         outcome = verdict(self.scores, self.groups, kinds, self.data.reference, self.data.part, margin,
-                          [self.data.chance(fold) for fold in self.folds])
+                          [self.data.guess(fold) for fold in self.folds])
         return outcome, policies, operation_effects(ours(policies), {each.name: each.score for each in outcome.table})
 
     def without_diverged(self, policies: dict[str, AnyPolicy]) -> dict[str, AnyPolicy]:

@@ -43,6 +43,14 @@ def test_the_ap_of_an_image(found: list[dict], expected: float | None) -> None:
     assert image_ap([], [], found) == 0
 
 
+def test_what_is_found_of_other_categories_counts_in_the_ap_of_an_image() -> None:
+    right = [detection(BOXES[0], 0.9), detection(BOXES[1], 0.8, label=1)]
+    assert image_ap(BOXES, [0, 1], right) == pytest.approx(1.0)
+    assert image_ap(BOXES, [1, 0], right) == 0
+    wrong = [detection(BOXES[0], 0.99, label=7), detection(BOXES[1], 0.98, label=7)]  # of a category that is not there
+    assert image_ap(BOXES, [0, 1], right + wrong) == pytest.approx(0.5, abs=0.01)
+
+
 def trainings(folds: list[Fold]) -> DetectionTrainings:
     return DetectionTrainings(folds, whole=12, target=True, mirror=True, batch_size=4, seed=0,
                           normalise=lambda images: (images.float() - 120) / 60)
@@ -70,6 +78,12 @@ def test_a_detector_is_judged_image_by_image() -> None:
     folds = [Fold(squares(4, 0), squares(5, 1), torch.arange(5))]
     scores = trainings(folds).judge(DetectorLosses(tiny("retinanet").float()), 0)
     assert scores.shape == (2, 5) and torch.equal(scores[0], scores[1]) and ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_a_detector_that_diverged_has_no_score() -> None:
+    network = DetectorLosses(tiny("retinanet").float())
+    next(network.parameters()).data[0] = float("nan")
+    assert trainings([Fold(squares(4, 0), squares(5, 1), torch.arange(5))]).judge(network, 0).isnan().all()
 
 
 def test_what_a_detector_finds_is_held_against_the_right_boxes_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:

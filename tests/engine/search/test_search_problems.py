@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dada_det.data.folders import ImageList
 from dada_det.data.memory import MemoryImages
+from dada_det.engine.search.problem import say_copies
 from dada_det.engine.search.problems import against_target, labelled
-from tests.messages import refused
+from tests.messages import assert_names, refused
 
 
 def numbered(labels: list[int], first: int) -> MemoryImages:
@@ -59,3 +61,14 @@ def test_one_fold_where_the_target_does_not_train_and_a_sentence_where_it_cannot
     assert numbers(fold.train) == [0, 1] and numbers(fold.val) == [100, 101] and fold.groups_V.tolist() == [7, 7]
     with refused("--target-trains", "--val-data", "no class"):
         against_target(images, target, target, 0, [0, 1])
+
+
+def test_images_of_the_target_that_train_too_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randint(0, 256, (35, 3, 6, 6), generator=generator).float()
+    images, target = (F.interpolate(small, side, mode="bilinear").to(torch.uint8) for side in (40, 32))
+    names = [f"{row}.jpg" for row in range(8)]
+    say_copies(images[:30], images[:8, :, :32, :32], names)  # crops are other images
+    assert capsys.readouterr().out == ""
+    say_copies(images[:30], target[27:], names)
+    assert_names(capsys.readouterr().out, "3 of the 8", "0.jpg", "1.jpg", "2.jpg", "--data", "--val-data")

@@ -172,7 +172,8 @@ def test_a_part_of_the_images_is_on_the_device_once(tmp_path: Path) -> None:
     images = pictures(8, 1)
     first, second = halves_in_turn(images, [0, 1, 2, 3], [4, 5, 6, 7], list(range(8)))
     assert first.train is second.val and first.val is second.train
-    assert make(tmp_path, [first, second]).data.chance(0) == 2 / 4  # the classes are 1, 2, 0, 1
+    shares, frequent = make(tmp_path, [first, second]).data.guess(0)  # the classes are 1, 2, 0, 1
+    assert shares.exp().tolist() == pytest.approx([0.5, 0.25, 0.25, 0.5]) and frequent.tolist() == [1, 0, 0, 1]
     assert first.groups_V.tolist() == [4, 5, 6, 7] and second.groups_V.tolist() == [0, 1, 2, 3]
 
 
@@ -241,7 +242,10 @@ def test_candidates_of_a_block_see_the_same_crops(tmp_path: Path) -> None:
     assert torch.equal(first[0], same[0]) and torch.equal(first[1], same[1]) and first[0].shape == (8, 3, 8, 8)
     assert not torch.equal(first[0], other_step[0]) and not torch.equal(first[0], other_fold[0])
     assert images.steps(2.0) == 3  # of each of two folds
-    assert images.part == 1.0  # both folds train on all images
+    assert images.part == 0.5 and not images.shift  # half of the target's images train in each fold
+    alone = ImageTrainings([fold], whole=24, target=True, image_size=8, padding=0, mirror=True, batch_size=8, seed=3,
+                           normalise=normalise)
+    assert alone.part == 1.0 and alone.shift
 
 
 def test_the_network_may_be_any_classifier_of_the_table() -> None:
