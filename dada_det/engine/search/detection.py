@@ -19,14 +19,14 @@ from dada_det.data.checks import check_coco, find_annotations, find_coco
 from dada_det.data.coco_instances import FILTER, listed, what_is_learned
 from dada_det.data.detection import MemoryDetection, apply_with_instances, load_coco
 from dada_det.data.folders import AUTO
-from dada_det.data.groups import group_halves, groups_of, leak_found_in_pixels
+from dada_det.data.groups import group_halves, groups_of
 from dada_det.data.random import epoch_order, generator_for
 from dada_det.devices import move
 from dada_det.engine.detect import guard
 from dada_det.engine.detect.config import dicts_in, has_masks
 from dada_det.engine.search.detection_trainings import DetectionTrainings
 from dada_det.engine.search.detector_losses import DetectorLosses
-from dada_det.engine.search.leaks import MOST
+from dada_det.engine.search.leaks import say_leak
 from dada_det.engine.search.loop import SearchBatches, draw_rows, own_part, validates
 from dada_det.engine.search.problem import Problem, say_copies, say_groups, search_device
 from dada_det.engine.search.trainings import Fold
@@ -61,7 +61,7 @@ def load_detection(config: Config) -> Problem:
     if config.data.get("val_root"):
         target = loaded(*find_annotations(config.data.val_root), config)
         say_copies(train.images_NCHW, target.images_NCHW, target.names)
-        say_leak(train, target, target=True)
+        say_leak(train.images_NCHW, target.images_NCHW, target=True)
         folds = halves(target, rule, config.seed, beside=train) if trains else [Fold(train, target, grouped(target, rule))]
     else:
         target, folds = None, halves(train, rule, config.seed)
@@ -101,18 +101,9 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
     say_groups(groups.said)
     ids_N = torch.tensor(groups.ids)
     first, second = (images[part] for part in parts)
-    say_leak(first, second)
+    say_leak(first.images_NCHW, second.images_NCHW)
     return [Fold(ours if beside is None else beside + ours, theirs, ids_N[rows])
             for ours, theirs, rows in ((first, second, parts[1]), (second, first, parts[0]))]
-
-
-def say_leak(train: MemoryDetection, val: MemoryDetection, target: bool = False) -> None:
-    """Prints one line if images of one thing, judged by their pixels, stand in both parts (groups.leak_found_in_pixels); of
-    each part at most MOST images are compared."""
-    ours, theirs = (part.images_NCHW[torch.linspace(0, len(part) - 1, min(len(part), MOST)).long()] for part in (train, val))
-    leak = leak_found_in_pixels(ours, theirs, torch.zeros(len(ours)), torch.zeros(len(theirs)), target)
-    if leak and world()[0] == 0:
-        print(f"search  {leak}", flush=True)
 
 
 def grouped(images: MemoryDetection, rule: str) -> Tensor:

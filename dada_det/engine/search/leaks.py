@@ -1,4 +1,4 @@
-"""Looks for validation images that have siblings among the training images, by the features of the searched network."""
+"""Looks for validation images that have siblings among the training images, by a network's features or by pixels."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from dada_det.data.groups import leak_found
+from dada_det.data.groups import leak_found, leak_found_in_pixels
 from dada_det.data.memory import MemoryImages, center_crop
 from dada_det.models.darts import SuperNet
 from dada_det.search.ranks import world
@@ -21,12 +21,14 @@ MOST = 5000  # images of a half that are compared
 class LookForLeaks(Hook):
     """Prints one line after the last epoch if the halves, or training images and target, leak (groups.leak_found).
 
-    The first of several processes looks. It does not look at a search on a detector, whose images have no class, or at a
-    SuperNet, which has no single forward pass.
+    The first of several processes looks. It does not look at a search on a detector, whose images have no class, at a
+    SuperNet, which has no single forward pass, or where half of a target trains: to that half any of the other is near.
     """
 
     def after_train(self, runner: Runner) -> None:
         batches = runner.train_dataloader
+        if runner.cfg.data.get("target_trains"):
+            return
         if world()[0] > 0 or not isinstance(batches.train, MemoryImages) or isinstance(runner.model.network, SuperNet):
             return
         halves = []
@@ -41,6 +43,19 @@ class LookForLeaks(Hook):
         target = bool(runner.cfg.data.get("val_root"))
         if sentence := leak_found(train, val, train_labels, val_labels, target):
             print(f"search  {sentence}", flush=True)
+
+
+def say_leak(train_NCHW: Tensor, val_MCHW: Tensor, train_labels_N: Tensor | None = None,
+             val_labels_M: Tensor | None = None, target: bool = False) -> None:
+    """Prints one line if images of one thing, judged by their pixels, stand in both parts (groups.leak_found_in_pixels); of
+    each part at most MOST images are compared, of one class where there are no labels."""
+    if world()[0] > 0:
+        return
+    ours, theirs = (torch.linspace(0, len(part) - 1, min(len(part), MOST)).long() for part in (train_NCHW, val_MCHW))
+    labels = [torch.zeros(len(rows)) if of_part is None else of_part[rows]
+              for of_part, rows in ((train_labels_N, ours), (val_labels_M, theirs))]
+    if leak := leak_found_in_pixels(train_NCHW[ours], val_MCHW[theirs], *labels, target):
+        print(f"search  {leak}", flush=True)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from dada_det.data.imagenet import decodable
 from dada_det.data.memory import MemoryImages
 from dada_det.data.random import generator_for
 from dada_det.data.splits import halves, search_lists
+from dada_det.engine.search.leaks import say_leak
 from dada_det.engine.search.loop import SearchBatches
 from dada_det.engine.search.problem import Problem, hash_of, say_copies, say_groups, search_device
 from dada_det.engine.search.trainings import Fold, ImageTrainings
@@ -108,6 +109,9 @@ def load_imagenet(config: Config) -> Problem:
         say_groups(groups.said, halved=trains)
         say_copies(memory.images_NCHW, target.images_NCHW, val_images.names())
         folds = against_target(memory, target, training, config.seed, groups.ids)
+        if trains:
+            first, second = (fold.val for fold in folds)
+            say_leak(first.images_NCHW, second.images_NCHW, first.labels_N, second.labels_N)
         return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
                               hash_of(labelled(images), labelled(val_images)), rule, target=True)
     train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)

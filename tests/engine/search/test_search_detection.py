@@ -18,6 +18,7 @@ from dada_det.commands.search import main
 from dada_det.data.detection import MemoryDetection
 from dada_det.data.random import generator_for
 from dada_det.engine.search import detection as search_detection
+from dada_det.engine.search import leaks
 from dada_det.engine.search import problems as search_problems
 from dada_det.engine.search.detector_losses import DetectorLosses
 from dada_det.search import alignment
@@ -116,10 +117,9 @@ def test_a_target_that_is_the_training_data_is_said(data, tmp_path, capsys):
 
 def test_no_more_images_are_compared_for_leaks_than_the_classifiers_search_compares(monkeypatch):
     seen = []
-    monkeypatch.setattr(search_detection, "MOST", 7)
-    monkeypatch.setattr(search_detection, "leak_found_in_pixels",
-                        lambda *parts: seen.append([len(own) for own in parts[:4]]))
-    search_detection.say_leak(squares(20, 0), squares(5, 1))
+    monkeypatch.setattr(leaks, "MOST", 7)
+    monkeypatch.setattr(leaks, "leak_found_in_pixels", lambda *parts: seen.append([len(own) for own in parts[:4]]))
+    leaks.say_leak(squares(20, 0).images_NCHW, squares(5, 1).images_NCHW)
     assert seen == [[7, 5, 7, 5]]
 
 

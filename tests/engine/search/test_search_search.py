@@ -96,21 +96,36 @@ def test_names_that_are_not_utf8_links_to_nothing_and_other_files_are_searched_a
     assert len(Policy.load(tmp_path / "w/policy.json").sub_policies) == 25
 
 
-def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def write_frames(root: Path, things: int = 12) -> None:
+    """Two classes of `things` with four noisy pictures each, under names that say nothing."""
     source = np.random.default_rng(0)
     for label in range(2):
-        (tmp_path / f"data/train/class{label}").mkdir(parents=True)
-        for _number in range(12):  # four noisy pictures of each of twelve things, under names that say nothing
+        (root / f"class{label}").mkdir(parents=True)
+        for _number in range(things):
             thing = Image.fromarray(source.integers(0, 256, (4, 4, 3), np.uint8)).resize((24, 24), Image.Resampling.BICUBIC)
             for _ in range(4):
                 noisy = np.asarray(thing, np.int64) + source.integers(-40, 41, (24, 24, 3))
-                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(
-                    tmp_path / f"data/train/class{label}/{source.integers(10 ** 9)}.png")
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / f"class{label}/{source.integers(10 ** 9)}.png")
+
+
+def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_frames(tmp_path / "data/train")
     assert search(tmp_path / "data", tmp_path / "leaking", "--groups", "none") == 0
     assert "seem to stand in both halves" in capsys.readouterr().out
     assert search(tmp_path / "data", tmp_path / "grouped") == 0  # they are near copies
     out = capsys.readouterr().out
     assert "near copies kept beside their originals" in out and "seem to stand in both halves" not in out
+
+
+def test_halves_of_a_target_are_held_against_each_other_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """To an image of the target, any of its other half is nearer than what else trains: that is no leak."""
+    write_noise(tmp_path / "data/train", 2, 16, side=24, spread=40)
+    write_frames(tmp_path / "target")
+    flags = ("--val-data", str(tmp_path / "target"), "--target-trains")
+    assert search(tmp_path / "data", tmp_path / "leaking", *flags, "--groups", "none") == 0
+    assert "seem to stand in both halves" in capsys.readouterr().out
+    assert search(tmp_path / "data", tmp_path / "grouped", *flags) == 0
+    assert "seem to stand" not in capsys.readouterr().out
 
 
 def test_a_search_leaves_tf32_as_it_finds_it(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
