@@ -105,7 +105,8 @@ def write_frames(root: Path, things: int = 12) -> None:
             thing = Image.fromarray(source.integers(0, 256, (4, 4, 3), np.uint8)).resize((24, 24), Image.Resampling.BICUBIC)
             for _ in range(4):
                 noisy = np.asarray(thing, np.int64) + source.integers(-40, 41, (24, 24, 3))
-                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / f"class{label}/{source.integers(10 ** 9)}.png")
+                name = f"class{label}/{source.integers(10 ** 9)}.png"
+                Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(root / name)
 
 
 def test_halves_that_leak_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
