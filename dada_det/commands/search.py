@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "differ in their last number alone), none, or a regular expression over the path below the image "
                         "folder, whose match is the group (default: auto)")
     parser.add_argument("--target-trains", action="store_true", help="the images of --val-data will be part of the training "
-                        "with the policy: the trial trains on half of them and is judged by the other half, both ways round")
+                        "with the policy: the trial trains on half of them and is judged by the other half")
     parser.add_argument("--no-trial", action="store_true", help="hand over what alignment proposes, without the trainings "
                         "that hold it against the fixed policies")
     return common.run(body, parser, argv, module="dada_det.commands.search")

@@ -62,7 +62,8 @@ def load_detection(config: Config) -> Problem:
         target = loaded(*find_annotations(config.data.val_root), config)
         say_copies(train.images_NCHW, target.images_NCHW, target.names)
         say_leak(train.images_NCHW, target.images_NCHW, target=True)
-        folds = halves(target, rule, config.seed, beside=train) if trains else [Fold(train, target, grouped(target, rule))]
+        folds = [halves(target, rule, config.seed, beside=train)[0] if trains else
+                 Fold(train, target, grouped(target, rule))]
     else:
         target, folds = None, halves(train, rule, config.seed)
     whole = len(train) + (len(target) if trains and target is not None else 0)
@@ -70,10 +71,10 @@ def load_detection(config: Config) -> Problem:
     return Problem(network=lambda: DetectorLosses(build_detector(config.model, len(summary.categories))),
                    batches=lambda algorithm: DetectionBatches.of(config, train, val, algorithm),
                    identity={"model": model_identity(config), "image_size": config.image_size, "masks": config.masks,
-                             "mirror": config.mirror, "target_trains": config.data.get("target_trains")}, groups=rule,
+                             "mirror": config.mirror, "target_trains": "half" if trains else None}, groups=rule,
                    trainings=lambda normalise: DetectionTrainings(
-                       folds, whole=whole, target=target is not None, mirror=config.mirror, seed=config.seed,
-                       batch_size=config.batch_size, normalise=normalise),
+                       folds, whole=whole, target=target is not None, target_trains=trains, mirror=config.mirror,
+                       seed=config.seed, batch_size=config.batch_size, normalise=normalise),
                    data_hash=hash_of(train, val), mean=preprocessor.mean, std=preprocessor.std,
                    apply=cast(Apply, apply_with_instances))
 

@@ -52,9 +52,9 @@ def say_leak(train_NCHW: Tensor, val_MCHW: Tensor, train_labels_N: Tensor | None
     if world()[0] > 0:
         return
     ours, theirs = (torch.linspace(0, len(part) - 1, min(len(part), MOST)).long() for part in (train_NCHW, val_MCHW))
-    labels = [torch.zeros(len(rows)) if of_part is None else of_part[rows]
-              for of_part, rows in ((train_labels_N, ours), (val_labels_M, theirs))]
-    if leak := leak_found_in_pixels(train_NCHW[ours], val_MCHW[theirs], *labels, target):
+    our_labels, their_labels = (torch.zeros(len(rows)) if labels is None else labels[rows]
+                                for labels, rows in ((train_labels_N, ours), (val_labels_M, theirs)))
+    if leak := leak_found_in_pixels(train_NCHW[ours], val_MCHW[theirs], our_labels, their_labels, target):
         print(f"search  {leak}", flush=True)
 
 

@@ -27,14 +27,14 @@ TARGET_HALVES = 4  # the random stream of the target's halves
 
 
 def classification(config: Config, folds: Sequence[Fold], whole: int, classes: int, data_hash: str,
-                   groups: str | None = None, target: bool = False) -> Problem:
+                   groups: str | None = None, target: bool = False, target_trains: bool = False) -> Problem:
     """Images in one or two folds, which move to the device whole, and config.classifier.
 
     The search by alignment trains and validates on the first fold, the trial on each in turn.
 
     Args:
         whole: images of a training with the policy, by which the costs are counted.
-        target: the user has given the images that validate.
+        target: the user has given the images that validate; target_trains: half of them train.
     """
     moved = {id(part): on_device(part) for fold in folds for part in (fold.train, fold.val)}  # each once: halves are in both
     folds = [Fold(moved[id(fold.train)], moved[id(fold.val)], fold.groups_V) for fold in folds]
@@ -44,12 +44,13 @@ def classification(config: Config, folds: Sequence[Fold], whole: int, classes: i
                                                     image_size=config.image_size, weights=config.get("weights")),
                    batches=partial(classification_batches, config, folds[0].train, folds[0].val),
                    trainings=lambda normalise: ImageTrainings(
-                       folds, whole=whole, target=target, image_size=config.image_size, padding=config.get("padding", 0),
-                       mirror=config.mirror, batch_size=config.batch_size, seed=config.seed, normalise=normalise),
+                       folds, whole=whole, target=target, target_trains=target_trains, image_size=config.image_size,
+                       padding=config.get("padding", 0), mirror=config.mirror, batch_size=config.batch_size,
+                       seed=config.seed, normalise=normalise),
                    data_hash=data_hash, groups=groups, mean=prepared.mean, std=prepared.std,
                    identity={"classifier": config.classifier, "image_size": config.image_size,
                              "padding": config.get("padding", 0), "mirror": config.mirror, "weights": started,
-                             "target_trains": config.data.get("target_trains")})
+                             "target_trains": "half" if target_trains else None})
 
 
 def classification_batches(config: Config, train: MemoryImages, val: MemoryImages, algorithm: Algorithm) -> SearchBatches:
@@ -69,15 +70,15 @@ def halves_in_turn(images: MemoryImages, train: Sequence[int], val: Sequence[int
 
 
 def against_target(images: MemoryImages, target: MemoryImages, training: MemoryImages | None, seed: int,
-                   group_ids: Sequence[int]) -> list[Fold]:
-    """The folds of a search against a target.
+                   group_ids: Sequence[int]) -> Fold:
+    """The fold of a search against a target.
 
-    Without `training` there is one fold: `images` train, `target` validates. With `training`, the target's images as a
-    training crops them, there are two: half of each class, of whole groups, trains beside `images` and the other half
-    validates. A class with one image trains in the first fold and validates in the second."""
+    Without `training`, `images` train and `target` validates. With `training`, the target's images as a training crops
+    them, half of each class, of whole groups, trains beside `images`, and the other half validates; a class with one image
+    trains. A line is printed if the halves leak, judged by their pixels."""
     groups_N = torch.tensor(group_ids)
     if training is None:
-        return [Fold(images, target, groups_N)]
+        return Fold(images, target, groups_N)
     order = torch.randperm(len(target), generator=generator_for(seed, TARGET_HALVES))
     by_class = [order[target.labels_N[order] == label].tolist() for label in target.labels_N.unique()]
     ours, theirs = group_halves([rows for rows in by_class if len(rows) > 1], group_ids)
@@ -86,9 +87,11 @@ def against_target(images: MemoryImages, target: MemoryImages, training: MemoryI
                         "leave it out")
     validate = {group_ids[row] for row in theirs}
     lone = [rows[0] for rows in by_class if len(rows) == 1]  # on the side of its group, if that has one
-    parts = (sorted(ours + [row for row in lone if group_ids[row] not in validate]),
-             sorted(theirs + [row for row in lone if group_ids[row] in validate]))
-    return [Fold(joined(images, training[train]), target[val], groups_N[val]) for train, val in (parts, parts[::-1])]
+    train = sorted(ours + [row for row in lone if group_ids[row] not in validate])
+    val = sorted(theirs + [row for row in lone if group_ids[row] in validate])
+    first, second = target[train], target[val]
+    say_leak(first.images_NCHW, second.images_NCHW, first.labels_N, second.labels_N)
+    return Fold(joined(images, training[train]), second, groups_N[val])
 
 
 def joined(first: MemoryImages, second: MemoryImages) -> MemoryImages:
@@ -108,12 +111,9 @@ def load_imagenet(config: Config) -> Problem:
         groups = groups_of(val_images.names(), val_images.labels, rule, target.images_NCHW)
         say_groups(groups.said, halved=trains)
         say_copies(memory.images_NCHW, target.images_NCHW, val_images.names())
-        folds = against_target(memory, target, training, config.seed, groups.ids)
-        if trains:
-            first, second = (fold.val for fold in folds)
-            say_leak(first.images_NCHW, second.images_NCHW, first.labels_N, second.labels_N)
-        return classification(config, folds, len(memory) + (len(val_images) if trains else 0), len(images.classes),
-                              hash_of(labelled(images), labelled(val_images)), rule, target=True)
+        fold = against_target(memory, target, training, config.seed, groups.ids)
+        return classification(config, [fold], len(memory) + (len(val_images) if trains else 0), len(images.classes),
+                              hash_of(labelled(images), labelled(val_images)), rule, target=True, target_trains=trains)
     train, val, groups = halves(images, rule, config.seed, memory.images_NCHW)
     say_groups(groups.said)
     return classification(config, halves_in_turn(memory, train, val, groups.ids), len(memory), len(images.classes),

@@ -46,7 +46,7 @@ class Trainings:
     """Batches and scores of trainings on one or two folds; a class for each kind of images.
 
     whole: images of a whole training, by which costs are counted; target: the user has given the images that validate;
-    normalise: uint8 images -> what the network takes.
+    target_trains: half of these train; normalise: uint8 images -> what the network takes.
     fixed: the policies that a user would otherwise take; reference: that of them to which differences are given; figure:
     what `judge` gives beside the score, for the head of a table; unit: of the score.
     """
@@ -56,9 +56,10 @@ class Trainings:
     figure: str
     unit: str
 
-    def __init__(self, folds: Sequence[Fold], *, whole: int, target: bool, mirror: bool, batch_size: int, seed: int,
-                 normalise: Callable[[Tensor], Tensor]) -> None:
-        self.folds, self.whole, self.target, self.normalise = folds, whole, target, normalise
+    def __init__(self, folds: Sequence[Fold], *, whole: int, target: bool, target_trains: bool = False, mirror: bool,
+                 batch_size: int, seed: int, normalise: Callable[[Tensor], Tensor]) -> None:
+        self.folds, self.whole, self.normalise = folds, whole, normalise
+        self.target, self.target_trains = target, target_trains
         self.mirror, self.batch_size, self.seed = mirror, batch_size, seed
 
     def steps(self, epochs: float) -> int:
@@ -68,12 +69,12 @@ class Trainings:
     @property
     def shift(self) -> bool:
         """Whether no image of the target, which validates, trains."""
-        return self.target and len(self.folds) == 1
+        return self.target and not self.target_trains
 
     @property
     def part(self) -> float:
         """Share of all images that trains in a fold, 0..1, the mean over folds; if a target trains too, of its images."""
-        if self.target and not self.shift:
+        if self.target_trains:
             return 1 / 2
         return min(1.0, sum(len(fold.train) for fold in self.folds) / len(self.folds) / self.whole)
 

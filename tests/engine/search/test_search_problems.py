@@ -31,33 +31,31 @@ def test_labels_are_part_of_what_identifies_a_list(tmp_path: Path) -> None:
     assert labelled(one) == labelled(one.select([0, 1]))
 
 
-def test_halves_of_the_target_are_of_whole_groups_each_validates_once_and_the_training_images_always_train() -> None:
+def test_half_of_the_target_trains_beside_the_training_images_in_whole_groups() -> None:
     images, target = numbered([0, 0, 1, 2], 0), numbered([0] * 8 + [1] * 4 + [2], 100)
     training, groups = MemoryImages(target.images_NCHW + 100, target.labels_N), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
-    folds = against_target(images, target, training, 3, groups)
-    assert [fold.groups_V.tolist() for fold in folds] == [[groups[n - 100] for n in numbers(fold.val)] for fold in folds]
-    assert set(folds[0].groups_V.tolist()).isdisjoint(folds[1].groups_V.tolist())
-    assert sorted(numbers(folds[0].val) + numbers(folds[1].val)) == list(range(100, 113))
-    for fold in folds:
-        trains = numbers(fold.train)
-        assert trains[:4] == [0, 1, 2, 3]
-        assert sorted(trains[4:]) == sorted(set(range(200, 213)) - {n + 100 for n in numbers(fold.val)})
-        assert [(fold.val.labels_N == label).sum() for label in (0, 1)] == [4, 2]
-    assert numbers(folds[1].val)[-1] == 112  # the one image of class 2
+    fold = against_target(images, target, training, 3, groups)
+    assert fold.groups_V.tolist() == [groups[n - 100] for n in numbers(fold.val)]
+    trains, validates = numbers(fold.train), numbers(fold.val)
+    assert trains[:4] == [0, 1, 2, 3]
+    assert sorted(trains[4:]) == sorted(set(range(200, 213)) - {n + 100 for n in validates})
+    assert {groups[n - 200] for n in trains[4:]}.isdisjoint(fold.groups_V.tolist())
+    assert [(fold.val.labels_N == label).sum() for label in (0, 1)] == [4, 2]
+    assert trains[-1] == 212  # the one image of class 2
 
 
 @pytest.mark.parametrize("group", range(4))
 def test_the_one_image_of_a_class_is_on_the_side_of_its_group(group: int) -> None:
     images, target = numbered([0], 0), numbered([0, 0, 0, 0, 1], 100)
     groups = [0, 1, 2, 3, group]
-    for fold in against_target(images, target, target, 0, groups):
-        trains, validates = ({groups[n - 100] for n in numbers(part) if n >= 100} for part in (fold.train, fold.val))
-        assert trains.isdisjoint(validates) and trains | validates == {0, 1, 2, 3}
+    fold = against_target(images, target, target, 0, groups)
+    trains, validates = ({groups[n - 100] for n in numbers(part) if n >= 100} for part in (fold.train, fold.val))
+    assert trains.isdisjoint(validates) and trains | validates == {0, 1, 2, 3}
 
 
-def test_one_fold_where_the_target_does_not_train_and_a_sentence_where_it_cannot_be_parted() -> None:
+def test_the_target_validates_whole_where_it_does_not_train_and_a_sentence_where_it_cannot_be_parted() -> None:
     images, target = numbered([0, 1], 0), numbered([0, 1], 100)
-    (fold,) = against_target(images, target, None, 0, [7, 7])
+    fold = against_target(images, target, None, 0, [7, 7])
     assert numbers(fold.train) == [0, 1] and numbers(fold.val) == [100, 101] and fold.groups_V.tolist() == [7, 7]
     with refused("--target-trains", "--val-data", "no class"):
         against_target(images, target, target, 0, [0, 1])

@@ -242,10 +242,11 @@ def test_candidates_of_a_block_see_the_same_crops(tmp_path: Path) -> None:
     assert torch.equal(first[0], same[0]) and torch.equal(first[1], same[1]) and first[0].shape == (8, 3, 8, 8)
     assert not torch.equal(first[0], other_step[0]) and not torch.equal(first[0], other_fold[0])
     assert images.steps(2.0) == 3  # of each of two folds
-    assert images.part == 0.5 and not images.shift  # half of the target's images train in each fold
-    alone = ImageTrainings([fold], whole=24, target=True, image_size=8, padding=0, mirror=True, batch_size=8, seed=3,
-                           normalise=normalise)
-    assert alone.part == 1.0 and alone.shift
+    assert images.part == 1.0 and images.shift  # both folds train on all images
+    beside = ImageTrainings([fold], whole=36, target=True, target_trains=True, image_size=8, padding=0, mirror=True,
+                            batch_size=8, seed=3, normalise=normalise)
+    assert beside.part == 0.5 and not beside.shift  # half of the target's images train
+    assert beside.steps(2.0) == 9  # a whole training's
 
 
 def test_the_network_may_be_any_classifier_of_the_table() -> None:
