@@ -79,12 +79,14 @@ PROBLEMS = {  # of natural.py: what a reader has to know of each
 
 
 def natural() -> list[str]:
-    """A line for each problem and way of training that has a search: the mean of each arm over its seeds."""
+    """A line for each problem and way of training that has a search: the mean of each arm over the seeds of searches."""
     found, lines = rows_of("natural"), []
     for problem in dict.fromkeys(row["problem"] for row in found):
         arms = natural_table.by_arm(found, problem)
         for ending, said in (("", ""), (natural_table.WITH_TARGET, "; labelled target images train too")):
-            scores = [list(arms.get(f"{name}{ending}", {}).values()) for name in (*FIXED, natural_table.LEARNED)]
+            searched = arms.get(f"{natural_table.LEARNED}{ending}", {})
+            scores = [[score for seed, score in arms.get(f"{name}{ending}", {}).items() if seed in searched]
+                      for name in (*FIXED, natural_table.LEARNED)]
             counts = [len(values) for values in scores if values]
             if scores[-1]:
                 n = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
