@@ -158,13 +158,13 @@ def apply_slots(image: Image.Image, slots: list[Slot], ranges: str) -> Image.Ima
     return image
 
 
-def apply_operation(images_BCHW: Tensor, name: str, magnitude: Tensor | float, sign: Tensor | None = None,
+def apply_operation(images: Tensor, name: str, magnitude: Tensor | float, sign: Tensor | None = None,
                     ranges: str = "autoaugment", centers: Tensor | None = None,
                     generator: torch.Generator | None = None) -> Tensor:
     """Applies one operation to every image of a batch.
 
     Args:
-        images_BCHW: uint8 [B,3,H,W].
+        images: uint8 [B,3,H,W].
         name: one of OPERATION_NAMES.
         magnitude: 0..1, float [B], or one number for all.
         sign: +1 or -1 [B]; None means +1.
@@ -178,7 +178,7 @@ def apply_operation(images_BCHW: Tensor, name: str, magnitude: Tensor | float, s
     Raises:
         UserError: the name or the table of ranges is unknown.
     """
-    count, device = len(images_BCHW), images_BCHW.device
+    count, device = len(images), images.device
 
     def column(values: Tensor | float) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float64, device=device).expand(count)[:, None]
@@ -188,7 +188,7 @@ def apply_operation(images_BCHW: Tensor, name: str, magnitude: Tensor | float, s
     operations = torch.full((count, 1), operation_index(name), device=device)
     draws = Draws(operations, torch.ones_like(operations, dtype=torch.bool), column(magnitude),
                   column(1.0 if sign is None else sign), centers.to(device)[:, None])
-    return apply_draws(images_BCHW, draws, ranges)
+    return apply_draws(images, draws, ranges)
 
 
 def random_numbers(distribution: Callable[..., Tensor], shape: tuple[int, ...],

@@ -81,6 +81,8 @@ def add_detector_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="COCO's layout: annotations/, {train,val}2017/ or {train,val}/")
     parser.add_argument("--work-dir", metavar="W", help="where results go (default: work_dirs/<config stem>)")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="as in MMDetection; --gpus needs none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="as in MMDetection, for launchers that "
+                        "give it; LOCAL_RANK in the environment counts")
     common.add_common_flags(parser)
 
 

@@ -31,9 +31,9 @@ def test_a_launcher_that_has_started_nothing_is_named(launcher: str, starter: st
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    assert train_det.main([RETINANET, "--launcher", launcher]) == 2
+    assert train_det.main([RETINANET, "--local_rank=0", "--launcher", launcher]) == 2
     assert_error(capsys.readouterr().err, "train_det.py", f"--launcher {launcher}", starter, "leave it out")
-    assert test_det.main([RETINANET, "none", "--launcher", launcher]) == 2
+    assert test_det.main([RETINANET, "none", "--local-rank=0", "--launcher", launcher]) == 2
     assert_error(capsys.readouterr().err, "test_det.py", f"--launcher {launcher}", starter, "leave it out")
 
 

@@ -176,7 +176,7 @@ def finish(runner: Runner, config: Config, policy: Replayable, val: ImageList | 
         name = config.classifier.name.split(".")[0]  # timm's names may have a tag: resnet50.a1_in1k
         meta = {**IMAGENET, **asdict(preprocessing(config)),
                 "classes": list(runner.train_dataloader.dataset.images.classes),
-                "policy_sha256": policy_hash(policy), "weights": "ema" if average else "last"}
+                "policy": policy_key(policy), "policy_sha256": policy_hash(policy), "weights": "ema" if average else "last"}
         samples = [runner.val_dataloader.dataset[index]["image"] for index in range(min(4, len(val)))]
         batch = {"image": torch.stack(samples), "label": torch.zeros(len(samples), dtype=torch.int64)}
         path = folder / ("r50.pth" if name == ARCHITECTURE else f"{name}.pth")

@@ -54,7 +54,7 @@ def decide(config: Config, data: Trainings, network: Callable[[], nn.Module], pr
     found, policies, effects = trial.run({"aligned": proposed})
     if world()[0] == 0:
         said = hand_over(trial, found, policies, effects, config.work_dir, config.mirror,
-                         {**provenance, "version": __version__})
+                         {**provenance, "epoch": config.epochs, "version": __version__})
         print(table_of(found, data.reference, data.figure))
         print(f"search  {said}; {trial.trained} trainings, {trial.cost:.1f} times the images of one whole training")
     return (f"`{found.winner}` in {config.work_dir}/policy.json; beside it verdict.json and effects.json of the trial, and "

@@ -284,6 +284,7 @@ def test_resnet_50_is_exported_with_what_belongs_to_it(images, tmp_path):
     tensors, meta = load_backbone(work_dir / "r50.pth")
     assert meta["classes"] == ["class0", "class1", "class2"] and meta["channel_order"] == "RGB"
     assert meta["mean"] == [123.675, 116.28, 103.53] and re.fullmatch(r"[0-9a-f]{64}", meta["policy_sha256"])
+    assert meta["policy"] == meta["policy_sha256"]  # of a fixed policy its name
     assert meta["weights"] == "ema"
     trained = weights(work_dir, epoch=1)  # a checkpoint's state_dict is the average too
     assert all(torch.equal(tensor, trained[f"network.{name}"]) for name, tensor in tensors.items())
