@@ -124,9 +124,9 @@ TORCHVISION_OPERATIONS = {
 }
 
 TIMM = Template('''$head
-# timm's create_transform takes the names of its own policies only, so this one joins behind crop and flip:
+# timm's create_transform takes the names of its own policies only, so this one joins behind the crop (hflip=0. for no flip):
 # transform = timm.data.create_transform(224, is_training=True, color_jitter=None)
-# transform.transforms.insert(2, AugmentationPolicy())
+# transform.transforms.insert(1, AugmentationPolicy())
 
 import bisect
 import itertools

@@ -48,7 +48,9 @@ class TorchvisionAugment:
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)
         try:
-            return torch.stack([augment(image) for image in images]) if isinstance(images, Tensor) else augment(images)
+            if not isinstance(images, Tensor):
+                return augment(images)
+            return torch.stack([augment(image) for image in images]) if len(images) else images.clone()
         finally:
             torch.set_rng_state(state)
 

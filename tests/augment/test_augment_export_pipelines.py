@@ -40,13 +40,15 @@ def run_code(policy, target):
     return module
 
 
-def test_timms_transform_takes_the_policy_in(image):
+@pytest.mark.parametrize("flips", [{}, {"hflip": 0.0}], ids=["flips", "no flips"])
+def test_timms_transform_takes_the_policy_in_as_the_codes_head_says(image, flips):
     from timm.data import create_transform
 
-    transform = create_transform(48, is_training=True, color_jitter=None)
-    before = [type(step).__name__ for step in transform.transforms]
-    transform.transforms.insert(2, run_code(resolve_policy("dada-imagenet"), "timm").AugmentationPolicy())
-    assert before[:3] == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "MaybeToTensor"]
+    transform = create_transform(48, is_training=True, color_jitter=None, **flips)
+    policy = resolve_policy("dada-imagenet")
+    assert "# transform.transforms.insert(1, AugmentationPolicy())" in export(policy, "timm").splitlines()
+    transform.transforms.insert(1, run_code(policy, "timm").AugmentationPolicy())
+    assert type(transform.transforms[0]).__name__ == "RandomResizedCropAndInterpolation"
     assert transform(Image.fromarray(image)).shape == (3, 48, 48)
 
 

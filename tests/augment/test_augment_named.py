@@ -157,6 +157,7 @@ def test_transforms_of_all_kinds_take_and_give_the_same(name):
     for images in (numbers[0], numbers.float(), numbers[:, :1]):
         with pytest.raises(ValueError, match=r"uint8 \[B,3,H,W\]"):
             transform(images)
+    assert transform(numbers[:0]).shape == (0, 3, 8, 8)
     assert isinstance(pickle.loads(pickle.dumps(transform)), type(transform))  # a loader's workers may be spawned
 
 

@@ -96,8 +96,8 @@ def sentence(found: Verdict, reference: str, images: int) -> str:
     winner = found.of(found.winner)
     if not found.learned:
         return (f"no network of the trial is better than guessing on your {images} validation images, so its differences "
-                f"are noise; `{winner.name}` is handed over; search again with more --epochs, with --weights, or with "
-                "another weights_optimizer.lr")
+                f"are noise; `{winner.name}` is handed over; search again with more --epochs, with --weights, with "
+                "another weights_optimizer.lr, or with more images or smaller --groups: a handful shows no more")
     points = ""
     if reference in [standing.name for standing in found.table if standing.name != winner.name]:
         points = (f"; in a training on all images {winner.expected.mean:+.1f} ± {winner.expected.error:.1f} points to "
