@@ -62,8 +62,7 @@ def load_detection(config: Config) -> Problem:
         target = loaded(*find_annotations(config.data.val_root), config)
         say_copies(train.images_NCHW, target.images_NCHW, target.names)
         say_leak(train.images_NCHW, target.images_NCHW, target=True)
-        folds = [halves(target, rule, config.seed, beside=train)[0] if trains else
-                 Fold(train, target, grouped(target, rule))]
+        folds = [beside(train, target, rule, config.seed) if trains else Fold(train, target, grouped(target, rule))]
     else:
         target, folds = None, halves(train, rule, config.seed)
     whole = len(train) + (len(target) if trains and target is not None else 0)
@@ -87,12 +86,14 @@ def loaded(annotations: Path, images: Path, config: Config) -> MemoryDetection:
     return memory
 
 
-def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetection | None = None) -> list[Fold]:
-    """Two folds by halves of whole groups, which train and validate in turn.
+def beside(images: MemoryDetection, target: MemoryDetection, rule: str, seed: int) -> Fold:
+    """The fold in which half of the target trains beside `images`, and the other half validates."""
+    fold = halves(target, rule, seed)[0]
+    return Fold(images + fold.train, fold.val, fold.groups_V)
 
-    Args:
-        rule: see groups_of; the path of an image is its file_name.
-        beside: images that train in both folds.
+
+def halves(images: MemoryDetection, rule: str, seed: int) -> list[Fold]:
+    """Two folds by halves of whole groups, which train and validate in turn; rule: see groups_of, by each image's file_name.
 
     Prints one line if the halves leak nevertheless, judged by the images' pixels.
     """
@@ -103,8 +104,7 @@ def halves(images: MemoryDetection, rule: str, seed: int, beside: MemoryDetectio
     ids_N = torch.tensor(groups.ids)
     first, second = (images[part] for part in parts)
     say_leak(first.images_NCHW, second.images_NCHW)
-    return [Fold(ours if beside is None else beside + ours, theirs, ids_N[rows])
-            for ours, theirs, rows in ((first, second, parts[1]), (second, first, parts[0]))]
+    return [Fold(first, second, ids_N[parts[1]]), Fold(second, first, ids_N[parts[0]])]
 
 
 def grouped(images: MemoryDetection, rule: str) -> Tensor:

@@ -14,7 +14,7 @@ from dada_det.augment.named import fixed_policy, resolve
 from dada_det.augment.policy import Operation, Policy, SubPolicy
 from dada_det.commands.search import main
 from dada_det.engine.search import detection_trainings
-from dada_det.engine.search.detection import halves
+from dada_det.engine.search.detection import beside, halves
 from dada_det.engine.search.detection_trainings import DetectionTrainings, image_ap
 from dada_det.engine.search.detector_losses import DetectorLosses
 from dada_det.engine.search.trainings import Fold
@@ -106,8 +106,8 @@ def test_what_a_detector_finds_is_held_against_the_right_boxes_and_labels(monkey
 
 
 def test_the_target_trains_beside_the_others() -> None:
-    folds = halves(replace(squares(6, 1), names=[f"{row}.jpg" for row in range(6)]), "none", 0, beside=squares(8, 0))
-    assert [(len(fold.train), len(fold.val)) for fold in folds] == [(11, 3), (11, 3)]
+    fold = beside(squares(8, 0), replace(squares(6, 1), names=[f"{row}.jpg" for row in range(6)]), "none", 0)
+    assert (len(fold.train), len(fold.val), len(fold.groups_V)) == (11, 3, 3)
 
 
 @pytest.mark.slow
